@@ -1,0 +1,55 @@
+"""Model folders: written beside and renamed, so that a folder that exists is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Modules that cannot change the weights of the supervised stage; any other module counts.
+NOT_TRAINING = frozenset(
+    "run precheck validation pipeline outputs evaluation metrics uncertainty tracking json_files environment report_table model_card checkpoint".split()
+)
+
+
+def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
+    """Weights (safetensors), configuration, tokenizer and model card, as transformers loads them."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        (beside / "README.md").write_text(card, encoding="utf-8")
+        beside.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def source_digest() -> str:
+    """Hash of the source that training runs through, and of the libraries whose numerics it depends on."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        if file.stem in NOT_TRAINING:
+            continue
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    for library in ("torch", "transformers", "tokenizers"):
+        digest.update(f"{library} {version(library)}".encode())
+    return digest.hexdigest()
+
+
+def cache_key(**facts: Any) -> str:
+    """Hash of everything a cached model depends on; `facts` must be JSON."""
+    text = json.dumps({**facts, "source": source_digest()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

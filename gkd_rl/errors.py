@@ -1,0 +1,31 @@
+"""The package's one family of errors.
+
+Every message names the key, the value, what is allowed and what to type instead; `run.py` prints it without a
+traceback.
+"""
+
+from __future__ import annotations
+
+
+class GkdRlError(ValueError):
+    """Base class of everything this package refuses on purpose."""
+
+
+class ConfigError(GkdRlError):
+    """One or more settings are wrong; `problems` holds one sentence for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class DataError(GkdRlError):
+    """A data set or file does not hold what the task needs."""
+
+
+class ModelError(GkdRlError):
+    """A checkpoint cannot be loaded, or does not fit the other model."""
+
+
+class RewardError(GkdRlError):
+    """A reward returned something that cannot be used as a reward."""

@@ -1,0 +1,132 @@
+"""Decode a split and measure: greedy summaries against references and reward, samples against the teacher.
+
+Every number is the mean over examples with a percentile-bootstrap interval. The same prompts and the same random
+numbers serve the teacher, the student before and the student after, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.fused_head import FusedHead
+from gkd_rl.masking import sequence_mean
+from gkd_rl.metrics import repetition_rate, rouge_scores, self_bleu
+from gkd_rl.uncertainty import Estimate, estimate
+from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
+from gkd_rl.trainer import score
+from gkd_rl.types import Example, Projection, Rollout
+from reward_models.composite import Composite
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Sizes and seeds; see conf/evaluation."""
+
+    batch_size: int
+    rollout_prompts: int
+    self_bleu_prompts: int
+    self_bleu_samples: int
+    self_bleu_temperature: float
+    bootstrap_samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one split.
+
+    Attributes:
+        values: metric -> one number per example.
+        completions: the greedy completion of each example.
+    """
+
+    values: dict[str, np.ndarray]
+    completions: list[str]
+
+    def estimates(self, samples: int, seed: int) -> dict[str, Estimate]:
+        """Mean, interval and number of examples of every metric."""
+        return {name: estimate(values, samples, seed) for name, values in self.values.items()}
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures models on `examples`; `teacher` and `reward` may be None, and their metrics are then absent. `heads` names the divergences."""
+
+    examples: Sequence[Example]
+    codec: TextCodec
+    sampling: Sampling
+    teacher: HiddenStateModel | None
+    heads: dict[str, FusedHead]
+    reward: Composite | None
+    settings: EvaluationSettings
+
+    @torch.no_grad()
+    def evaluate(self, model: HiddenStateModel) -> Evaluation:
+        """All metrics of one model."""
+        model.eval()
+        greedy = self._decode(model, self.examples, GREEDY, per_prompt=1)
+        values = self._text_metrics(greedy)
+        sampled = self._decode(model, self.examples[: self.settings.rollout_prompts], self.sampling, per_prompt=1)
+        values |= {f"sampled/{name}": numbers for name, numbers in self._text_metrics(sampled).items()}
+        if self.teacher is not None:
+            measured = [self._divergences(model, self.teacher, rollout) for rollout in sampled]
+            values |= {f"sampled/{name}": np.concatenate([one[name] for one in measured]) for name in self.heads}
+        if self.settings.self_bleu_prompts > 0:
+            values["self_bleu"] = self._self_bleu(model)
+        return Evaluation(values, [text for rollout in greedy for text in rollout.texts])
+
+    def _decode(
+        self, model: HiddenStateModel, examples: Sequence[Example], sampling: Sampling, per_prompt: int
+    ) -> list[Rollout]:
+        """Completions in batches; the random numbers depend on the seed alone."""
+        sampler = Sampler(self.codec, sampling)
+        generator = torch.Generator(model.device)
+        generator.manual_seed(self.settings.seed)
+        size = self.settings.batch_size
+        return [
+            sampler.sample(model, self.codec.prompts(examples[start : start + size]), per_prompt, generator)
+            for start in range(0, len(examples), size)
+        ]
+
+    def _text_metrics(self, rollouts: list[Rollout]) -> dict[str, np.ndarray]:
+        """Rouge in percent, rewards, length in tokens, repetition and truncation, per example."""
+        texts = [text for rollout in rollouts for text in rollout.texts]
+        references = [example.reference for rollout in rollouts for example in rollout.prompts.examples]
+        values = dict(rouge_scores(texts, references))
+        if self.reward is not None:
+            scores = [score(self.reward, rollout) for rollout in rollouts]
+            values["reward"] = np.array([x for one in scores for x in one.total])
+            for name in scores[0].components:
+                values[f"reward/{name}"] = np.array([x for one in scores for x in one.components[name]])
+        values["completion_tokens"] = np.concatenate([r.mask_BT.sum(dim=1).cpu().numpy() for r in rollouts]).astype(float)
+        values["truncated_share"] = np.concatenate([r.truncated_B.cpu().numpy() for r in rollouts]).astype(float)
+        values["repetition"] = np.array([repetition_rate(text) for text in texts])
+        return values
+
+    def _divergences(
+        self, model: HiddenStateModel, teacher: HiddenStateModel, rollout: Rollout
+    ) -> dict[str, np.ndarray]:
+        """Each divergence to the teacher, averaged over each completion's tokens, in nats."""
+        student_side, teacher_side = (Projection(one(rollout), one.head()) for one in (model, teacher))
+        values: dict[str, np.ndarray] = {}
+        for name, head in self.heads.items():
+            terms = head(student_side, teacher_side, rollout.ids_BT, rollout.mask_BT)
+            if terms.divergence_BT is None:
+                raise ValueError(f"the head {name!r} computes no divergence.")
+            values[name] = sequence_mean(terms.divergence_BT, rollout.mask_BT).cpu().numpy()
+        return values
+
+    def _self_bleu(self, model: HiddenStateModel) -> np.ndarray:
+        """Self-BLEU of each prompt's samples, 0..100."""
+        samples = self.settings.self_bleu_samples
+        rollouts = self._decode(
+            model, self.examples[: self.settings.self_bleu_prompts], Sampling(self.settings.self_bleu_temperature), samples
+        )
+        texts = [text for rollout in rollouts for text in rollout.texts]
+        groups = [texts[start : start + samples] for start in range(0, len(texts), samples)]
+        return np.array([self_bleu([group]) for group in groups])

@@ -1,0 +1,16 @@
+"""lambda: whose completions a step trains on (GKD paper, Algorithm 1).
+
+One coin per optimiser step, as in the paper, decided by (seed, step) alone: the same on every rank and after a resume.
+"""
+
+from __future__ import annotations
+
+import random
+
+from gkd_rl.types import Source
+
+
+def choose(lmbda: float, seed: int, step: int) -> Source:
+    """Student rollouts with probability `lmbda`, dataset references otherwise."""
+    coin = random.Random(f"mixing {seed} {step}").random()
+    return Source.student if coin < lmbda else Source.dataset

@@ -1,0 +1,38 @@
+"""Optimisers and learning-rate schedules, from the libraries that keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Adafactor, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from gkd_rl.config import Decay, OptimizerName
+
+SCHEDULES = {Decay.constant: "constant_with_warmup", Decay.linear: "linear", Decay.cosine: "cosine"}
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What decides an optimiser step; see conf/trainer."""
+
+    steps: int
+    name: OptimizerName
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    decay: Decay
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> tuple[Optimizer, LRScheduler]:
+        """Optimiser and schedule: linear warm-up from 0, then constant, linear or cosine to 0 at `steps`."""
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        # torch's Adafactor multiplies the rate by each tensor's own scale, as T5's training did.
+        kind = AdamW if self.name is OptimizerName.adamw else Adafactor
+        optimizer = kind(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)
+        schedule = get_scheduler(
+            SCHEDULES[self.decay], optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=self.steps
+        )
+        return optimizer, schedule

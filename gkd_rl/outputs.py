@@ -1,0 +1,110 @@
+"""What a run leaves behind: eval.json, predictions.jsonl, the model card and the last table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gkd_rl.config import Config, DivergenceName
+from gkd_rl.evaluation import Evaluation
+from gkd_rl.json_files import write_json
+from gkd_rl.model_card import model_card
+from gkd_rl.report_table import markdown_table, results_table
+from gkd_rl.uncertainty import Estimate, paired_difference
+
+COLUMNS = [
+    ("rouge1", "ROUGE-1"),
+    ("rouge2", "ROUGE-2"),
+    ("rougeL", "ROUGE-L"),
+    ("reward", "reward"),
+    ("sampled/rouge2", "ROUGE-2, sampled"),
+    ("sampled/reward", "reward, sampled"),
+    ("sampled/divergence", "D, sampled"),
+    ("self_bleu", "Self-BLEU"),
+    ("completion_tokens", "tokens"),
+]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Evaluations of the run's models on the same rows.
+
+    Attributes:
+        evaluations: "teacher" (if any), "student before", "student after".
+        references: one per row.
+        bootstrap_samples: resamples behind every interval.
+    """
+
+    evaluations: dict[str, Evaluation]
+    references: list[str]
+    bootstrap_samples: int
+
+    def estimates(self) -> dict[str, dict[str, Estimate]]:
+        """Model -> metric -> mean with interval."""
+        return {name: one.estimates(self.bootstrap_samples, seed=0) for name, one in self.evaluations.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All estimates, and the paired differences student after - student before, as JSON."""
+        before, after = self.evaluations["student before"].values, self.evaluations["student after"].values
+        return {
+            **{name: {key: value.as_dict() for key, value in row.items()} for name, row in self.estimates().items()},
+            "after - before": {
+                key: paired_difference(after[key], before[key], self.bootstrap_samples, seed=0) for key in after
+            },
+        }
+
+    def objective(self, alpha: float) -> float:
+        """(1 - alpha) E[r] - alpha E[D] of the student after training, on samples; an absent term counts as 0."""
+        after = self.evaluations["student after"].values
+        terms = {name: float(np.mean(after[f"sampled/{name}"])) if f"sampled/{name}" in after else 0.0
+                 for name in ("reward", "divergence")}
+        return (1 - alpha) * terms["reward"] - alpha * terms["divergence"]
+
+    def predictions(self) -> list[dict[str, str]]:
+        """One row per example: the reference and every model's greedy completion."""
+        return [
+            {"reference": reference, **{name: one.completions[i] for name, one in self.evaluations.items()}}
+            for i, reference in enumerate(self.references)
+        ]
+
+
+def describe_method(config: Config) -> dict[str, str]:
+    """The settings that a number cannot be read without, for captions and the model card."""
+    divergence = config.divergence
+    jsd = divergence.name is DivergenceName.jsd
+    name = f"JSD({divergence.beta:g}), {divergence.scale.value} scale" if jsd else divergence.name.value
+    weights = {name: weight for name, weight in config.reward.weights.items() if weight != 0}
+    return {
+        "alpha": f"{config.alpha:g}",
+        "divergence": f"{name}, {divergence.reduction.value}, temperature {divergence.temperature:g}",
+        "reward": " + ".join(f"{weight:g} {name}" for name, weight in weights.items()) or "none",
+        "policy gradient": f"REINFORCE, {config.policy_gradient.baseline.value}, {config.policy_gradient.reduction.value}",
+        "lmbda": f"{config.lmbda:g}",
+        "steps": f"{config.trainer.steps} of {config.trainer.prompts_per_step} prompts x {config.rollout.per_prompt}",
+        "seed": f"{config.seed}",
+    }
+
+
+def model_card_of(results: Results, config: Config, model_class: str) -> str:
+    """The README of the model folder."""
+    table = markdown_table(results.estimates(), COLUMNS, "", "")
+    settings = describe_method(config)
+    return model_card(config.name, f"alpha = {config.alpha:g}", settings, table, config.scale.notice, model_class)
+
+
+def write_results(folder: Path, results: Results, config: Config) -> str:
+    """Write eval.json and predictions.jsonl; returns the table to print."""
+    settings = describe_method(config)
+    write_json(folder / "eval.json", {"settings": settings, "notice": config.scale.notice, **results.as_dict()})
+    lines = [json.dumps(row, ensure_ascii=False) for row in results.predictions()]
+    (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+    rows = len(results.references)
+    caption = (
+        "; ".join(f"{key} {value}" for key, value in settings.items())
+        + f". {config.evaluation.split} split, {rows} rows (fewer for samples), 95% bootstrap intervals. {config.scale.notice}"
+    )
+    return results_table(results.estimates(), COLUMNS, config.name, caption)

@@ -1,0 +1,143 @@
+"""One run from start to table: supervised stages, evaluation before, training, evaluation after, output folder.
+
+The paper's pipeline: teacher and student are first fine-tuned on the references (a checkpoint skips that), then the
+student is trained on its own text. Supervised models are kept in a cache by the hash of all they depend on.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+from gkd_rl import build
+from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.checkpoint import save_model
+from gkd_rl.config import Config, ModelConfig
+from gkd_rl.environment import environment_record
+from gkd_rl.evaluation import Evaluation
+from gkd_rl.loading import check_same_vocabulary
+from gkd_rl.json_files import write_json
+from gkd_rl.outputs import Results, model_card_of, write_results
+from gkd_rl.rollout import TextCodec
+from gkd_rl.tasks.xsum import Xsum
+from gkd_rl.tracking import Tracker
+from gkd_rl.trainer import StepRecord, Trainer
+from gkd_rl.types import Example
+
+log = logging.getLogger(__name__)
+
+
+def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> float:
+    """Train and evaluate as configured; everything is written to `output_dir`.
+
+    Returns:
+        The objective after training, (1 - alpha) E[r] - alpha E[D], on evaluation samples: higher is better.
+    """
+    if config.scale.threads > 0:
+        torch.set_num_threads(config.scale.threads)
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(config.seed)
+    accelerator = Accelerator()
+    log.info(config.scale.notice)
+    task, reward = build.build_task(config), build.build_reward(config)
+    train, held_out = task.examples("train"), task.examples(config.evaluation.split)
+    models = _prepare_models(config, task, train, accelerator)
+    evaluator = build.build_evaluator(config, models, reward, held_out)
+    trainer = build.build_trainer(config, models, reward, train, accelerator)
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    resolved = OmegaConf.to_container(composed, resolve=True)
+    (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True), encoding="utf-8")
+    write_json(output_dir / "environment.json", environment_record())
+
+    evaluations: dict[str, Evaluation] = {}
+    if models.teacher is not None:
+        evaluations["teacher"] = evaluator.evaluate(models.teacher)
+    evaluations["student before"] = evaluator.evaluate(models.student)
+    tracking = config.tracking
+    with Tracker(output_dir, tracking.wandb.value, tracking.project, tracking.group, config.name, dict(resolved)) as tracker:
+        _train(trainer, config, tracker)
+        evaluations["student after"] = evaluator.evaluate(models.student)
+        results = Results(evaluations, [example.reference for example in held_out], config.evaluation.bootstrap_samples)
+        tracker.summary(results.as_dict())
+    table = write_results(output_dir, results, config)
+    if config.save_model:
+        card = model_card_of(results, config, "AutoModelForSeq2SeqLM")
+        save_model(output_dir / "model", models.student.model, models.codec.tokenizer, card)
+    print(table)  # noqa: T201
+    print(f"Run folder: {output_dir}")  # noqa: T201
+    return results.objective(config.alpha)
+
+
+def _prepare_models(config: Config, task: Xsum, train: list[Example], accelerator: Accelerator) -> build.Models:
+    """Teacher and student, each loaded, reused from the cache, or trained on the references."""
+    tokenizer = build.build_tokenizer(config.student, task, "student")
+    codec = build.build_codec(tokenizer, task, accelerator)
+    teacher = None
+    if config.teacher is not None:
+        check_same_vocabulary(tokenizer, build.build_tokenizer(config.teacher, task, "teacher"))
+        teacher = _prepare_model(config, config.teacher, "teacher", codec, train, accelerator)
+        teacher.requires_grad_(False).eval()
+    student = _prepare_model(config, config.student, "student", codec, train, accelerator)
+    return build.Models(student, teacher, codec)
+
+
+def _prepare_model(
+    config: Config, settings: ModelConfig, key: str, codec: TextCodec, train: list[Example], accelerator: Accelerator
+) -> HiddenStateModel:
+    """One model after its supervised stage."""
+    if settings.sft is None:
+        return HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
+    folder = build.supervised_cache(config, settings, codec.tokenizer)
+    if folder.is_dir():
+        log.info("%s: reused the supervised model %s", key, folder)
+        stored = build.load_model(str(folder), None, getattr(torch, settings.dtype.value), f"{key} (cached)")
+        return HiddenStateModel(stored).to(accelerator.device)
+    model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
+    trainer = build.build_supervised_trainer(model, settings, codec, train, accelerator)
+    with tqdm(total=settings.sft.steps, desc=f"{key}: supervised", unit="step", mininterval=1.0) as bar:
+        def after_step(_: int, record: StepRecord) -> None:
+            bar.set_postfix(loss=f"{record.metrics['loss']:.3f}", refresh=False)
+            bar.update()
+
+        trainer.run(settings.sft.steps, after_step)
+    if accelerator.is_main_process:
+        save_model(folder, model.model, codec.tokenizer, f"Supervised {key} of gkd_rl, {settings.sft.steps} steps.\n")
+    log.info("%s: kept the supervised model in %s", key, folder)
+    return model
+
+
+def _train(trainer: Trainer, config: Config, tracker: Tracker) -> None:
+    """The run's own stage, with one line of metrics a step and samples at every log step."""
+    settings = config.trainer
+    with tqdm(total=settings.steps, desc=f"student: alpha={config.alpha:g}", unit="step", mininterval=1.0) as bar:
+        def after_step(step: int, record: StepRecord) -> None:
+            tracker.log_step(step, record.metrics)
+            if step % settings.log_every == 0 or step == settings.steps:
+                tracker.log_samples(step, sample_rows(record, settings.samples_per_log))
+            shown = {name: record.metrics[name] for name in ("divergence", "reward/mean") if name in record.metrics}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            bar.update()
+
+        trainer.run(settings.steps, after_step)
+
+
+def sample_rows(record: StepRecord, count: int) -> list[dict[str, object]]:
+    """The first `count` completions of a step, each of another prompt, with their rewards."""
+    rollout, rows = record.rollout, []
+    firsts = (rollout.prompt_index_B.diff(prepend=rollout.prompt_index_B[:1] - 1) != 0).nonzero().flatten().tolist()
+    for i in firsts[:count]:
+        example = rollout.prompts.examples[int(rollout.prompt_index_B[i])]
+        row: dict[str, object] = {"prompt": example.prompt, "completion": rollout.texts[i], "reference": example.reference,
+                                  "source": rollout.source.value}
+        if record.scores is not None:
+            row["reward"] = record.scores.total[i]
+            row["rewards"] = {name: values[i] for name, values in record.scores.components.items()}
+        rows.append(row)
+    return rows

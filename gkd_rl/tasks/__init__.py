@@ -1,0 +1,1 @@
+"""Tasks: one data set per file, rows -> prompt and reference, no scoring."""

@@ -1,0 +1,159 @@
+"""Frozen values that flow forward through a training step.
+
+Axis alphabet, used as suffixes of tensor names everywhere:
+    P prompts    K rollouts per prompt    B = sequences (P * K for rollouts)
+    S prompt tokens    T completion tokens    N valid completion tokens    D hidden width    V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Source(Enum):
+    """Who wrote the completions of a step."""
+
+    student = "student"
+    dataset = "dataset"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task. `columns` reaches the reward as keyword arguments."""
+
+    prompt: str
+    reference: str
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts of a step, right-padded.
+
+    Attributes:
+        examples: the P rows.
+        ids_PS: token ids.
+        mask_PS: True on tokens, False on padding.
+    """
+
+    examples: Sequence[Example]
+    ids_PS: Tensor
+    mask_PS: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions of prompts; both terms of the objective read this one object.
+
+    Attributes:
+        prompts: the P prompts.
+        prompt_index_B: which prompt each completion answers; completions of one prompt are neighbours.
+        ids_BT: completion ids, right-padded, the end-of-sequence token included.
+        mask_BT: True up to and including the first end-of-sequence token.
+        truncated_B: True where the length limit came before the end-of-sequence token.
+        texts: B decoded completions without special tokens.
+        source: who wrote them.
+    """
+
+    prompts: PromptBatch
+    prompt_index_B: Tensor
+    ids_BT: Tensor
+    mask_BT: Tensor
+    truncated_B: Tensor
+    texts: Sequence[str]
+    source: Source
+
+    @property
+    def n_sequences(self) -> int:
+        """B."""
+        return self.ids_BT.shape[0]
+
+    def rows(self, start: int, stop: int) -> Rollout:
+        """Completions start..stop-1 with the prompts they need, trimmed to their own longest lengths."""
+        index_B = self.prompt_index_B[start:stop]
+        first, last = int(index_B.min()), int(index_B.max()) + 1
+        prompt_mask = self.prompts.mask_PS[first:last]
+        mask = self.mask_BT[start:stop]
+        width_S, width_T = _used_width(prompt_mask), _used_width(mask)
+        prompts = PromptBatch(
+            self.prompts.examples[first:last], self.prompts.ids_PS[first:last, :width_S], prompt_mask[:, :width_S]
+        )
+        return Rollout(
+            prompts=prompts,
+            prompt_index_B=index_B - first,
+            ids_BT=self.ids_BT[start:stop, :width_T],
+            mask_BT=mask[:, :width_T],
+            truncated_B=self.truncated_B[start:stop],
+            texts=self.texts[start:stop],
+            source=self.source,
+        )
+
+
+def _used_width(mask: Tensor) -> int:
+    """Columns up to the last one that any row uses; at least 1."""
+    used = mask.any(dim=0).nonzero()
+    return int(used.max()) + 1 if used.numel() else 1
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """Hidden state -> logits: `scale * (h @ weight.T) + bias`.
+
+    Attributes:
+        weight_VD: output embedding.
+        bias_V: additive bias, if the model has one.
+        scale: factor on the hidden state (d_model^-0.5 for T5 v1.0's tied head, else 1).
+    """
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+
+    def logits(self, hidden_ND: Tensor, vocabulary: int) -> Tensor:
+        """Logits over the first `vocabulary` entries, in float32, shape (N, vocabulary)."""
+        bias = None if self.bias_V is None else self.bias_V[:vocabulary]
+        return torch.nn.functional.linear(hidden_ND * self.scale, self.weight_VD[:vocabulary], bias).float()
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A model's hidden states at the positions that predict the completion, and the head that reads them."""
+
+    hidden_BTD: Tensor
+    head: OutputHead
+
+
+@dataclass(frozen=True)
+class TokenTerms:
+    """Per-token numbers of one pass over the vocabulary; exactly 0 where masked.
+
+    Attributes:
+        logp_BT: log-probability of the completion's token at the sampling temperature.
+        divergence_BT: divergence to the teacher (or cross-entropy), None when it is not computed.
+        entropy_BT: entropy of the student's distribution in nats, without gradient.
+    """
+
+    logp_BT: Tensor
+    divergence_BT: Tensor | None
+    entropy_BT: Tensor
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What one micro-batch adds to the loss of the step.
+
+    Attributes:
+        loss: `(1 - alpha) * policy_gradient + alpha * divergence`, to be minimised.
+        policy_gradient: surrogate of -E[r]; None without a reward.
+        divergence: reduced D; None without a teacher.
+    """
+
+    loss: Tensor
+    policy_gradient: Tensor | None
+    divergence: Tensor | None

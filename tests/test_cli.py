@@ -1,0 +1,166 @@
+"""Mistakes on the command line: one message that helps, no traceback, seconds, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# arguments, and what the message must name: key and value, what is allowed, what to type
+MISTAKES = {
+    "out of range": (["alpha=1.5"], ["alpha=1.5", ">= 0 and <= 1"]),
+    "not a number": (["alpha=abc"], ["alpha=abc", ">= 0 and <= 1"]),
+    "no value": (["alpha="], ["alpha=", ">= 0 and <= 1"]),
+    "malformed": (["alpha=="], ["alpha==", "KEY=VALUE", ">= 0 and <= 1"]),
+    "no equals sign": (["alpha"], ["KEY=VALUE"]),
+    "no key": (["=3"], ["=3", "KEY=VALUE"]),
+    "not whole": (["seed=1.5"], ["seed=1.5", "a whole number >= 0"]),
+    "not a member": (["divergence.scale=big"], ["divergence.scale=big", "one of raw, unit"]),
+    "not a choice": (["evaluation.split=tset"], ["evaluation.split=tset", "train, validation, test"]),
+    "no such file": (["experiment=nope"], ["experiment=nope", "xsum_rl", "xsum_sft"]),
+    "no such group": (["experimnt=xsum_rl"], ["experimnt=xsum_rl", "Did you mean experiment?"]),
+    "a group without a name": (["reward=null"], ["reward=null", "faithfulness"]),
+    "misspelt": (
+        ["trainer.lerning_rate=1"],
+        ["trainer.lerning_rate=1", "not a setting", "Did you mean trainer.learning_rate?", "warmup_steps"],
+    ),
+    "without its group": (["warmup_steps=1"], ["warmup_steps=1", "Did you mean", "trainer.warmup_steps"]),
+    "in the wrong group": (["trainer.alpha=0.2"], ["trainer.alpha=0.2", "Did you mean alpha?"]),
+    "added at the top": (["+zzz=1"], ["zzz=1", "not a setting", "lmbda"]),
+    "added in a group": (["+trainer.zzz=1"], ["trainer.zzz=1", "not a setting", "learning_rate"]),
+    "added though it is there": (["+alpha=1"], ["+alpha=1", "Type alpha=1"]),
+    "truncated sampling": (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "must be 1", "alpha=1"]),
+    "nothing left out": (["rollout.per_prompt=1"], ["rollout.per_prompt=1", ">= 2", "baseline=batch_mean"]),
+    "no teacher": (["teacher=none"], ["alpha=0.5", "teacher=t5_small", "alpha=0"]),
+    "foreign code": (["task._target_=os.system"], ["task._target_=os.system", "gkd_rl or reward_models"]),
+    "not a folder name": (["name=a/b"], ["name=a/b", "letters"]),
+    "a sweep without -m": (["alpha=0.25,0.75"], ["alpha=0.25,0.75", "put -m before"]),
+    "no such folder": (["--config-dir", "nowhere"], ["--config-dir nowhere", "no such folder"]),
+    "two at once": (["alpha=abc", "lmbda=2"], ["alpha=abc", "lmbda=2.0", "lmbda takes a number >= 0 and <= 1"]),
+    "in one job of a sweep": (["-m", "alpha=0.5,1.5", "seed=0,1"], ["alpha=1.5", ">= 0 and <= 1"]),
+    "in a sweep's file": (["sweep=alpha", "lmbda=0", "seed=0"], ["alpha=0.25 with lmbda=0", "set alpha=1"]),
+}
+
+
+def start(arguments: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, "-m", "gkd_rl.run", *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": os.pathsep.join(paths)} | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(("arguments", "parts"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_ends_as_one_message(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
+    begun = time.monotonic()
+    done = start(arguments, tmp_path)
+    seconds = time.monotonic() - begun
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    for part in parts:
+        assert part in done.stderr
+    for noise in ("Traceback", 'File "', "To append", "full_key", "hydra.cc"):
+        assert noise not in done.stderr
+    assert seconds < 10, f"{seconds:.1f} s to refuse {arguments}"
+    assert not list(tmp_path.iterdir()), "a refused command left something behind"
+
+
+def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
+    done = start(["alpha=1.5"], tmp_path, HYDRA_FULL_ERROR="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "alpha=1.5 is out of range" in done.stderr
+
+
+def test_a_mistake_in_a_users_own_experiment_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "typo.yaml").write_text("# @package _global_\ntrainer:\n  lerning_rate: 1\n", encoding="utf-8")
+    done = start(["--config-dir", "mine", "experiment=typo"], tmp_path)
+    assert done.returncode == 2
+    assert "experiment=typo" in done.stderr
+    assert "trainer.lerning_rate is not a setting" in done.stderr
+
+
+def test_help_names_the_dials_the_choices_and_examples(tmp_path: Path) -> None:
+    done = start(["--help"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "alpha   share",
+        "lmbda   student data fraction",
+        "seed    ",
+        "experiment: xsum_rl, xsum_sft",
+        "python -m gkd_rl.run experiment=xsum_rl alpha=0.5",
+        "alpha=0.25,0.75 seed=0,1",
+        "sweep=alpha",
+    ):
+        assert part in done.stdout
+
+
+def run_in_process(
+    arguments: list[str], folder: Path, body: str = "return config.alpha"
+) -> subprocess.CompletedProcess[str]:
+    """The command line with a run that does nothing but `body`."""
+    code = (
+        "import sys, types\n"
+        f"def run_experiment(config, settings, folder):\n    {body}\n"
+        "module = types.ModuleType('gkd_rl.pipeline')\n"
+        "module.run_experiment = run_experiment\n"
+        "sys.modules['gkd_rl.pipeline'] = module\n"
+        "from gkd_rl.run import cli\n"
+        "cli()\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_run_has_its_own_folder_and_a_read_only_config(tmp_path: Path) -> None:
+    body = "from omegaconf import OmegaConf; assert OmegaConf.is_readonly(settings); (folder / 'here').touch()"
+    done = run_in_process(["experiment=xsum_rl", "alpha=0.5"], tmp_path, body)
+    assert done.returncode == 0, done.stderr
+    (marker,) = (tmp_path / "outputs" / "xsum_rl").glob("*/here")
+    assert (marker.parent / ".hydra" / "config.yaml").is_file()
+    assert (marker.parent / "gkd_rl.log").is_file()
+    assert len(marker.parent.name.rpartition("-")[2]) == 6  # microseconds: two runs in one second get two folders
+
+
+@pytest.mark.parametrize(
+    ("arguments", "jobs"),
+    [
+        (["-m", "alpha=0.25,0.75", "seed=0,1"], 4),
+        (["sweep=alpha", "seed=3"], 5),
+        (["sweep=alpha", "alpha=0.5", "seed=3"], 1),
+    ],
+    ids=["-m", "sweep=alpha", "a sweep with a key fixed"],
+)
+def test_a_sweep_makes_numbered_folders(arguments: list[str], jobs: int, tmp_path: Path) -> None:
+    done = run_in_process([*arguments, "name=mine"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "multirun" / "mine").iterdir()
+    assert {path.name for path in sweep.iterdir()} == {str(number) for number in range(jobs)} | {"multirun.yaml"}
+
+
+def test_an_error_of_the_run_is_one_message_too(tmp_path: Path) -> None:
+    body = "from gkd_rl.errors import DataError; raise DataError('task.data_files.train=x.jsonl: no such file')"
+    done = run_in_process(["alpha=0.5"], tmp_path, body)
+    assert done.returncode == 1
+    assert "task.data_files.train=x.jsonl: no such file" in done.stderr
+    assert "Traceback" not in done.stderr

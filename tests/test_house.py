@@ -1,0 +1,129 @@
+"""The rules of the house, checked on the source: floors, import sites, sizes and names."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("gkd_rl", "reward_models", "experiments")
+
+# A file imports from its own floor or a lower one. Folders end in a slash and hold all their files.
+FLOORS = {
+    "__init__": 0, "types": 0, "masking": 0, "config": 0, "errors": 0, "validation": 0, "json_files": 0,
+    "divergence": 1, "policy_gradient": 1, "schedule": 1, "uncertainty": 1,
+    "objective": 2, "fused_head": 2, "mixing": 2,
+    "student": 3, "teacher": 3, "loading": 3, "architecture": 3, "rollout": 3, "prompt_stream": 3, "optim": 3,
+    "metrics": 3, "tasks/": 3, "embedded/": 3,
+    "trainer": 4, "checkpoint": 4, "evaluation": 4, "tracking": 4, "environment": 4, "outputs": 4, "model_card": 4,
+    "report_table": 4,
+    "build": 5, "pipeline": 5,
+    "precheck": 6, "run": 6, "__main__": 6,
+}  # fmt: skip
+ONE_SITE = ("trl", "wandb", "evaluate")
+TOP_LEVEL = {"conf", "gkd_rl", "reward_models", "experiments", "tests", "docs", ".ci"}
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_name(path: Path) -> str:
+    name = relative(path).removesuffix(".py").replace("/", ".")
+    return name.removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of everything a file imports, wherever in the file the import stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)}: import by the full name"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def floor_of(module: str) -> int:
+    """Floor of a dotted gkd_rl module, e.g. gkd_rl.tasks.xsum."""
+    parts = module.split(".")[1:] or ["__init__"]
+    key = parts[0] if parts[0] in FLOORS else parts[0] + "/"
+    assert key in FLOORS, f"{module} has no floor: add '{parts[0]}' to FLOORS in tests/test_house.py"
+    return FLOORS[key]
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", python_files("gkd_rl"), ids=relative)
+def test_a_file_imports_from_its_floor_or_below(path: Path) -> None:
+    modules = {module_name(one) for one in python_files("gkd_rl")}
+    own = floor_of(module_name(path))
+    higher = {name for name in imports(path) if name in modules and name != "gkd_rl" and floor_of(name) > own}
+    assert not higher, f"{relative(path)} is on floor {own} and imports {sorted(higher)} from above"
+
+
+def test_rewards_stand_alone_and_experiments_are_imported_by_nobody() -> None:
+    for path in python_files("reward_models"):
+        assert {top(name) for name in imports(path)}.isdisjoint({"gkd_rl", "experiments"}), relative(path)
+    for path in python_files("gkd_rl"):
+        assert "experiments" not in {top(name) for name in imports(path)}, relative(path)
+
+
+@pytest.mark.parametrize("library", ONE_SITE)
+def test_one_import_site(library: str) -> None:
+    sites = [relative(path) for path in python_files("gkd_rl", "reward_models") if library in map(top, imports(path))]
+    assert len(sites) <= 1, f"{library} is imported by {sites}: keep it to one file"
+
+
+def test_the_command_line_imports_nothing_slow() -> None:
+    slow = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", *ONE_SITE}
+    for name in ("config", "errors", "validation", "precheck", "run"):
+        found = {top(one) for one in imports(ROOT / "gkd_rl" / f"{name}.py")} & slow
+        assert not found, f"gkd_rl/{name}.py imports {found}: a wrong setting would be refused late"
+
+
+@pytest.mark.parametrize("path", python_files(*PACKAGES), ids=relative)
+def test_sizes(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300, f"{relative(path)} has more than 300 lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= 60, f"{relative(path)}: {node.name} has {lines} lines, at most 60"
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            named = [one.arg for one in arguments if one.arg not in ("self", "cls")]
+            assert len(named) <= 7, f"{relative(path)}: {node.name} takes {len(named)} parameters, at most 7"
+
+
+def test_names_say_what_is_in_them() -> None:
+    vague = {"utils", "util", "helpers", "helper", "common", "misc"}
+    bad = [
+        relative(path) for path in python_files(*PACKAGES, "tests") if path.stem in vague or path.parent.name in vague
+    ]
+    assert not bad
+
+
+def test_every_module_has_a_docstring() -> None:
+    bare = [
+        relative(path)
+        for path in python_files(*PACKAGES, "tests")
+        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not bare
+
+
+def test_the_top_level_is_fixed() -> None:
+    """Of the folders that hold source; what runs, builds and tools leave behind is ignored by .gitignore."""
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()}
+    found = {path.name for path in ROOT.iterdir() if path.is_dir()} - ignored - {".git", ".github"}
+    extra = {name for name in found - TOP_LEVEL if not name.endswith(".egg-info")}
+    assert not extra, f"{sorted(extra)}: the top level is fixed, see CONTRIBUTING.md"
