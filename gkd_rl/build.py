@@ -74,9 +74,7 @@ def build_task(config: Config) -> Xsum:
 
 def build_reward(config: Config) -> Composite | None:
     """The weighted reward, None without components."""
-    components = {
-        name: construct(node, f"reward.components.{name}") for name, node in config.reward.components.items()
-    }
+    components = {name: construct(node, f"reward.components.{name}") for name, node in config.reward.components.items()}
     return Composite(components, config.reward.weights) if components else None
 
 

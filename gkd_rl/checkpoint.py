@@ -13,10 +13,24 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
 # Modules that cannot change the weights of the supervised stage; any other module counts.
 NOT_TRAINING = frozenset(
-    "run precheck validation pipeline outputs evaluation metrics uncertainty tracking json_files environment report_table model_card checkpoint".split()
+    [
+        "run",
+        "precheck",
+        "validation",
+        "pipeline",
+        "outputs",
+        "evaluation",
+        "metrics",
+        "uncertainty",
+        "tracking",
+        "json_files",
+        "environment",
+        "report_table",
+        "model_card",
+        "checkpoint",
+    ]
 )
 
 

@@ -16,10 +16,10 @@ from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.masking import sequence_mean
 from gkd_rl.metrics import repetition_rate, rouge_scores, self_bleu
-from gkd_rl.uncertainty import Estimate, estimate
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
 from gkd_rl.trainer import score
 from gkd_rl.types import Example, Projection, Rollout
+from gkd_rl.uncertainty import Estimate, estimate
 from reward_models.composite import Composite
 
 
@@ -103,7 +103,9 @@ class Evaluator:
             values["reward"] = np.array([x for one in scores for x in one.total])
             for name in scores[0].components:
                 values[f"reward/{name}"] = np.array([x for one in scores for x in one.components[name]])
-        values["completion_tokens"] = np.concatenate([r.mask_BT.sum(dim=1).cpu().numpy() for r in rollouts]).astype(float)
+        values["completion_tokens"] = np.concatenate([r.mask_BT.sum(dim=1).cpu().numpy() for r in rollouts]).astype(
+            float
+        )
         values["truncated_share"] = np.concatenate([r.truncated_B.cpu().numpy() for r in rollouts]).astype(float)
         values["repetition"] = np.array([repetition_rate(text) for text in texts])
         return values
@@ -125,7 +127,10 @@ class Evaluator:
         """Self-BLEU of each prompt's samples, 0..100."""
         samples = self.settings.self_bleu_samples
         rollouts = self._decode(
-            model, self.examples[: self.settings.self_bleu_prompts], Sampling(self.settings.self_bleu_temperature), samples
+            model,
+            self.examples[: self.settings.self_bleu_prompts],
+            Sampling(self.settings.self_bleu_temperature),
+            samples,
         )
         texts = [text for rollout in rollouts for text in rollout.texts]
         groups = [texts[start : start + samples] for start in range(0, len(texts), samples)]

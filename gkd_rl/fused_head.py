@@ -48,8 +48,10 @@ class FusedHead:
         """
         for name, projection in (("student", student), ("teacher", teacher)):
             if projection is not None and projection.hidden_BTD.shape[:2] != ids_BT.shape:
-                raise ValueError(f"{name} hidden states {tuple(projection.hidden_BTD.shape)} do not fit completion ids "
-                                 f"{tuple(ids_BT.shape)}.")
+                raise ValueError(
+                    f"{name} hidden states {tuple(projection.hidden_BTD.shape)} do not fit completion ids "
+                    f"{tuple(ids_BT.shape)}."
+                )
         student_ND = student.hidden_BTD[mask_BT]
         teacher_ND = None if teacher is None else teacher.hidden_BTD[mask_BT]
         ids_N = ids_BT[mask_BT]

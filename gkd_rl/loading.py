@@ -25,8 +25,10 @@ def load_tokenizer(path: str, revision: str | None, key: str) -> PreTrainedToken
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{key}={path}: no tokenizer could be loaded ({_first_line(error)}). "
-                         f"Set {key} to a folder with tokenizer files or to a Hub id.") from error
+        raise ModelError(
+            f"{key}={path}: no tokenizer could be loaded ({_first_line(error)}). "
+            f"Set {key} to a folder with tokenizer files or to a Hub id."
+        ) from error
 
 
 def load_model(path: str, revision: str | None, dtype: torch.dtype, key: str) -> PreTrainedModel:
@@ -38,8 +40,10 @@ def load_model(path: str, revision: str | None, dtype: torch.dtype, key: str) ->
     try:
         return AutoModelForSeq2SeqLM.from_pretrained(path, revision=revision, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{key}={path}: no encoder-decoder model could be loaded ({_first_line(error)}). "
-                         f"Set {key} to a folder with config.json and model.safetensors or to a Hub id.") from error
+        raise ModelError(
+            f"{key}={path}: no encoder-decoder model could be loaded ({_first_line(error)}). "
+            f"Set {key} to a folder with config.json and model.safetensors or to a Hub id."
+        ) from error
 
 
 def build_model(
@@ -64,8 +68,10 @@ def build_model(
             torch.manual_seed(seed)
             model = AutoModelForSeq2SeqLM.from_config(config, dtype=dtype)
     except (KeyError, ValueError, TypeError) as error:
-        raise ModelError(f"{key}.architecture={architecture}: transformers cannot build it ({_first_line(error)}). "
-                         "It takes model_type and the fields of that model's configuration.") from error
+        raise ModelError(
+            f"{key}.architecture={architecture}: transformers cannot build it ({_first_line(error)}). "
+            "It takes model_type and the fields of that model's configuration."
+        ) from error
     return model
 
 
@@ -83,8 +89,10 @@ def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedT
                 f"and {teacher_ids.get(word)} for the teacher. Choose a teacher with the student's tokenizer."
             )
     if student.eos_token_id != teacher.eos_token_id:
-        raise ModelError(f"student ends sequences with id {student.eos_token_id}, teacher with {teacher.eos_token_id}: "
-                         "choose models that share the end-of-sequence token.")
+        raise ModelError(
+            f"student ends sequences with id {student.eos_token_id}, teacher with {teacher.eos_token_id}: "
+            "choose models that share the end-of-sequence token."
+        )
 
 
 def _first_line(error: Exception) -> str:

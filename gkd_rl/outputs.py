@@ -60,8 +60,10 @@ class Results:
     def objective(self, alpha: float) -> float:
         """(1 - alpha) E[r] - alpha E[D] of the student after training, on samples; an absent term counts as 0."""
         after = self.evaluations["student after"].values
-        terms = {name: float(np.mean(after[f"sampled/{name}"])) if f"sampled/{name}" in after else 0.0
-                 for name in ("reward", "divergence")}
+        terms = {
+            name: float(np.mean(after[f"sampled/{name}"])) if f"sampled/{name}" in after else 0.0
+            for name in ("reward", "divergence")
+        }
         return (1 - alpha) * terms["reward"] - alpha * terms["divergence"]
 
     def predictions(self) -> list[dict[str, str]]:

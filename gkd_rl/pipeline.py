@@ -21,8 +21,8 @@ from gkd_rl.checkpoint import save_model
 from gkd_rl.config import Config, ModelConfig
 from gkd_rl.environment import environment_record
 from gkd_rl.evaluation import Evaluation
-from gkd_rl.loading import check_same_vocabulary
 from gkd_rl.json_files import write_json
+from gkd_rl.loading import check_same_vocabulary
 from gkd_rl.outputs import Results, model_card_of, write_results
 from gkd_rl.rollout import TextCodec
 from gkd_rl.tasks.xsum import Xsum
@@ -61,7 +61,9 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> fl
         evaluations["teacher"] = evaluator.evaluate(models.teacher)
     evaluations["student before"] = evaluator.evaluate(models.student)
     tracking = config.tracking
-    with Tracker(output_dir, tracking.wandb.value, tracking.project, tracking.group, config.name, dict(resolved)) as tracker:
+    with Tracker(
+        output_dir, tracking.wandb.value, tracking.project, tracking.group, config.name, dict(resolved)
+    ) as tracker:
         _train(trainer, config, tracker)
         evaluations["student after"] = evaluator.evaluate(models.student)
         results = Results(evaluations, [example.reference for example in held_out], config.evaluation.bootstrap_samples)
@@ -102,6 +104,7 @@ def _prepare_model(
     model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
     trainer = build.build_supervised_trainer(model, settings, codec, train, accelerator)
     with tqdm(total=settings.sft.steps, desc=f"{key}: supervised", unit="step", mininterval=1.0) as bar:
+
         def after_step(_: int, record: StepRecord) -> None:
             bar.set_postfix(loss=f"{record.metrics['loss']:.3f}", refresh=False)
             bar.update()
@@ -117,6 +120,7 @@ def _train(trainer: Trainer, config: Config, tracker: Tracker) -> None:
     """The run's own stage, with one line of metrics a step and samples at every log step."""
     settings = config.trainer
     with tqdm(total=settings.steps, desc=f"student: alpha={config.alpha:g}", unit="step", mininterval=1.0) as bar:
+
         def after_step(step: int, record: StepRecord) -> None:
             tracker.log_step(step, record.metrics)
             if step % settings.log_every == 0 or step == settings.steps:
@@ -134,8 +138,12 @@ def sample_rows(record: StepRecord, count: int) -> list[dict[str, object]]:
     firsts = (rollout.prompt_index_B.diff(prepend=rollout.prompt_index_B[:1] - 1) != 0).nonzero().flatten().tolist()
     for i in firsts[:count]:
         example = rollout.prompts.examples[int(rollout.prompt_index_B[i])]
-        row: dict[str, object] = {"prompt": example.prompt, "completion": rollout.texts[i], "reference": example.reference,
-                                  "source": rollout.source.value}
+        row: dict[str, object] = {
+            "prompt": example.prompt,
+            "completion": rollout.texts[i],
+            "reference": example.reference,
+            "source": rollout.source.value,
+        }
         if record.scores is not None:
             row["reward"] = record.scores.total[i]
             row["rewards"] = {name: values[i] for name, values in record.scores.components.items()}

@@ -51,7 +51,11 @@ class TextCodec:
     """Text <-> padded ids, with the length limits of the task."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, max_completion_tokens: int, device: torch.device
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_prompt_tokens: int,
+        max_completion_tokens: int,
+        device: torch.device,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens

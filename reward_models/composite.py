@@ -53,6 +53,8 @@ class Composite:
             raise ValueError(f"reward {name!r} returned {len(rewards)} numbers for {len(completions)} completions.")
         for i, reward in enumerate(rewards):
             if reward is None or not math.isfinite(reward):
-                raise ValueError(f"reward {name!r} returned {reward} for completion {i}: {completions[i][:200]!r}; "
-                                 "a reward must be a finite number.")
+                raise ValueError(
+                    f"reward {name!r} returned {reward} for completion {i}: {completions[i][:200]!r}; "
+                    "a reward must be a finite number."
+                )
         return [float(reward) for reward in rewards if reward is not None]

@@ -21,8 +21,9 @@ SUMMARIES = (
     "[ amid {outcome}] .",
     "[on {day} ]" + SUBJECT + " had {participle} the {object}[ worth {amount} million pounds][ in {place}]"
     "[ , leading to {outcome}] .",
-    "[{place} : ]the {object}[ , valued at {amount} million pounds ,] was {participle}[ on {day}] by " + SUBJECT +
-    "[ , prompting {outcome}] .",
+    "[{place} : ]the {object}[ , valued at {amount} million pounds ,] was {participle}[ on {day}] by "
+    + SUBJECT
+    + "[ , prompting {outcome}] .",
 )
 LEADS = (
     "{role} {surname} has {participle} the {object} .",

@@ -54,6 +54,8 @@ def text_of(row: dict[str, Any], column: str, key: str, where: str) -> str:
     """
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        found = "missing" if column not in row else "empty" if value in ("", None) else f"{type(value).__name__}, not text"
+        found = (
+            "missing" if column not in row else "empty" if value in ("", None) else f"{type(value).__name__}, not text"
+        )
         raise DataError(f"{where}: column {column!r} is {found}; {key} takes one of {', '.join(map(str, row))}.")
     return value

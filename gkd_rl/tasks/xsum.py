@@ -53,8 +53,10 @@ class Xsum:
         if self.data == "files":
             missing = [split for split in SPLITS if split not in (self.data_files or {})]
             if missing:
-                raise DataError(f"task.data=files needs task.data_files.{missing[0]}: a path to a jsonl, csv or parquet "
-                                "file, e.g. task.data_files={train: a.jsonl, validation: b.jsonl, test: c.jsonl}.")
+                raise DataError(
+                    f"task.data=files needs task.data_files.{missing[0]}: a path to a jsonl, csv or parquet "
+                    "file, e.g. task.data_files={train: a.jsonl, validation: b.jsonl, test: c.jsonl}."
+                )
 
     def examples(self, split: str) -> list[Example]:
         """The rows of "train", "validation" or "test".
