@@ -130,7 +130,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     if model.config.is_encoder_decoder:
         return EncoderDecoder()
     raise ModelError(
-        f"model_type={model.config.model_type} is decoder-only: this version trains encoder-decoder models (t5, mt5, ...)."
+        f"model_type={model.config.model_type} is decoder-only: encoder-decoder models are trained here (t5, mt5)."
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.fused_head import FusedHead
@@ -55,7 +56,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures models on `examples`; `teacher` and `reward` may be None, and their metrics are then absent. `heads` names the divergences."""
+    """Measures models on `examples`.
+
+    `teacher` and `reward` may be None, and their metrics are then absent; `heads` names the divergences to measure.
+    """
 
     examples: Sequence[Example]
     codec: TextCodec
@@ -66,32 +70,43 @@ class Evaluator:
     settings: EvaluationSettings
 
     @torch.no_grad()
-    def evaluate(self, model: HiddenStateModel) -> Evaluation:
-        """All metrics of one model."""
+    def evaluate(self, model: HiddenStateModel, name: str) -> Evaluation:
+        """All metrics of one model; `name` labels the progress bar."""
         model.eval()
-        greedy = self._decode(model, self.examples, GREEDY, per_prompt=1)
+        with tqdm(total=self._batches(), desc=f"{name}: evaluation", unit="batch", mininterval=1.0) as bar:
+            return self._evaluate(model, bar)
+
+    def _batches(self) -> int:
+        """Decoded batches of one evaluation."""
+        size, settings = self.settings.batch_size, self.settings
+        parts = (len(self.examples), settings.rollout_prompts, settings.self_bleu_prompts)
+        return sum(-(-min(part, len(self.examples)) // size) for part in parts)
+
+    def _evaluate(self, model: HiddenStateModel, bar: tqdm) -> Evaluation:
+        greedy = self._decode(model, self.examples, GREEDY, 1, bar)
         values = self._text_metrics(greedy)
-        sampled = self._decode(model, self.examples[: self.settings.rollout_prompts], self.sampling, per_prompt=1)
+        sampled = self._decode(model, self.examples[: self.settings.rollout_prompts], self.sampling, 1, bar)
         values |= {f"sampled/{name}": numbers for name, numbers in self._text_metrics(sampled).items()}
         if self.teacher is not None:
             measured = [self._divergences(model, self.teacher, rollout) for rollout in sampled]
             values |= {f"sampled/{name}": np.concatenate([one[name] for one in measured]) for name in self.heads}
         if self.settings.self_bleu_prompts > 0:
-            values["self_bleu"] = self._self_bleu(model)
+            values["self_bleu"] = self._self_bleu(model, bar)
         return Evaluation(values, [text for rollout in greedy for text in rollout.texts])
 
     def _decode(
-        self, model: HiddenStateModel, examples: Sequence[Example], sampling: Sampling, per_prompt: int
+        self, model: HiddenStateModel, examples: Sequence[Example], sampling: Sampling, per_prompt: int, bar: tqdm
     ) -> list[Rollout]:
         """Completions in batches; the random numbers depend on the seed alone."""
         sampler = Sampler(self.codec, sampling)
         generator = torch.Generator(model.device)
         generator.manual_seed(self.settings.seed)
-        size = self.settings.batch_size
-        return [
-            sampler.sample(model, self.codec.prompts(examples[start : start + size]), per_prompt, generator)
-            for start in range(0, len(examples), size)
-        ]
+        rollouts = []
+        for start in range(0, len(examples), self.settings.batch_size):
+            prompts = self.codec.prompts(examples[start : start + self.settings.batch_size])
+            rollouts.append(sampler.sample(model, prompts, per_prompt, generator))
+            bar.update()
+        return rollouts
 
     def _text_metrics(self, rollouts: list[Rollout]) -> dict[str, np.ndarray]:
         """Rouge in percent, rewards, length in tokens, repetition and truncation, per example."""
@@ -123,7 +138,7 @@ class Evaluator:
             values[name] = sequence_mean(terms.divergence_BT, rollout.mask_BT).cpu().numpy()
         return values
 
-    def _self_bleu(self, model: HiddenStateModel) -> np.ndarray:
+    def _self_bleu(self, model: HiddenStateModel, bar: tqdm) -> np.ndarray:
         """Self-BLEU of each prompt's samples, 0..100."""
         samples = self.settings.self_bleu_samples
         rollouts = self._decode(
@@ -131,6 +146,7 @@ class Evaluator:
             self.examples[: self.settings.self_bleu_prompts],
             Sampling(self.settings.self_bleu_temperature),
             samples,
+            bar,
         )
         texts = [text for rollout in rollouts for text in rollout.texts]
         groups = [texts[start : start + samples] for start in range(0, len(texts), samples)]

@@ -1,8 +1,8 @@
 """Hidden states -> log-probability of the sampled token, divergence and entropy, without a B x T x V tensor.
 
-One projection of each model serves all three outputs. Only valid completion positions are projected, `chunk_tokens` at a
-time; with more than one chunk, a chunk's logits are recomputed in the backward pass, so at most one chunk of logits is
-alive at any time.
+One projection of each model serves all three outputs. Only valid completion positions are projected, `chunk_tokens` at
+a time; with more than one chunk, a chunk's logits are recomputed in the backward pass, so at most one chunk of logits
+is alive at any time.
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedT
     for word in sorted(student_ids.keys() | teacher_ids.keys()):
         if student_ids.get(word) != teacher_ids.get(word):
             raise ModelError(
-                f"student and teacher have different tokenizers: {word!r} is id {student_ids.get(word)} for the student "
-                f"and {teacher_ids.get(word)} for the teacher. Choose a teacher with the student's tokenizer."
+                f"student and teacher have different tokenizers: {word!r} is id {student_ids.get(word)} of the student "
+                f"and {teacher_ids.get(word)} of the teacher. Choose a teacher with the student's tokenizer."
             )
     if student.eos_token_id != teacher.eos_token_id:
         raise ModelError(

@@ -1,8 +1,8 @@
 """The objective: maximise (1 - alpha) E[r] - alpha E[D(p_T || p_S)] on one batch of student rollouts (paper Eq. 5).
 
-Written as a loss: (1 - alpha) * L_r + alpha * L_D with L_r = -(1/B) Σ_b A_b log p_S(y_b|x) and L_D the reduced divergence.
-No gradient flows through the sampling of y. Every divisor counts the sequences or generated tokens of the WHOLE optimiser
-step, over all ranks and micro-batches, so that the gradient does not depend on how the step is cut.
+Written as a loss: (1 - alpha) * L_r + alpha * L_D, L_r = -(1/B) Σ_b A_b log p_S(y_b|x), L_D the reduced divergence.
+No gradient flows through the sampling of y. Every divisor counts the sequences or generated tokens of the WHOLE
+optimiser step, over all ranks and micro-batches, so that the gradient does not depend on how the step is cut.
 """
 
 from __future__ import annotations

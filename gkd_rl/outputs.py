@@ -16,17 +16,23 @@ from gkd_rl.model_card import model_card
 from gkd_rl.report_table import markdown_table, results_table
 from gkd_rl.uncertainty import Estimate, paired_difference
 
-COLUMNS = [
-    ("rouge1", "ROUGE-1"),
-    ("rouge2", "ROUGE-2"),
-    ("rougeL", "ROUGE-L"),
-    ("reward", "reward"),
-    ("sampled/rouge2", "ROUGE-2, sampled"),
-    ("sampled/reward", "reward, sampled"),
-    ("sampled/divergence", "D, sampled"),
-    ("self_bleu", "Self-BLEU"),
-    ("completion_tokens", "tokens"),
-]
+GREEDY_METRICS = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "reward": "reward",
+    "completion_tokens": "length in tokens",
+    "repetition": "repetition",
+    "truncated_share": "truncated share",
+}
+SAMPLED_METRICS = {
+    "sampled/rouge2": "ROUGE-2, sampled",
+    "sampled/reward": "reward, sampled",
+    "sampled/divergence": "D to teacher, sampled",
+    "sampled/reverse_kl": "reverse KL to teacher, sampled",
+    "self_bleu": "Self-BLEU of samples",
+}
+CHANGE = "after - before"
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,36 @@ class Results:
         """Model -> metric -> mean with interval."""
         return {name: one.estimates(self.bootstrap_samples, seed=0) for name, one in self.evaluations.items()}
 
-    def as_dict(self) -> dict[str, Any]:
-        """All estimates, and the paired differences student after - student before, as JSON."""
+    def changes(self) -> dict[str, Estimate]:
+        """Paired differences, student after - student before, by metric."""
         before, after = self.evaluations["student before"].values, self.evaluations["student after"].values
+        return {key: paired_difference(after[key], before[key], self.bootstrap_samples, seed=0) for key in after}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All estimates and the paired differences, as JSON."""
+        rows = {**self.estimates(), CHANGE: self.changes()}
+        return {name: {key: value.as_dict() for key, value in row.items()} for name, row in rows.items()}
+
+    def table(self) -> dict[str, dict[str, Estimate]]:
+        """Metric (with its number of rows) -> model -> estimate, in the order people read it."""
+        by_model = {**self.estimates(), CHANGE: self.changes()}
+        after = by_model["student after"]
+        components = {key: key.removeprefix("reward/").replace("_", " ") for key in after if key.startswith("reward/")}
+        labels = {}
+        for key, label in GREEDY_METRICS.items():
+            labels[key] = label
+            if key == "reward":
+                labels |= components
+        labels |= SAMPLED_METRICS
         return {
-            **{name: {key: value.as_dict() for key, value in row.items()} for name, row in self.estimates().items()},
-            "after - before": {
-                key: paired_difference(after[key], before[key], self.bootstrap_samples, seed=0) for key in after
-            },
+            f"{label} (n={after[key].n})": {model: row[key] for model, row in by_model.items() if key in row}
+            for key, label in labels.items()
+            if key in after
         }
+
+    def columns(self) -> list[tuple[str, str]]:
+        """The models and the change, as table columns."""
+        return [(name, name) for name in (*self.evaluations, CHANGE)]
 
     def objective(self, alpha: float) -> float:
         """(1 - alpha) E[r] - alpha E[D] of the student after training, on samples; an absent term counts as 0."""
@@ -76,7 +103,7 @@ class Results:
 
 def describe_method(config: Config) -> dict[str, str]:
     """The settings that a number cannot be read without, for captions and the model card."""
-    divergence = config.divergence
+    divergence, surrogate = config.divergence, config.policy_gradient
     jsd = divergence.name is DivergenceName.jsd
     name = f"JSD({divergence.beta:g}), {divergence.scale.value} scale" if jsd else divergence.name.value
     weights = {name: weight for name, weight in config.reward.weights.items() if weight != 0}
@@ -84,7 +111,7 @@ def describe_method(config: Config) -> dict[str, str]:
         "alpha": f"{config.alpha:g}",
         "divergence": f"{name}, {divergence.reduction.value}, temperature {divergence.temperature:g}",
         "reward": " + ".join(f"{weight:g} {name}" for name, weight in weights.items()) or "none",
-        "policy gradient": f"REINFORCE, {config.policy_gradient.baseline.value}, {config.policy_gradient.reduction.value}",
+        "policy gradient": f"REINFORCE, {surrogate.baseline.value}, {surrogate.reduction.value}",
         "lmbda": f"{config.lmbda:g}",
         "steps": f"{config.trainer.steps} of {config.trainer.prompts_per_step} prompts x {config.rollout.per_prompt}",
         "seed": f"{config.seed}",
@@ -93,7 +120,7 @@ def describe_method(config: Config) -> dict[str, str]:
 
 def model_card_of(results: Results, config: Config, model_class: str) -> str:
     """The README of the model folder."""
-    table = markdown_table(results.estimates(), COLUMNS, "", "")
+    table = markdown_table(results.table(), results.columns(), "", "")
     settings = describe_method(config)
     return model_card(config.name, f"alpha = {config.alpha:g}", settings, table, config.scale.notice, model_class)
 
@@ -104,9 +131,9 @@ def write_results(folder: Path, results: Results, config: Config) -> str:
     write_json(folder / "eval.json", {"settings": settings, "notice": config.scale.notice, **results.as_dict()})
     lines = [json.dumps(row, ensure_ascii=False) for row in results.predictions()]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
-    rows = len(results.references)
-    caption = (
-        "; ".join(f"{key} {value}" for key, value in settings.items())
-        + f". {config.evaluation.split} split, {rows} rows (fewer for samples), 95% bootstrap intervals. {config.scale.notice}"
+    caption = "; ".join(f"{key} {value}" for key, value in settings.items())
+    caption += (
+        f". {config.evaluation.split} split, greedy unless sampled, 95% bootstrap intervals over n rows. "
+        + config.scale.notice
     )
-    return results_table(results.estimates(), COLUMNS, config.name, caption)
+    return results_table(results.table(), results.columns(), config.name, caption)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +30,7 @@ from gkd_rl.tasks.xsum import Xsum
 from gkd_rl.tracking import Tracker
 from gkd_rl.trainer import StepRecord, Trainer
 from gkd_rl.types import Example
+from reward_models.composite import Composite
 
 log = logging.getLogger(__name__)
 
@@ -42,38 +44,42 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> fl
     if config.scale.threads > 0:
         torch.set_num_threads(config.scale.threads)
     transformers_logging.disable_progress_bar()
+    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge_score announces its tokenizer at every metric
     torch.manual_seed(config.seed)
-    accelerator = Accelerator()
     log.info(config.scale.notice)
     task, reward = build.build_task(config), build.build_reward(config)
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    settings = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
+    (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True), encoding="utf-8")
+    write_json(output_dir / "environment.json", environment_record())
+    tracking = config.tracking
+    with Tracker(output_dir, tracking.wandb.value, tracking.project, tracking.group, config.name, settings) as tracker:
+        return _run(config, task, reward, tracker, output_dir)
+
+
+def _run(config: Config, task: Xsum, reward: Composite | None, tracker: Tracker, output_dir: Path) -> float:
+    """All stages, then the results; returns the objective."""
+    accelerator = Accelerator()
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
     models = _prepare_models(config, task, train, accelerator)
     evaluator = build.build_evaluator(config, models, reward, held_out)
     trainer = build.build_trainer(config, models, reward, train, accelerator)
 
-    output_dir.mkdir(parents=True, exist_ok=True)
-    resolved = OmegaConf.to_container(composed, resolve=True)
-    (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True), encoding="utf-8")
-    write_json(output_dir / "environment.json", environment_record())
-
     evaluations: dict[str, Evaluation] = {}
     if models.teacher is not None:
-        evaluations["teacher"] = evaluator.evaluate(models.teacher)
-    evaluations["student before"] = evaluator.evaluate(models.student)
-    tracking = config.tracking
-    with Tracker(
-        output_dir, tracking.wandb.value, tracking.project, tracking.group, config.name, dict(resolved)
-    ) as tracker:
-        _train(trainer, config, tracker)
-        evaluations["student after"] = evaluator.evaluate(models.student)
-        results = Results(evaluations, [example.reference for example in held_out], config.evaluation.bootstrap_samples)
-        tracker.summary(results.as_dict())
+        evaluations["teacher"] = evaluator.evaluate(models.teacher, "teacher")
+    evaluations["student before"] = evaluator.evaluate(models.student, "student before")
+    _train(trainer, config, tracker)
+    evaluations["student after"] = evaluator.evaluate(models.student, "student after")
+
+    results = Results(evaluations, [example.reference for example in held_out], config.evaluation.bootstrap_samples)
+    tracker.summary(results.as_dict())
     table = write_results(output_dir, results, config)
     if config.save_model:
         card = model_card_of(results, config, "AutoModelForSeq2SeqLM")
         save_model(output_dir / "model", models.student.model, models.codec.tokenizer, card)
-    print(table)  # noqa: T201
-    print(f"Run folder: {output_dir}")  # noqa: T201
+    print(f"{table}\nRun folder: {output_dir}")  # noqa: T201
     return results.objective(config.alpha)
 
 

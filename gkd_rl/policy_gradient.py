@@ -1,7 +1,7 @@
 """Score-function estimate of the gradient of E_{y ~ p_S}[r] (first term of GKD paper Eq. 5).
 
-The paper says "REINFORCE-like" and no more; the default here is REINFORCE on the whole sequence's log-probability with a
-leave-one-out baseline (RLOO, Ahmadian et al. 2024). Every baseline is independent of the sequence it is subtracted
+The paper says "REINFORCE-like" and no more; the default here is REINFORCE on the whole sequence's log-probability with
+a leave-one-out baseline (RLOO, Ahmadian et al. 2024). Every baseline is independent of the sequence it is subtracted
 for, so the expected gradient stays that of E[r].
 """
 

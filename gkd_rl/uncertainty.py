@@ -94,7 +94,7 @@ def estimate(values: np.ndarray | Sequence[float], samples: int, seed: int) -> E
 
 def paired_difference(
     a: np.ndarray | Sequence[float], b: np.ndarray | Sequence[float], samples: int, seed: int
-) -> dict[str, float | int]:
+) -> Estimate:
     """Mean of a - b over the same examples, with its 95 % bootstrap interval.
 
     Pairing removes the spread that both share (hard examples are hard for both), so it can tell two models apart whose
@@ -107,7 +107,7 @@ def paired_difference(
         seed: of the resampling.
 
     Returns:
-        mean, low, high and n; the difference is told from zero when low and high have one sign.
+        The difference as an estimate; it is told from zero when low and high have one sign.
 
     Raises:
         ValueError: if the lengths differ, or as `bootstrap_interval`.
@@ -117,4 +117,4 @@ def paired_difference(
         raise ValueError(
             f"paired_difference: a has {first.size} values and b has {second.size}; both take one per example."
         )
-    return estimate(first - second, samples, seed).as_dict()
+    return estimate(first - second, samples, seed)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -70,12 +72,20 @@ def news_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def make_model() -> MakeModel:
-    """`make_model(tokenizer, seed, dtype, **architecture)`: a fresh T5 of random weights."""
+    """`make_model(tokenizer, seed, **architecture)`: a fresh T5 of random weights.
+
+    `lively` gives it an output embedding of its own: one that is tied to the input embedding repeats its last word.
+    """
 
     def make(
-        tokenizer: PreTrainedTokenizerBase, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object
+        tokenizer: PreTrainedTokenizerBase, seed: int = 0, *, lively: bool = False, **changes: object
     ) -> HiddenStateModel:
-        return HiddenStateModel(build_model({**ARCHITECTURE, **changes}, tokenizer, seed, dtype, "student"))
+        model = build_model({**ARCHITECTURE, **changes}, tokenizer, seed, torch.float32, "student")
+        if lively:
+            head: Any = model.get_output_embeddings()
+            values = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+            head.weight = nn.Parameter(values)
+        return HiddenStateModel(model)
 
     return make
 

@@ -173,8 +173,8 @@ def test_paired_difference_sees_what_overlapping_intervals_hide() -> None:
     hardness = generator.normal(50, 20, size=300)
     better, worse = hardness + 1 + generator.normal(0, 1, 300), hardness
     difference = paired_difference(better, worse, samples=500, seed=0)
-    assert 0.8 < difference["low"] < difference["mean"] < difference["high"] < 1.2
-    assert difference["n"] == 300
+    assert 0.8 < difference.low < difference.mean < difference.high < 1.2
+    assert difference.n == 300
     assert estimate(worse, 500, 0).high > estimate(better, 500, 0).low
     with pytest.raises(ValueError, match="paired_difference"):
         paired_difference(better, worse[1:], samples=10, seed=0)

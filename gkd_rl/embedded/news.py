@@ -2,8 +2,8 @@
 
 As in XSum, references state facts that the article does not: each detail is left out of the article with probability
 OMIT, and named by the reference with probability NAME whether or not the article has it. Omitted details are partly
-guessable (a surname has a usual first name, an object a usual place, ...), so a model that imitates references learns to
-hallucinate and is paid in ROUGE for it. Distractor sentences hold other values of the same kinds.
+guessable (a surname has a usual first name, an object a usual place, ...), so a model that imitates references learns
+to hallucinate and is paid in ROUGE for it. Distractor sentences hold other values of the same kinds.
 
 Train, validation and test are disjoint by construction: who did what to which object (surname, event, object) decides
 the split by its CRC-32. All draws come from Python's Mersenne Twister, so rows are the same on every machine.

@@ -1,0 +1,512 @@
+"""The step: what it computes, how often it asks whom, and that neither the cut nor the padding changes its gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.optim import SGD, Adafactor, AdamW
+from transformers import PreTrainedTokenizerFast
+
+from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.build import Models, build_evaluator, build_supervised_trainer, build_trainer
+from gkd_rl.config import Config, Decay, DivergenceReduction, OptimizerName, SurrogateReduction
+from gkd_rl.errors import RewardError
+from gkd_rl.mixing import choose
+from gkd_rl.optim import OptimizerSettings
+from gkd_rl.prompt_stream import PromptStream
+from gkd_rl.rollout import Sampler, TextCodec
+from gkd_rl.run import find_config_dir
+from gkd_rl.trainer import StepRecord, Trainer, score
+from gkd_rl.types import Example, Projection, PromptBatch, Rollout, Source
+from reward_models.composite import Composite
+
+PROMPTS, PER_PROMPT, LONGEST = 4, 2, 8
+SIZES = (f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}")
+MakeTrainer = Callable[..., Trainer]
+
+
+def share_of_a(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    return [text.split().count("a") / (len(text.split()) + 1) for text in completions]
+
+
+def config_of(*overrides: str) -> Config:
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", [*SIZES, *overrides]))
+    assert isinstance(config, Config)
+    return config
+
+
+@pytest.fixture
+def codec(few_words: PreTrainedTokenizerFast) -> TextCodec:
+    return TextCodec(few_words, 20, LONGEST, torch.device("cpu"))
+
+
+@pytest.fixture
+def make_trainer(make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec) -> MakeTrainer:
+    """`make_trainer("alpha=0.5", reward=stub)`: as `build.py` wires it, with models and prompts of a few words."""
+
+    def make(*overrides: str, reward: Callable[..., list[float]] = share_of_a, dropout: float = 0.0) -> Trainer:
+        student = make_model(codec.tokenizer, seed=8, lively=True, dropout_rate=dropout)
+        teacher = make_model(codec.tokenizer, seed=28, lively=True, d_model=24).requires_grad_(False).eval()
+        return build_trainer(
+            config_of(*overrides),
+            Models(student, teacher, codec),
+            Composite({"stub": reward}, {"stub": 1.0}),
+            make_examples(12),
+            Accelerator(cpu=True),
+        )
+
+    return make
+
+
+class Recorder(SGD):
+    """Takes no step; keeps the gradient that it was given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        super().__init__(model.parameters(), lr=1.0)
+
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.model.parameters()]
+        self.gradient = torch.cat([one.flatten().clone() for one in gradients])
+
+
+def gradient_of(trainer: Trainer, step: int = 0) -> tuple[Tensor, StepRecord]:
+    recorder = Recorder(trainer.student)
+    trainer.optimizer = recorder
+    record = trainer.step(step)
+    return recorder.gradient, record
+
+
+def assert_close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
+    assert other.norm() > 0
+    assert (one - other).norm() / other.norm() < tolerance
+
+
+class Padded(Sampler):
+    """The same rollouts with columns of padding on the right of prompts and completions."""
+
+    def sample(
+        self, model: HiddenStateModel, prompts: PromptBatch, per_prompt: int, generator: torch.Generator | None
+    ) -> Rollout:
+        rollout = super().sample(model, prompts, per_prompt, generator)
+        pad = torch.nn.functional.pad
+        wider = dataclasses.replace(
+            prompts, ids_PS=pad(prompts.ids_PS, (0, 5)), mask_PS=pad(prompts.mask_PS, (0, 5))
+        )
+        return dataclasses.replace(
+            rollout, prompts=wider, ids_BT=pad(rollout.ids_BT, (0, 3)), mask_BT=pad(rollout.mask_BT, (0, 3))
+        )
+
+
+@pytest.mark.parametrize("divergence", list(DivergenceReduction))
+@pytest.mark.parametrize("surrogate", list(SurrogateReduction))
+def test_neither_the_cut_nor_padding_changes_the_gradient(
+    divergence: DivergenceReduction,
+    surrogate: SurrogateReduction,
+    make_trainer: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One step of eight completions as 1 x 8, 2 x 4, 3 + 3 + 2 and 8 x 1."""
+
+    def trainer_of(size: int) -> Trainer:
+        return make_trainer(
+            "alpha=0.5",
+            f"trainer.micro_batch_size={size}",
+            "trainer.max_grad_norm=1e9",
+            "trainer.head_chunk_tokens=5",
+            f"divergence.reduction={divergence.name}",
+            f"policy_gradient.reduction={surrogate.name}",
+        )
+
+    whole, record = gradient_of(trainer_of(8))
+    lengths = record.rollout.mask_BT.sum(dim=1).tolist()
+    assert len(lengths) == 8
+    assert len(set(lengths)) > 2
+    assert record.scores is not None
+    assert len(set(record.scores.total)) > 2
+    for size in (4, 3, 1):
+        part, part_record = gradient_of(trainer_of(size))
+        assert part_record.rollout.ids_BT.tolist() == record.rollout.ids_BT.tolist()
+        assert_close(part, whole)
+        for name in ("loss", "divergence", "policy_gradient", "entropy"):
+            assert part_record.metrics[name] == pytest.approx(record.metrics[name], rel=1e-4, abs=1e-6)
+    for size, trim in ((8, True), (3, True), (8, False), (3, False)):
+        if not trim:
+            monkeypatch.setattr("gkd_rl.types._used_width", lambda mask: mask.shape[1])
+        padded = trainer_of(size)
+        padded.sampler = Padded(padded.codec, padded.sampler.sampling)
+        part, part_record = gradient_of(padded)
+        assert part_record.rollout.ids_BT.shape[1] == record.rollout.ids_BT.shape[1] + 3
+        assert_close(part, whole)
+
+
+def logits_of(model: HiddenStateModel, rollout: Rollout) -> Tensor:
+    """Transformers' own logits of every completion, each with its own copy of its prompt."""
+    prompts = rollout.prompts
+    return model.model(
+        input_ids=prompts.ids_PS[rollout.prompt_index_B],
+        attention_mask=prompts.mask_PS[rollout.prompt_index_B],
+        labels=rollout.ids_BT.masked_fill(~rollout.mask_BT, -100),
+    ).logits
+
+
+def test_the_step_takes_the_gradient_of_the_objective(make_trainer: MakeTrainer) -> None:
+    """(1 - alpha) REINFORCE + alpha JSD on transformers' logits, written out without the package's functions."""
+    alpha, beta = 0.3, 0.9
+    trainer = make_trainer(f"alpha={alpha}", f"divergence.beta={beta}", "trainer.micro_batch_size=3",
+                           "trainer.max_grad_norm=1e9", "rollout.temperature=1.2", "divergence.temperature=1.5")  # fmt: skip
+    assert trainer.teacher is not None
+    gradient, record = gradient_of(trainer)
+    rollout = record.rollout
+    rewards = torch.tensor(share_of_a([], list(rollout.texts))).view(PROMPTS, PER_PROMPT)
+    advantages = (rewards - rewards.flip(1)).flatten()  # each against the other rollout of its prompt
+    logits = logits_of(trainer.student, rollout)
+    with torch.no_grad():
+        p = torch.softmax(logits_of(trainer.teacher, rollout) / 1.5, -1)
+    q = torch.softmax(logits / 1.5, -1)
+    sampled = torch.log_softmax(logits / 1.2, -1)
+    logp = sampled.gather(2, rollout.ids_BT.unsqueeze(2)).squeeze(2)
+    m = beta * p + (1 - beta) * q
+    jsd = (beta * p * (p / m).log() + (1 - beta) * q * (q / m).log()).sum(-1) / (beta * (1 - beta))
+    mask = rollout.mask_BT.float()
+    surrogate = -((logp * mask).sum(1) * advantages).mean()
+    divergence = ((jsd * mask).sum(1) / mask.sum(1)).mean()
+    loss = (1 - alpha) * surrogate + alpha * divergence
+    expected = torch.autograd.grad(loss, list(trainer.student.parameters()))
+    assert_close(gradient, torch.cat([one.flatten() for one in expected]))
+    metrics = record.metrics
+    assert metrics["policy_gradient"] == pytest.approx(surrogate.item(), rel=1e-4)
+    assert metrics["divergence"] == pytest.approx(divergence.item(), rel=1e-4)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert metrics["grad_norm"] == pytest.approx(float(gradient.norm()), rel=1e-4)
+    entropy = -((sampled.exp() * sampled).sum(-1) * mask).sum() / mask.sum()
+    assert metrics["entropy"] == pytest.approx(entropy.item(), rel=1e-4)
+    assert metrics["reward/mean"] == pytest.approx(rewards.mean().item())
+    assert metrics["reward/stub"] == pytest.approx(rewards.mean().item())
+    assert metrics["reward/std"] == pytest.approx(rewards.std(correction=0).item())
+    assert metrics["completion_tokens"] == pytest.approx(mask.sum(1).mean().item())
+    assert metrics["tokens/student_trained"] == metrics["tokens/teacher_scored"] == mask.sum().item()
+    assert metrics["truncated_share"] == pytest.approx(rollout.truncated_B.float().mean().item())
+
+
+def test_the_supervised_stage_minimises_transformers_loss(
+    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec
+) -> None:
+    config = config_of("student.sft.batch_size=6", "student.sft.micro_batch_size=4", "student.sft.max_grad_norm=1e9")
+    trainer = build_supervised_trainer(
+        make_model(codec.tokenizer), config.student, codec, make_examples(12), Accelerator(cpu=True)
+    )
+    gradient, record = gradient_of(trainer)
+    rollout = record.rollout
+    assert rollout.source is Source.dataset
+    assert list(rollout.texts) == [row.reference for row in trainer.stream.batch(0)]
+    prompts = rollout.prompts
+    loss = trainer.student.model(
+        input_ids=prompts.ids_PS,
+        attention_mask=prompts.mask_PS,
+        labels=rollout.ids_BT.masked_fill(~rollout.mask_BT, -100),
+    ).loss
+    expected = torch.autograd.grad(loss, list(trainer.student.parameters()))
+    assert_close(gradient, torch.cat([one.flatten() for one in expected]))
+    assert record.metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert not [name for name in record.metrics if name.startswith("reward")]
+    assert record.metrics["tokens/student_generated"] == 0
+
+
+class Calls:
+    """Who was asked what during a step."""
+
+    def __init__(self, trainer: Trainer, teacher: HiddenStateModel | None = None) -> None:
+        self.student: list[Rollout] = []
+        self.teacher: list[Rollout] = []
+        self.training: list[bool] = []
+        self.encoder_rows: list[int] = []
+        self.samples: list[Rollout] = []
+        trainer.student.register_forward_hook(lambda model, args, _: self._student(model, args))
+        if teacher or trainer.teacher:
+            (teacher or trainer.teacher).register_forward_hook(  # pyright: ignore[reportOptionalMemberAccess]
+                lambda _, args, __: self.teacher.append(args[0])
+            )
+        trainer.student.model.get_encoder().register_forward_hook(
+            lambda *call: self.encoder_rows.append(call[2].last_hidden_state.shape[0])
+        )
+        sample = trainer.sampler.sample
+
+        def spy(*args: Any) -> Rollout:
+            self.samples.append(sample(*args))
+            return self.samples[-1]
+
+        trainer.sampler.sample = spy  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _student(self, model: nn.Module, args: tuple[Rollout]) -> None:
+        self.student.append(args[0])
+        self.training.append(model.training)
+
+
+class CountingReward:
+    def __init__(self) -> None:
+        self.completions: list[list[str]] = []
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+        self.completions.append(completions)
+        return share_of_a(prompts, completions)
+
+
+def test_pure_distillation_never_asks_the_reward(make_trainer: MakeTrainer) -> None:
+    reward = CountingReward()
+    trainer = make_trainer("alpha=1", reward=reward)
+    calls = Calls(trainer)
+    records = [trainer.step(step) for step in range(2)]
+    assert trainer.reward is None
+    assert reward.completions == []
+    assert len(calls.teacher) == len(calls.student) == 2
+    for record in records:
+        assert record.scores is None
+        assert "policy_gradient" not in record.metrics
+        assert not [name for name in record.metrics if "reward" in name]
+        assert record.metrics["loss"] == pytest.approx(record.metrics["divergence"])
+
+
+def test_pure_reward_never_asks_the_teacher(
+    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec
+) -> None:
+    student, teacher = make_model(codec.tokenizer, lively=True), make_model(codec.tokenizer, seed=1)
+    reward = CountingReward()
+    trainer = build_trainer(
+        config_of("alpha=0"),
+        Models(student, teacher, codec),
+        Composite({"stub": reward}, {"stub": 1.0}),
+        make_examples(12),
+        Accelerator(cpu=True),
+    )
+    calls = Calls(trainer, teacher)
+    record = trainer.step(0)
+    assert trainer.teacher is None
+    assert calls.teacher == []
+    assert len(calls.student) == len(reward.completions) == 1
+    assert "divergence" not in record.metrics
+    assert record.metrics["tokens/teacher_scored"] == 0
+    assert record.metrics["loss"] == pytest.approx(record.metrics["policy_gradient"])
+
+
+def test_one_rollout_and_one_forward_serve_both_terms(make_trainer: MakeTrainer) -> None:
+    reward = CountingReward()
+    trainer = make_trainer("alpha=0.5", "trainer.micro_batch_size=3", reward=reward)
+    calls = Calls(trainer)
+    record = trainer.step(0)
+    assert len(calls.samples) == 1
+    assert record.rollout is calls.samples[0]
+    assert reward.completions == [list(record.rollout.texts)]
+    assert len(calls.student) == len(calls.teacher) == 3  # 3 + 3 + 2 completions
+    assert all(one is other for one, other in zip(calls.student, calls.teacher, strict=True))
+    assert [text for part in calls.student for text in part.texts] == list(record.rollout.texts)
+    assert calls.encoder_rows == [PROMPTS, 2, 2, 1]  # the prompts of the sampling, and of each part
+
+
+def test_the_encoder_reads_each_prompt_once_for_all_its_rollouts(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.5", "rollout.per_prompt=5")
+    calls = Calls(trainer)
+    record = trainer.step(0)
+    assert record.rollout.n_sequences == 5 * PROMPTS
+    assert calls.encoder_rows == [PROMPTS, PROMPTS]
+
+
+def test_without_student_data_nothing_is_sampled(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=1", "lmbda=0")
+    calls = Calls(trainer)
+    record = trainer.step(0)
+    assert calls.samples == []
+    assert record.rollout.source is Source.dataset
+    assert list(record.rollout.texts) == [row.reference for row in trainer.stream.batch(0)]
+    assert record.metrics["student_data"] == record.metrics["tokens/student_generated"] == 0
+    assert "divergence" in record.metrics
+
+
+def test_a_step_without_student_text_has_no_reward(make_trainer: MakeTrainer) -> None:
+    reward = CountingReward()
+    trainer = make_trainer("alpha=0.5", "lmbda=0.5", reward=reward)
+    records = [trainer.step(step) for step in range(8)]
+    sources = [choose(0.5, 0, step) for step in range(8)]
+    assert [record.rollout.source for record in records] == sources
+    assert set(sources) == set(Source)
+    for record, source in zip(records, sources, strict=True):
+        of_student = source is Source.student
+        assert record.metrics["student_data"] == float(of_student)
+        assert ("policy_gradient" in record.metrics) is of_student
+        assert ("reward/mean" in record.metrics) is of_student
+        assert any("reward" in name for name in record.metrics) is of_student
+        assert (record.scores is not None) is of_student
+    assert len(reward.completions) == sources.count(Source.student)
+
+
+def test_the_seed_decides_the_metrics(make_trainer: MakeTrainer) -> None:
+    def metrics_of(seed: int, outside: int) -> list[dict[str, float]]:
+        torch.manual_seed(outside)
+        trainer = make_trainer("alpha=0.5", "lmbda=0.7", f"seed={seed}")
+        records = [trainer.step(step) for step in range(4)]
+        assert {"time/rollout", "time/teacher", "time/student", "time/update"} <= set(records[0].metrics)
+        return [
+            {name: value for name, value in record.metrics.items() if not name.startswith("time/")}
+            for record in records
+        ]
+
+    assert metrics_of(3, 0) == metrics_of(3, 1)
+    assert metrics_of(3, 0) != metrics_of(4, 0)
+
+
+def test_the_student_learns_in_training_mode_also_after_an_evaluation(
+    make_trainer: MakeTrainer, make_examples: MakeExamples
+) -> None:
+    trainer = make_trainer("alpha=0.5", dropout=0.5)
+    calls = Calls(trainer)
+    trainer.step(0)
+    assert calls.training == [True]
+    config = config_of("evaluation.batch_size=4", "evaluation.rollout_prompts=4", "evaluation.self_bleu_prompts=0")
+    models = Models(trainer.student, trainer.teacher, trainer.codec)
+    build_evaluator(config, models, trainer.reward, make_examples(4)).evaluate(trainer.student)
+    calls.training.clear()
+    trainer.step(1)
+    assert calls.training == [True], "dropout stays off once the student was evaluated"
+
+
+def test_the_log_probability_is_that_of_the_sampled_distribution(
+    make_model: MakeModel, make_examples: MakeExamples, make_prompts: MakePrompts, make_rollout: MakeRollout,
+    codec: TextCodec,
+) -> None:  # fmt: skip
+    """Published T5s have 32,128 embeddings and 32,100 words: what the sampler never draws has no probability."""
+    student = make_model(codec.tokenizer, lively=True)
+    student.model.resize_token_embeddings(len(codec.tokenizer) + 24, mean_resizing=False)
+    trainer = build_trainer(
+        config_of("alpha=0"), Models(student, None, codec), Composite({"stub": share_of_a}, {"stub": 1.0}),
+        make_examples(4), Accelerator(cpu=True),
+    )  # fmt: skip
+    words = len(codec.tokenizer)
+    every_word = make_rollout(make_prompts([[3, 4]]), [[word] for word in range(words)], per_prompt=words)
+    terms = trainer.head(Projection(student(every_word), student.head()), None, every_word.ids_BT, every_word.mask_BT)
+    assert terms.logp_BT.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_reward_climbs_and_the_divergence_falls(make_trainer: MakeTrainer) -> None:
+    rewards, divergences = (
+        [trainer.step(step).metrics[name] for step in range(30)]
+        for trainer, name in (
+            (make_trainer("alpha=0", "rollout.per_prompt=8", "trainer.warmup_steps=0"), "reward/mean"),
+            (make_trainer("alpha=1", "divergence=reverse_kl", "trainer.warmup_steps=0"), "divergence"),
+        )
+    )
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.1
+    assert sum(divergences[-5:]) < 0.8 * sum(divergences[:5])
+
+
+def test_the_gradient_is_clipped_and_its_norm_logged_before(make_trainer: MakeTrainer) -> None:
+    free, record = gradient_of(make_trainer("trainer.max_grad_norm=1e9"))
+    clipped, clipped_record = gradient_of(make_trainer("trainer.max_grad_norm=0.01"))
+    assert float(clipped.norm()) == pytest.approx(0.01, rel=1e-3)
+    assert_close(clipped / clipped.norm(), free / free.norm())
+    assert record.metrics["grad_norm"] == clipped_record.metrics["grad_norm"] > 0.01
+
+
+def test_gradients_do_not_pile_up(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.5", "trainer.max_grad_norm=1e9")
+    first, _ = gradient_of(trainer)
+    again, _ = gradient_of(trainer)
+    assert_close(again, first, 1e-6)
+
+
+def test_run_counts_steps_from_one(make_trainer: MakeTrainer) -> None:
+    seen: list[int] = []
+    trainer = make_trainer("alpha=1", "trainer.steps=3", "trainer.warmup_steps=2", "trainer.learning_rate=0.01")
+    rates: list[float] = []
+
+    def after_step(step: int, record: StepRecord) -> None:
+        seen.append(step)
+        rates.append(record.metrics["learning_rate"])
+
+    trainer.run(3, after_step)
+    assert seen == [1, 2, 3]
+    assert rates == pytest.approx([0.0, 0.005, 0.01])
+
+
+def test_the_reward_sees_each_completion_with_its_own_row(make_prompts: MakePrompts, make_rollout: MakeRollout) -> None:
+    seen: list[tuple[str, str, str, str]] = []
+
+    def reward(
+        prompts: list[str], completions: list[str], reference: list[str], document: list[str], **_: object
+    ) -> list[float]:
+        seen.extend(zip(prompts, completions, reference, document, strict=True))
+        return [float(i) for i in range(len(completions))]
+
+    examples = [Example(f"prompt {i}", f"reference {i}", {"document": f"document {i}"}) for i in range(2)]
+    prompts = dataclasses.replace(make_prompts([[3], [4]]), examples=examples)
+    rollout = make_rollout(prompts, [[3, 1], [4, 1], [5, 1], [6, 1]], per_prompt=2)
+    scores = score(Composite({"stub": reward}, {"stub": 2.0}), rollout)
+    assert scores.total == [0.0, 2.0, 4.0, 6.0]
+    assert seen == [
+        (f"prompt {i // 2}", rollout.texts[i], f"reference {i // 2}", f"document {i // 2}") for i in range(4)
+    ]
+
+
+def test_an_unusable_reward_is_named(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.5", reward=lambda prompts, completions, **_: [float("nan")] * len(completions))
+    with pytest.raises(RewardError, match="'stub' returned nan"):
+        trainer.step(0)
+
+
+def test_lambda_is_the_share_of_student_steps() -> None:
+    for lmbda in (0.0, 0.3, 0.8, 1.0):
+        chosen = [choose(lmbda, 0, step) for step in range(2000)]
+        assert chosen.count(Source.student) / 2000 == pytest.approx(lmbda, abs=0.0 if lmbda in (0, 1) else 0.04)
+        assert chosen == [choose(lmbda, 0, step) for step in range(2000)]
+    assert [choose(0.5, 0, step) for step in range(64)] != [choose(0.5, 1, step) for step in range(64)]
+
+
+def test_prompts_are_shuffled_epochs_shared_between_ranks() -> None:
+    rows = [Example(str(i), "", {}) for i in range(12)]
+    stream = PromptStream(rows, per_step=4, seed=0)
+    epochs = [[row.prompt for step in range(3 * e, 3 * e + 3) for row in stream.batch(step)] for e in range(3)]
+    for epoch in epochs:
+        assert Counter(epoch) == Counter(row.prompt for row in rows)
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != [row.prompt for row in rows]
+    assert [row for rank in (0, 1) for row in stream.batch(5, rank, 2)] == stream.batch(5)
+    assert PromptStream(rows, 4, 0).batch(7) == stream.batch(7)
+    assert PromptStream(rows, 12, 1).batch(0) != PromptStream(rows, 12, 0).batch(0)
+
+
+@pytest.mark.parametrize(
+    ("decay", "rates"),
+    [
+        (Decay.constant, [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
+        (Decay.linear, [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]),
+        (Decay.cosine, [0.0, 0.5, 1.0, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_learning_rates(decay: Decay, rates: list[float]) -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    for name, kind in ((OptimizerName.adamw, AdamW), (OptimizerName.adafactor, Adafactor)):
+        settings = OptimizerSettings(6, name, 1.0, 0.125, 2, decay)
+        optimizer, schedule = settings.build(model.parameters())
+        assert type(optimizer) is kind
+        (group,) = optimizer.param_groups
+        assert len(group["params"]) == 1
+        assert group["params"][0] is model.weight
+        assert group["weight_decay"] == 0.125
+        found = []
+        for _ in range(6):
+            found.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        assert found == pytest.approx(rates, abs=1e-5)
+        assert decay is Decay.constant or schedule.get_last_lr()[0] == pytest.approx(0.0, abs=1e-9)
