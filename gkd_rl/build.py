@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.checkpoint import cache_key
+from gkd_rl.checkpoint import cache_key, folder_digest, rows_digest
 from gkd_rl.config import (
     Baseline,
     Config,
@@ -111,12 +111,14 @@ def fresh_model(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, key: str
     return build_model(model.architecture, tokenizer, model.seed, dtype, key)
 
 
-def supervised_cache(config: Config, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Path:
+def supervised_cache(config: Config, model: ModelConfig, codec: TextCodec, train: list[Example]) -> Path:
     """Folder of the supervised model, named by the hash of everything that decides its weights."""
     key = cache_key(
         model=_plain(model),
-        task=config.task,
-        vocabulary=sorted(tokenizer.get_vocab().items()),
+        checkpoint=folder_digest(model.path),
+        rows=rows_digest(train),
+        limits=[codec.max_prompt_tokens, codec.max_completion_tokens],
+        vocabulary=sorted(codec.tokenizer.get_vocab().items()),
         threads=torch.get_num_threads(),
     )
     return Path(config.cache_dir).expanduser() / "supervised" / key
@@ -136,7 +138,7 @@ def build_supervised_trainer(
         student=model,
         teacher=None,
         objective=Objective(1.0, DivergenceReduction.token_mean, SurrogateReduction.sequence_sum),
-        head=FusedHead(divergence, 1.0, sft.head_chunk_tokens),
+        head=FusedHead(divergence, 1.0, sft.head_chunk_tokens, codec.vocabulary),
         sampler=Sampler(codec, Sampling()),
         codec=codec,
         reward=None,
@@ -160,7 +162,7 @@ def build_trainer(
         student=models.student,
         teacher=models.teacher if taught else None,
         objective=Objective(config.alpha, config.divergence.reduction, config.policy_gradient.reduction),
-        head=FusedHead(divergence, rollout.temperature, trainer.head_chunk_tokens),
+        head=FusedHead(divergence, rollout.temperature, trainer.head_chunk_tokens, models.codec.vocabulary),
         sampler=Sampler(models.codec, Sampling(rollout.temperature, rollout.top_p, rollout.top_k)),
         codec=models.codec,
         reward=reward if config.alpha < 1 else None,
@@ -194,7 +196,7 @@ def build_evaluator(config: Config, models: Models, reward: Composite | None, ex
         sampling=Sampling(rollout.temperature, rollout.top_p, rollout.top_k),
         teacher=models.teacher,
         heads={
-            name: FusedHead(divergence, rollout.temperature, config.trainer.head_chunk_tokens)
+            name: FusedHead(divergence, rollout.temperature, config.trainer.head_chunk_tokens, models.codec.vocabulary)
             for name, divergence in divergences.items()
         },
         reward=reward,

@@ -7,31 +7,20 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gkd_rl.types import Example
+
 # Modules that cannot change the weights of the supervised stage; any other module counts.
-NOT_TRAINING = frozenset(
-    [
-        "run",
-        "precheck",
-        "validation",
-        "pipeline",
-        "outputs",
-        "evaluation",
-        "metrics",
-        "uncertainty",
-        "tracking",
-        "json_files",
-        "environment",
-        "report_table",
-        "model_card",
-        "checkpoint",
-    ]
-)
+NOT_TRAINING = {
+    *("run", "precheck", "validation", "pipeline", "outputs", "evaluation", "metrics", "uncertainty", "tracking"),
+    *("json_files", "environment", "report_table", "model_card", "checkpoint"),
+}
 
 
 def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
@@ -60,6 +49,28 @@ def source_digest() -> str:
         digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     for library in ("torch", "transformers", "tokenizers"):
         digest.update(f"{library} {version(library)}".encode())
+    return digest.hexdigest()
+
+
+def rows_digest(examples: Iterable[Example]) -> str:
+    """Hash of training rows, so that an edited data file is another data set."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.prompt, example.reference]).encode())
+    return digest.hexdigest()
+
+
+def folder_digest(path: str | None) -> str | None:
+    """Hash of the files of a local checkpoint; None for a Hub id, which its revision identifies."""
+    folder = None if path is None else Path(path).expanduser()
+    if folder is None or not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 

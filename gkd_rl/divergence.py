@@ -15,6 +15,8 @@ from torch import Tensor
 
 from gkd_rl.config import DivergenceName, DivergenceScale
 
+_FLOOR = -1e30
+
 
 def forward_kl(teacher_logp_NV: Tensor, student_logp_NV: Tensor) -> Tensor:
     """KL(P||Q) = Σ_v P (log P - log Q) in nats, shape (N,)."""
@@ -37,7 +39,9 @@ def jsd(teacher_logp_NV: Tensor, student_logp_NV: Tensor, beta: float) -> Tensor
     if not 0 < beta < 1:
         raise ValueError(f"beta={beta}: JSD takes beta > 0 and < 1; its ends are forward_kl and reverse_kl.")
     _check_shapes(teacher_logp_NV, student_logp_NV)
-    mixture = torch.logaddexp(teacher_logp_NV + math.log(beta), student_logp_NV + math.log1p(-beta))
+    # A word that both rule out is -inf twice, where logaddexp has no gradient; the floor is as good as -inf to exp.
+    teacher_floored, student_floored = (logp.clamp(min=_FLOOR) for logp in (teacher_logp_NV, student_logp_NV))
+    mixture = torch.logaddexp(teacher_floored + math.log(beta), student_floored + math.log1p(-beta))
     return beta * _kl(teacher_logp_NV, mixture) + (1 - beta) * _kl(student_logp_NV, mixture)
 
 
@@ -47,9 +51,10 @@ def cross_entropy(student_logp_NV: Tensor, ids_N: Tensor) -> Tensor:
 
 
 def _kl(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """Σ p (log p - log q); a token that p rules out adds 0, also where q rules it out too."""
+    """Σ p (log p - log q); a token that p rules out adds 0 to value and gradient, also where q rules it out too."""
     p = logp_NV.exp()
-    return torch.where(p > 0, p * (logp_NV - logq_NV), 0.0).sum(dim=-1)
+    ruled_out = p == 0
+    return (p * (logp_NV.masked_fill(ruled_out, 0.0) - logq_NV.masked_fill(ruled_out, 0.0))).sum(dim=-1)
 
 
 def _check_shapes(teacher_logp_NV: Tensor, student_logp_NV: Tensor) -> None:

@@ -25,11 +25,14 @@ class FusedHead:
         divergence: None computes none (alpha = 0).
         temperature: of the sampling; the log-probability is that of the sampled distribution.
         chunk_tokens: positions whose logits exist at one time.
+        vocabulary: words that can be sampled; embeddings beyond them (padding of the matrix) have no probability.
+            None: all that both models have.
     """
 
     divergence: TokenDivergence | None
     temperature: float = 1.0
     chunk_tokens: int = 4096
+    vocabulary: int | None = None
 
     def __call__(self, student: Projection, teacher: Projection | None, ids_BT: Tensor, mask_BT: Tensor) -> TokenTerms:
         """Per-token terms of the completions.
@@ -82,6 +85,7 @@ class FusedHead:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """log-probability, divergence and entropy of one chunk, each of shape (n,)."""
         vocabulary = student_head.weight_VD.shape[0]
+        vocabulary = vocabulary if self.vocabulary is None else min(vocabulary, self.vocabulary)
         teacher_logits = None
         if teacher_ND is not None and teacher_head is not None:
             vocabulary = min(vocabulary, teacher_head.weight_VD.shape[0])  # padded embeddings: the shared part

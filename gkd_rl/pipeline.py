@@ -102,7 +102,7 @@ def _prepare_model(
     """One model after its supervised stage."""
     if settings.sft is None:
         return HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
-    folder = build.supervised_cache(config, settings, codec.tokenizer)
+    folder = build.supervised_cache(config, settings, codec, train)
     if folder.is_dir():
         log.info("%s: reused the supervised model %s", key, folder)
         stored = build.load_model(str(folder), None, getattr(torch, settings.dtype.value), f"{key} (cached)")

@@ -63,6 +63,7 @@ class TextCodec:
         self.device = device
         self.eos_ids = (int(tokenizer.eos_token_id),)  # pyright: ignore[reportArgumentType]
         self.pad_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+        self.vocabulary = len(tokenizer)
 
     def prompts(self, examples: Sequence[Example]) -> PromptBatch:
         """Tokenise and right-pad; longer prompts are cut to `max_prompt_tokens`."""
@@ -137,7 +138,7 @@ class Sampler:
     ) -> Tensor:
         """Token ids (B, T), padded with the end-of-sequence id after it; T is the longest completion."""
         state = model.architecture.start(model.model, prompts, per_prompt)
-        head, vocabulary = model.head(), len(self.codec.tokenizer)
+        head, vocabulary = model.head(), self.codec.vocabulary
         sequences = len(prompts.examples) * per_prompt
         eos_ids = torch.tensor(self.codec.eos_ids, device=prompts.ids_PS.device)
         ids_BT = eos_ids[0].repeat(sequences, self.codec.max_completion_tokens)

@@ -59,6 +59,8 @@ def cli() -> None:
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to this function
+    # argparse takes overrides on one side of the flag only
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     try:
         check_command_line(find_config_dir(), sys.argv[1:])
         main()

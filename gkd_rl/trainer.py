@@ -75,7 +75,6 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._wrapped = self.accelerator.prepare_model(self.student)
-        self.student.train()
 
     def run(self, steps: int, after_step: Callable[[int, StepRecord], None]) -> None:
         """Take `steps` steps; `after_step(step, record)` follows each, with step counted from 1."""
@@ -85,6 +84,7 @@ class Trainer:
     def step(self, step: int) -> StepRecord:
         """One optimiser step (counted from 0)."""
         self._seconds.clear()
+        self._wrapped.train()
         source = mixing.choose(self.settings.lmbda, self.settings.seed, step)
         with self._phase("rollout"):
             rollout = self._rollout(step, source)

@@ -43,7 +43,7 @@ MakeRollout = Callable[..., Rollout]
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> MakeTokenizer:
-    """`make_tokenizer("a b")`: the embedded tokenizer with another word list; ids are pad 0, end 1, unknown 2, words."""
+    """`make_tokenizer("a b")`: the embedded tokenizer with other words; pad is 0, end 1, unknown 2, then the words."""
 
     def make(words: str) -> PreTrainedTokenizerFast:
         ids = {word: i for i, word in enumerate([*SPECIAL, *words.split()])}

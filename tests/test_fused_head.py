@@ -105,10 +105,13 @@ def gradients(terms: TokenTerms, case: Case) -> list[Tensor]:
 def assert_same(case: Case, terms: TokenTerms, expected: TokenTerms) -> None:
     assert terms.divergence_BT is not None
     assert expected.divergence_BT is not None
-    close = {"rtol": 1e-5, "atol": 2e-6}
-    torch.testing.assert_close(terms.logp_BT, expected.logp_BT, **close)
-    torch.testing.assert_close(terms.divergence_BT, expected.divergence_BT, **close)
-    torch.testing.assert_close(terms.entropy_BT, expected.entropy_BT.detach(), **close)
+    pairs = (
+        (terms.logp_BT, expected.logp_BT),
+        (terms.divergence_BT, expected.divergence_BT),
+        (terms.entropy_BT, expected.entropy_BT.detach()),
+    )
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6)
     for one, other in zip(gradients(terms, case), gradients(expected, case), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
 

@@ -1,4 +1,4 @@
-"""Policy gradient: advantages by hand, and the estimator's expectation over ALL sequences against the exact gradient."""
+"""Policy gradient: advantages by hand, and the expectation over ALL sequences against the exact gradient."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, AdamW
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.architecture import HiddenStateModel
@@ -83,7 +84,7 @@ class Recorder(SGD):
 
 def gradient_of(trainer: Trainer, step: int = 0) -> tuple[Tensor, StepRecord]:
     recorder = Recorder(trainer.student)
-    trainer.optimizer = recorder
+    trainer.optimizer, trainer.schedule = recorder, LambdaLR(recorder, lambda _: 1.0)
     record = trainer.step(step)
     return recorder.gradient, record
 
@@ -101,9 +102,7 @@ class Padded(Sampler):
     ) -> Rollout:
         rollout = super().sample(model, prompts, per_prompt, generator)
         pad = torch.nn.functional.pad
-        wider = dataclasses.replace(
-            prompts, ids_PS=pad(prompts.ids_PS, (0, 5)), mask_PS=pad(prompts.mask_PS, (0, 5))
-        )
+        wider = dataclasses.replace(prompts, ids_PS=pad(prompts.ids_PS, (0, 5)), mask_PS=pad(prompts.mask_PS, (0, 5)))
         return dataclasses.replace(
             rollout, prompts=wider, ids_BT=pad(rollout.ids_BT, (0, 3)), mask_BT=pad(rollout.mask_BT, (0, 3))
         )
@@ -119,34 +118,35 @@ def test_neither_the_cut_nor_padding_changes_the_gradient(
 ) -> None:
     """One step of eight completions as 1 x 8, 2 x 4, 3 + 3 + 2 and 8 x 1."""
 
-    def trainer_of(size: int) -> Trainer:
-        return make_trainer(
-            "alpha=0.5",
-            f"trainer.micro_batch_size={size}",
-            "trainer.max_grad_norm=1e9",
-            "trainer.head_chunk_tokens=5",
-            f"divergence.reduction={divergence.name}",
-            f"policy_gradient.reduction={surrogate.name}",
-        )
+    trainer = make_trainer(
+        "alpha=0.5",
+        "trainer.max_grad_norm=1e9",
+        "trainer.head_chunk_tokens=5",
+        f"divergence.reduction={divergence.name}",
+        f"policy_gradient.reduction={surrogate.name}",
+    )
 
-    whole, record = gradient_of(trainer_of(8))
+    def cut_into(size: int) -> tuple[Tensor, StepRecord]:
+        trainer.settings = dataclasses.replace(trainer.settings, micro_batch_size=size)
+        return gradient_of(trainer)
+
+    whole, record = cut_into(8)
     lengths = record.rollout.mask_BT.sum(dim=1).tolist()
     assert len(lengths) == 8
     assert len(set(lengths)) > 2
     assert record.scores is not None
     assert len(set(record.scores.total)) > 2
     for size in (4, 3, 1):
-        part, part_record = gradient_of(trainer_of(size))
+        part, part_record = cut_into(size)
         assert part_record.rollout.ids_BT.tolist() == record.rollout.ids_BT.tolist()
         assert_close(part, whole)
         for name in ("loss", "divergence", "policy_gradient", "entropy"):
             assert part_record.metrics[name] == pytest.approx(record.metrics[name], rel=1e-4, abs=1e-6)
+    trainer.sampler = Padded(trainer.codec, trainer.sampler.sampling)
     for size, trim in ((8, True), (3, True), (8, False), (3, False)):
         if not trim:
             monkeypatch.setattr("gkd_rl.types._used_width", lambda mask: mask.shape[1])
-        padded = trainer_of(size)
-        padded.sampler = Padded(padded.codec, padded.sampler.sampling)
-        part, part_record = gradient_of(padded)
+        part, part_record = cut_into(size)
         assert part_record.rollout.ids_BT.shape[1] == record.rollout.ids_BT.shape[1] + 3
         assert_close(part, whole)
 
@@ -164,8 +164,14 @@ def logits_of(model: HiddenStateModel, rollout: Rollout) -> Tensor:
 def test_the_step_takes_the_gradient_of_the_objective(make_trainer: MakeTrainer) -> None:
     """(1 - alpha) REINFORCE + alpha JSD on transformers' logits, written out without the package's functions."""
     alpha, beta = 0.3, 0.9
-    trainer = make_trainer(f"alpha={alpha}", f"divergence.beta={beta}", "trainer.micro_batch_size=3",
-                           "trainer.max_grad_norm=1e9", "rollout.temperature=1.2", "divergence.temperature=1.5")  # fmt: skip
+    trainer = make_trainer(
+        f"alpha={alpha}",
+        f"divergence.beta={beta}",
+        "trainer.micro_batch_size=3",
+        "trainer.max_grad_norm=1e9",
+        "rollout.temperature=1.2",
+        "divergence.temperature=1.5",
+    )
     assert trainer.teacher is not None
     gradient, record = gradient_of(trainer)
     rollout = record.rollout
@@ -374,23 +380,29 @@ def test_the_student_learns_in_training_mode_also_after_an_evaluation(
     assert calls.training == [True]
     config = config_of("evaluation.batch_size=4", "evaluation.rollout_prompts=4", "evaluation.self_bleu_prompts=0")
     models = Models(trainer.student, trainer.teacher, trainer.codec)
-    build_evaluator(config, models, trainer.reward, make_examples(4)).evaluate(trainer.student)
+    build_evaluator(config, models, trainer.reward, make_examples(4)).evaluate(trainer.student, "student")
     calls.training.clear()
     trainer.step(1)
     assert calls.training == [True], "dropout stays off once the student was evaluated"
 
 
 def test_the_log_probability_is_that_of_the_sampled_distribution(
-    make_model: MakeModel, make_examples: MakeExamples, make_prompts: MakePrompts, make_rollout: MakeRollout,
+    make_model: MakeModel,
+    make_examples: MakeExamples,
+    make_prompts: MakePrompts,
+    make_rollout: MakeRollout,
     codec: TextCodec,
-) -> None:  # fmt: skip
+) -> None:
     """Published T5s have 32,128 embeddings and 32,100 words: what the sampler never draws has no probability."""
     student = make_model(codec.tokenizer, lively=True)
     student.model.resize_token_embeddings(len(codec.tokenizer) + 24, mean_resizing=False)
     trainer = build_trainer(
-        config_of("alpha=0"), Models(student, None, codec), Composite({"stub": share_of_a}, {"stub": 1.0}),
-        make_examples(4), Accelerator(cpu=True),
-    )  # fmt: skip
+        config_of("alpha=0"),
+        Models(student, None, codec),
+        Composite({"stub": share_of_a}, {"stub": 1.0}),
+        make_examples(4),
+        Accelerator(cpu=True),
+    )
     words = len(codec.tokenizer)
     every_word = make_rollout(make_prompts([[3, 4]]), [[word] for word in range(words)], per_prompt=words)
     terms = trainer.head(Projection(student(every_word), student.head()), None, every_word.ids_BT, every_word.mask_BT)

@@ -1,0 +1,40 @@
+"""Which rows and whose text a step trains on: decided by (seed, step), the same on every rank and in every process."""
+
+from __future__ import annotations
+
+import pytest
+
+from gkd_rl.mixing import choose
+from gkd_rl.prompt_stream import PromptStream
+from gkd_rl.types import Example, Source
+
+ROWS = [Example(str(i), "", {}) for i in range(10)]
+
+
+def names(rows: list[Example]) -> list[str]:
+    """The prompts of rows."""
+    return [row.prompt for row in rows]
+
+
+@pytest.mark.parametrize("lmbda", [0.0, 0.25, 1.0])
+def test_lambda_is_the_share_of_student_steps(lmbda: float) -> None:
+    share = sum(choose(lmbda, 3, step) is Source.student for step in range(10_000)) / 10_000
+    assert share == pytest.approx(lmbda, abs=0.015 if 0 < lmbda < 1 else 0)
+    assert [choose(lmbda, 3, step) for step in range(50)] == [choose(lmbda, 3, step) for step in range(50)]
+
+
+def test_another_seed_is_another_sequence() -> None:
+    assert [choose(0.5, 0, step) for step in range(64)] != [choose(0.5, 1, step) for step in range(64)]
+
+
+def test_an_epoch_has_every_row_once_and_epochs_differ() -> None:
+    stream = PromptStream(ROWS, per_step=4, seed=0)
+    order = [name for step in range(5) for name in names(stream.batch(step))]
+    assert sorted(order[:10]) == sorted(order[10:]) == sorted(names(ROWS))
+    assert order[:10] != order[10:]
+    assert names(PromptStream(ROWS, 4, 1).batch(0)) != names(stream.batch(0))
+
+
+def test_ranks_share_a_step() -> None:
+    stream = PromptStream(ROWS, per_step=4, seed=0)
+    assert names(stream.batch(3, 0, 2)) + names(stream.batch(3, 1, 2)) == names(stream.batch(3))

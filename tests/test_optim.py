@@ -1,0 +1,43 @@
+"""Optimisers and schedules: both descend, and the learning rate is the one that was configured at every step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gkd_rl.config import Decay, OptimizerName
+from gkd_rl.optim import OptimizerSettings
+
+
+def rates(decay: Decay, warmup: int, steps: int) -> list[float]:
+    """The learning rate of each step."""
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer, schedule = OptimizerSettings(steps, OptimizerName.adamw, 0.1, 0.0, warmup, decay).build([parameter])
+    seen = []
+    for _ in range(steps):
+        seen.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+def test_schedules() -> None:
+    assert rates(Decay.linear, 2, 6) == pytest.approx([0.0, 0.05, 0.1, 0.075, 0.05, 0.025])
+    assert rates(Decay.constant, 2, 4) == pytest.approx([0.0, 0.05, 0.1, 0.1])
+    assert rates(Decay.cosine, 0, 4) == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", list(OptimizerName))
+def test_optimizers_descend(name: OptimizerName) -> None:
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(8, 8))
+    frozen = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    optimizer, schedule = OptimizerSettings(200, name, 0.05, 0.0, 0, Decay.constant).build([parameter, frozen])
+    start = parameter.square().sum().item()
+    for _ in range(200):
+        optimizer.zero_grad()
+        parameter.square().sum().backward()
+        optimizer.step()
+        schedule.step()
+    assert parameter.square().sum().item() < 0.2 * start
+    assert frozen.item() == 1

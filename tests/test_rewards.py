@@ -1,0 +1,124 @@
+"""Rewards: GRPO's signature, weighted sums, and refusals that name the component."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gkd_rl.embedded.checker import NewsChecker
+from gkd_rl.embedded.news import generate
+from reward_models.composite import Composite
+from reward_models.faithfulness import Faithfulness
+
+ARTICLE = "mayor evans has opened the bridge . it happened in leeds . it took place on monday ."
+TRUE = "evans has opened the bridge in leeds on monday ."
+HALF = "evans has opened the bridge in leeds on friday ."
+VOID = "evans has opened bridge ."
+REWARDS = Path(__file__).resolve().parents[1] / "reward_models"
+
+
+def constant(*values: Any) -> Callable[..., list[Any]]:
+    return lambda prompts, completions, **columns: list(values)
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"), [("all_supported", [1.0, 0.0, 0.0]), ("supported_share", [1.0, 0.8, 0.0])]
+)
+def test_faithfulness(measure: Any, expected: list[float]) -> None:
+    reward = Faithfulness(NewsChecker(), measure)
+    completions = [TRUE, HALF, VOID]
+    # as trl's GRPOTrainer calls a reward: keywords only, and columns that it may not know
+    scores = reward(
+        prompts=["unread"] * 3,
+        completions=completions,
+        completion_ids=[[1]] * 3,
+        document=[ARTICLE] * 3,
+        reference=["unread"] * 3,
+        trainer_state=None,
+    )
+    assert scores == pytest.approx(expected)
+    assert all(type(score) is float for score in scores)
+    assert reward([ARTICLE] * 3, completions) == scores  # without the column the prompt is the document
+
+
+def test_faithfulness_pairs_documents_and_completions() -> None:
+    items = generate("test", 40, 0)
+    reward = Faithfulness(NewsChecker(), "supported_share")
+    articles, summaries = [item.article for item in items], [item.summary for item in items]
+    paired = reward(articles, summaries)
+    crossed = reward(articles, summaries[1:] + summaries[:1])
+    assert sum(paired) / 40 > 0.7 > 0.4 > sum(crossed) / 40
+    assert paired == [NewsChecker()(item.article, item.summary).supported_share for item in items]
+    with pytest.raises(ValueError, match=r"zip|shorter|longer"):
+        reward(articles, summaries[1:])
+
+
+def test_faithfulness_refuses_another_measure() -> None:
+    with pytest.raises(ValueError, match="measure=truth: takes all_supported or supported_share"):
+        Faithfulness(NewsChecker(), "truth")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_composite_is_the_weighted_sum() -> None:
+    composite = Composite({"a": constant(1, 2), "b": constant(10.0, -4.0)}, {"a": 0.5, "b": -2.0})
+    scores = composite(["p", "q"], ["c", "d"])
+    assert scores.total == [0.5 - 20.0, 1.0 + 8.0]
+    assert scores.components == {"a": [1.0, 2.0], "b": [10.0, -4.0]}
+
+
+def test_a_component_of_weight_zero_is_logged_only() -> None:
+    scores = Composite({"a": constant(1.0), "b": constant(7.0)}, {"a": 1.0, "b": 0.0})(["p"], ["c"])
+    assert scores.total == [1.0]
+    assert scores.components["b"] == [7.0]
+
+
+def test_every_component_sees_everything() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def reward(**arguments: Any) -> list[float]:
+        seen.append(arguments)
+        return [0.0]
+
+    Composite({"a": reward, "b": reward}, {"a": 1.0, "b": 1.0})(["p"], ["c"], reference=["r"], document=["d"])
+    assert seen == [{"prompts": ["p"], "completions": ["c"], "reference": ["r"], "document": ["d"]}] * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ((1.0,), ["'bad'", "1 numbers for 2 completions"]),
+        ((1.0, 2.0, 3.0), ["'bad'", "3 numbers for 2 completions"]),
+        ((1.0, None), ["'bad'", "None for completion 1", "'second'"]),
+        ((math.nan, 1.0), ["'bad'", "nan for completion 0", "'first'"]),
+        ((1.0, math.inf), ["'bad'", "inf for completion 1"]),
+    ],
+)
+def test_what_is_no_reward_is_refused_with_the_component_that_gave_it(values: tuple[Any, ...], says: list[str]) -> None:
+    for weight in (1.0, 0.0):
+        composite = Composite({"good": constant(0.0, 0.0), "bad": constant(*values)}, {"good": 1.0, "bad": weight})
+        with pytest.raises(ValueError) as caught:
+            composite(["p", "q"], ["first", "second"])
+        for words in says:
+            assert words in str(caught.value)
+
+
+def test_components_and_weights_have_the_same_names() -> None:
+    for weights in ({}, {"b": 1.0}, {"a": 1.0, "b": 1.0}):
+        with pytest.raises(ValueError, match="must have the same names"):
+            Composite({"a": constant(1.0)}, weights)
+
+
+def test_rewards_import_nothing_of_the_package() -> None:
+    files = sorted(REWARDS.rglob("*.py"))
+    assert len(files) >= 3
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0
+                names = [str(node.module)]
+            assert not [name for name in names if name.split(".")[0] in ("gkd_rl", "experiments")], path

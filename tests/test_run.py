@@ -1,0 +1,121 @@
+"""The command a user types, at a size of seconds: what it leaves behind, twice the same, in folders of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+SMALL = [
+    "experiment=xsum_rl",
+    "task.train_size=200",
+    "task.test_size=20",
+    "student.sft.steps=3",
+    "teacher.sft.steps=3",
+    "student.sft.batch_size=8",
+    "teacher.sft.batch_size=8",
+    "trainer.steps=3",
+    "trainer.log_every=2",
+    "trainer.prompts_per_step=4",
+    "rollout.per_prompt=2",
+    "task.max_completion_tokens=12",
+    "evaluation.rollout_prompts=8",
+    "evaluation.self_bleu_prompts=2",
+    "evaluation.bootstrap_samples=100",
+    "scale.threads=1",
+]
+
+
+def run(folder: Path, *overrides: str) -> str:
+    """Run the command in `folder`; returns what it printed."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [sys.executable, "-m", "gkd_rl.run", *SMALL, *overrides]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def lines(file: Path) -> list[dict]:
+    """The rows of a JSON-lines file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with one finished run in `outputs`."""
+    folder = tmp_path_factory.mktemp("work")
+    output = run(folder, "alpha=0.5", "hydra.run.dir=first")
+    assert "student after" in output and "ROUGE-2" in output and "JSD(0.9), unit scale, sequence_mean" in output
+    assert "embedded scale" in output
+    return folder
+
+
+def test_a_run_leaves_everything(folder: Path) -> None:
+    first = folder / "first"
+    metrics, samples = lines(first / "metrics.jsonl"), lines(first / "samples.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3]
+    wanted = {"loss", "policy_gradient", "divergence", "reward/mean", "reward/all_supported", "entropy", "alpha"}
+    assert wanted <= metrics[0].keys()
+    assert {row["step"] for row in samples} == {2, 3} and {"prompt", "completion", "reward"} <= samples[0].keys()
+    results = json.loads((first / "eval.json").read_text(encoding="utf-8"))
+    assert {"teacher", "student before", "student after", "after - before"} <= results.keys()
+    rouge = results["student after"]["rouge2"]
+    assert rouge["n"] == 20 and rouge["low"] <= rouge["mean"] <= rouge["high"]
+    assert results["teacher"]["sampled/divergence"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert len(lines(first / "predictions.jsonl")) == 20
+    assert yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))["alpha"] == 0.5
+    assert json.loads((first / "environment.json").read_text(encoding="utf-8"))["packages"]["torch"]
+    assert list((first / "wandb").glob("offline-run-*"))
+
+
+def test_the_saved_model_writes_the_reported_summaries(folder: Path) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "first" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "first" / "model")
+    from gkd_rl.embedded.news import generate
+
+    article = generate("test", 1, 0)[0].article
+    with torch.no_grad():
+        ids = model.generate(**tokenizer(article, return_tensors="pt"), do_sample=False, max_new_tokens=12)
+    written = tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+    assert written == lines(folder / "first" / "predictions.jsonl")[0]["student after"]
+    card = (folder / "first" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "AutoModelForSeq2SeqLM" in card and "JSD(0.9), unit scale" in card
+
+
+def test_the_same_seed_twice_at_once_is_the_same_run_in_two_folders(folder: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        outputs = list(pool.map(lambda _: run(folder, "alpha=0.5", "tracking=none"), range(2)))
+    assert all(output.count("reused the supervised model") == 2 for output in outputs)
+    found = sorted((folder / "outputs" / "xsum_rl").iterdir())
+    assert len(found) == 2
+
+    def numbers(path: Path) -> list[dict]:
+        rows = lines(path / "metrics.jsonl")
+        return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+    for path in found:
+        assert numbers(path) == numbers(folder / "first")
+        assert (path / "eval.json").read_text() == (folder / "first" / "eval.json").read_text()
+
+
+def test_a_sweep_gives_every_combination_its_own_folder(folder: Path) -> None:
+    run(folder, "-m", "alpha=0.25,0.75", "seed=0,1", "tracking=none", "trainer.steps=1", "save_model=false")
+    found = sorted((folder / "multirun" / "xsum_rl").glob("*/*/config.yaml"))
+    settings = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in found]
+    assert sorted((one["alpha"], one["seed"]) for one in settings) == [(0.25, 0), (0.25, 1), (0.75, 0), (0.75, 1)]
+
+
+def test_the_supervised_control_needs_neither_teacher_nor_rollouts(folder: Path) -> None:
+    run(folder, "experiment=xsum_sft", "hydra.run.dir=control", "tracking=none", "trainer.prompts_per_step=8")
+    row = lines(folder / "control" / "metrics.jsonl")[0]
+    assert "reward/mean" not in row and "policy_gradient" not in row
+    assert row["tokens/student_generated"] == 0 and row["tokens/teacher_scored"] == 0 and row["divergence"] > 0
