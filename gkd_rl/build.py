@@ -35,7 +35,7 @@ from gkd_rl.objective import Objective
 from gkd_rl.optim import OptimizerSettings
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
-from gkd_rl.tasks.xsum import Xsum
+from gkd_rl.tasks.task import Task
 from gkd_rl.trainer import StepSettings, Trainer
 from gkd_rl.types import Example
 from reward_models.composite import Composite
@@ -67,7 +67,7 @@ def construct(node: dict[str, Any], key: str) -> Any:
         raise ConfigError([f"{key}: {node.get('_target_')} cannot be built: {str(cause).splitlines()[0]}."]) from error
 
 
-def build_task(config: Config) -> Xsum:
+def build_task(config: Config) -> Task:
     """The data set of the run."""
     return construct(config.task, "task")
 
@@ -78,7 +78,7 @@ def build_reward(config: Config) -> Composite | None:
     return Composite(components, config.reward.weights) if components else None
 
 
-def build_tokenizer(model: ModelConfig, task: Xsum, key: str) -> PreTrainedTokenizerBase:
+def build_tokenizer(model: ModelConfig, task: Task, key: str) -> PreTrainedTokenizerBase:
     """The tokenizer named by the model, its checkpoint's own, or the one that comes with the data.
 
     Raises:
@@ -96,7 +96,7 @@ def build_tokenizer(model: ModelConfig, task: Xsum, key: str) -> PreTrainedToken
     return tokenizer
 
 
-def build_codec(tokenizer: PreTrainedTokenizerBase, task: Xsum, accelerator: Accelerator) -> TextCodec:
+def build_codec(tokenizer: PreTrainedTokenizerBase, task: Task, accelerator: Accelerator) -> TextCodec:
     """Text <-> ids with the task's length limits."""
     return TextCodec(tokenizer, task.max_prompt_tokens, task.max_completion_tokens, accelerator.device)
 

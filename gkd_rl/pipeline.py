@@ -26,7 +26,7 @@ from gkd_rl.json_files import write_json
 from gkd_rl.loading import check_same_vocabulary
 from gkd_rl.outputs import Results, model_card_of, write_results
 from gkd_rl.rollout import TextCodec
-from gkd_rl.tasks.xsum import Xsum
+from gkd_rl.tasks.task import Task
 from gkd_rl.tracking import Tracker
 from gkd_rl.trainer import StepRecord, Trainer
 from gkd_rl.types import Example
@@ -58,7 +58,7 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> fl
         return _run(config, task, reward, tracker, output_dir)
 
 
-def _run(config: Config, task: Xsum, reward: Composite | None, tracker: Tracker, output_dir: Path) -> float:
+def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker, output_dir: Path) -> float:
     """All stages, then the results; returns the objective."""
     accelerator = Accelerator()
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
@@ -83,7 +83,7 @@ def _run(config: Config, task: Xsum, reward: Composite | None, tracker: Tracker,
     return results.objective(config.alpha)
 
 
-def _prepare_models(config: Config, task: Xsum, train: list[Example], accelerator: Accelerator) -> build.Models:
+def _prepare_models(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> build.Models:
     """Teacher and student, each loaded, reused from the cache, or trained on the references."""
     tokenizer = build.build_tokenizer(config.student, task, "student")
     codec = build.build_codec(tokenizer, task, accelerator)

@@ -20,7 +20,7 @@ COUNTS = {
     "evaluation": 1,
     "experiment": 2,
     "policy_gradient": 1,
-    "reward": 1,
+    "reward": 2,
     "rollout": 1,
     "scale": 1,
     "student": 1,
@@ -31,7 +31,11 @@ COUNTS = {
     "trainer": 1,
 }
 # choices that contradict the defaults on purpose, with what they go with
-COMPANIONS = {"divergence=cross_entropy": ["alpha=1", "lmbda=0"], "teacher=none": ["alpha=0"]}
+COMPANIONS = {
+    "divergence=cross_entropy": ["alpha=1", "lmbda=0"],
+    "teacher=none": ["alpha=0"],
+    "reward=none": ["alpha=1"],
+}
 CHOICES = [f"{group}={path.stem}" for group in sorted(COUNTS) for path in sorted((CONF / group).glob("*.yaml"))]
 
 

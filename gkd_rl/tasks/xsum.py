@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -45,7 +45,6 @@ class Xsum:
     prompt_prefix: str
     max_prompt_tokens: int
     max_completion_tokens: int
-    name: str = field(default="xsum", init=False)
 
     def __post_init__(self) -> None:
         if self.data not in ("embedded", "files", "hub"):

@@ -1,0 +1,31 @@
+"""The contract of a task; a new task is one file with these members and one YAML."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from gkd_rl.types import Example
+
+
+class Task(Protocol):
+    """Rows of one data set, as prompts and references."""
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longer prompts are cut."""
+        ...
+
+    @property
+    def max_completion_tokens(self) -> int:
+        """Longest completion, its end-of-sequence token included."""
+        ...
+
+    def examples(self, split: str) -> list[Example]:
+        """The rows of "train", "validation" or "test"."""
+        ...
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer that comes with the data; None when the checkpoint must bring its own."""
+        ...
