@@ -5,7 +5,7 @@
 
 Runs experiment=xsum_rl over alpha and seed, and experiment=xsum_sft (as many optimiser steps and sequences, on the
 references) for the same seeds. Every difference is paired: the run's student after minus the same seed's student
-before, on the same rows with the same random numbers. Intervals are bootstraps over seeds; "seeds up" counts the seeds
+before, or minus the same seed's supervised control, on the same rows with the same random numbers. Intervals are bootstraps over seeds; "seeds up" counts the seeds
 in which the difference is positive.
 Expected: D falls and ROUGE-2 rises at alpha = 1; reward rises at alpha <= 0.5; reward falls and ROUGE-2 rises in alpha.
 """
@@ -39,6 +39,7 @@ METRICS = {
     "completion_tokens": "tokens",
 }
 BOOTSTRAP_SAMPLES = 10_000
+CONTROL = "more SFT"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read_runs(folders: list[Path]) -> list[Run]:
         for file in sorted(folder.rglob("eval.json")):
             config = yaml.safe_load((file.parent / "config.yaml").read_text(encoding="utf-8"))
             control = config["divergence"]["name"] == "cross_entropy"
-            method = "more SFT" if control else f"alpha = {config['alpha']:g}"
+            method = CONTROL if control else f"alpha = {config['alpha']:g}"
             runs.append(Run(method, int(config["seed"]), json.loads(file.read_text(encoding="utf-8"))))
     if not runs:
         raise SystemExit(f"No finished run (eval.json) below {', '.join(map(str, folders))}.")
@@ -75,15 +76,16 @@ def levels(runs: list[Run], model: str) -> dict[str, Estimate]:
     return {metric: estimate(np.array(values), BOOTSTRAP_SAMPLES, 0) for metric, values in columns.items() if values}
 
 
-def changes(runs: list[Run]) -> dict[str, dict[str, Any]]:
-    """Per metric: paired change after - before, its interval over seeds, and every seed's own change."""
+def changes(runs: list[Run], others: dict[int, Run], model: str) -> dict[str, dict[str, Any]]:
+    """Per metric: this run's student after minus `model` of the same seed's other run, over seeds and for each seed."""
     table: dict[str, dict[str, Any]] = {}
     for metric in METRICS:
         by_seed = {
             run.seed: after - before
             for run in runs
-            if (after := run.value("student after", metric)) is not None
-            and (before := run.value("student before", metric)) is not None
+            if run.seed in others
+            and (after := run.value("student after", metric)) is not None
+            and (before := others[run.seed].value(model, metric)) is not None
         }
         if by_seed:
             values = np.array(list(by_seed.values()))
@@ -101,21 +103,31 @@ def summarise(runs: list[Run]) -> dict[str, Any]:
     rows |= {"student before": levels(one_method, "student before")}
     rows |= {name: levels(group, "student after") for name, group in methods.items()}
     summary["levels"] = {name: {key: one.as_dict() for key, one in row.items()} for name, row in rows.items()}
-    summary["changes"] = {name: changes(group) for name, group in methods.items()}
+    before = {
+        name: changes(group, {run.seed: run for run in group}, "student before") for name, group in methods.items()
+    }
+    summary["against the student before"] = before
+    control = {run.seed: run for run in methods.get(CONTROL, [])}
+    summary["against more SFT"] = {
+        name: table
+        for name, group in methods.items()
+        if name != CONTROL and (table := changes(group, control, "student after"))
+    }
     return summary
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """Two tables: levels with intervals over seeds, and changes with the number of seeds that went up."""
+    """Levels with intervals over seeds, then paired differences with the number of seeds that went up."""
     header = "| | " + " | ".join(METRICS.values()) + " |\n|" + "---|" * (len(METRICS) + 1)
     lines = ["Levels (mean over seeds, 95% interval over seeds):", "", header]
     for name, row in summary["levels"].items():
         cells = [str(Estimate(**row[metric])) if metric in row else "-" for metric in METRICS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "Paired change, student after - before (seeds up / seeds):", "", header]
-    for name, row in summary["changes"].items():
-        cells = [_change(row[metric]) if metric in row else "-" for metric in METRICS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for comparison in ("against the student before", "against more SFT"):
+        lines += ["", f"Paired difference {comparison} (seeds up / seeds):", "", header]
+        for name, row in summary[comparison].items():
+            cells = [_change(row[metric]) if metric in row else "-" for metric in METRICS]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
