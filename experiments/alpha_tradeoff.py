@@ -5,8 +5,8 @@
 
 Runs experiment=xsum_rl over alpha and seed, and experiment=xsum_sft (as many optimiser steps and sequences, on the
 references) for the same seeds. Every difference is paired: the run's student after minus the same seed's student
-before, or minus the same seed's supervised control, on the same rows with the same random numbers. Intervals are bootstraps over seeds; "seeds up" counts the seeds
-in which the difference is positive.
+before, or minus the same seed's supervised control, on the same rows with the same random numbers. Intervals are
+bootstraps over seeds; "seeds up" counts the seeds in which the difference is positive.
 Expected: D falls and ROUGE-2 rises at alpha = 1; reward rises at alpha <= 0.5; reward falls and ROUGE-2 rises in alpha.
 """
 
