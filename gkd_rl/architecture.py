@@ -16,6 +16,8 @@ from gkd_rl.errors import ModelError
 from gkd_rl.masking import shift_right
 from gkd_rl.types import OutputHead, PromptBatch, Rollout
 
+ENCODER_DECODERS = ("t5", "mt5", "umt5", "longt5", "bart")  # whose log-probabilities equal transformers' own
+
 
 class DecodingState(Protocol):
     """The rows of a batch that are still being written."""
@@ -127,10 +129,11 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     Raises:
         ModelError: it is not one that this package can train.
     """
-    if model.config.is_encoder_decoder:
+    if model.config.model_type in ENCODER_DECODERS:
         return EncoderDecoder()
     raise ModelError(
-        f"model_type={model.config.model_type} is decoder-only: encoder-decoder models are trained here (t5, mt5)."
+        f"model_type={model.config.model_type} cannot be trained here: choose a model of type "
+        f"{', '.join(ENCODER_DECODERS)}."
     )
 
 

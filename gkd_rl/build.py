@@ -64,7 +64,9 @@ def construct(node: dict[str, Any], key: str) -> Any:
         cause = error.__cause__ or error
         if isinstance(cause, GkdRlError):
             raise cause from None
-        raise ConfigError([f"{key}: {node.get('_target_')} cannot be built: {str(cause).splitlines()[0]}."]) from error
+        raise ConfigError(
+            [f"{key}: {node.get('_target_')} cannot be built: {str(cause).partition(chr(10))[0]}."]
+        ) from error
 
 
 def build_task(config: Config) -> Task:

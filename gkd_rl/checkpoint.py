@@ -32,9 +32,11 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
         tokenizer.save_pretrained(beside)
         (beside / "README.md").write_text(card, encoding="utf-8")
         beside.chmod(0o755)
+        old = beside.with_name(beside.name + ".old")
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)  # set aside, not removed: a folder of that name is missing for a rename only
         os.replace(beside, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

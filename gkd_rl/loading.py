@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -56,6 +57,7 @@ def build_model(
         ModelError: the architecture is not one that transformers can build.
     """
     settings = {**architecture}
+    _check_fields(settings, key)
     try:
         config = AutoConfig.for_model(
             settings.pop("model_type"),
@@ -68,12 +70,26 @@ def build_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForSeq2SeqLM.from_config(config, dtype=dtype)
-    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
+    except (KeyError, ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
         raise ModelError(
             f"{key}.architecture={architecture}: transformers cannot build it ({_first_line(error)}). "
             "It takes model_type and the fields of that model's configuration."
         ) from error
     return model
+
+
+def _check_fields(architecture: dict[str, Any], key: str) -> None:
+    """Refuse fields that the model's configuration does not have; transformers would take them without a word."""
+    kind = str(architecture.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise ModelError(f"{key}.architecture.model_type={kind}: transformers knows no such model, e.g. take t5.")
+    known = CONFIG_MAPPING[kind]()
+    unknown = [name for name in architecture if not hasattr(known, name)]
+    if unknown:
+        raise ModelError(
+            f"{key}.architecture.{unknown[0]}={architecture[unknown[0]]}: {type(known).__name__} has no such field; "
+            f"it takes {', '.join(sorted(known.to_dict()))}."
+        )
 
 
 def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

@@ -28,9 +28,9 @@ GREEDY_METRICS = {
 SAMPLED_METRICS = {
     "sampled/rouge2": "ROUGE-2, sampled",
     "sampled/reward": "reward, sampled",
-    "sampled/divergence": "D to teacher, sampled",
-    "sampled/reverse_kl": "reverse KL to teacher, sampled",
-    "self_bleu": "Self-BLEU of samples",
+    "sampled/divergence": "D, sampled",
+    "sampled/reverse_kl": "reverse KL, sampled",
+    "self_bleu": "Self-BLEU, sampled",
 }
 CHANGE = "after - before"
 
@@ -64,7 +64,7 @@ class Results:
         return {name: {key: value.as_dict() for key, value in row.items()} for name, row in rows.items()}
 
     def table(self) -> dict[str, dict[str, Estimate]]:
-        """Metric (with its number of rows) -> model -> estimate, in the order people read it."""
+        """Metric -> model -> estimate, in the order people read it."""
         by_model = {**self.estimates(), CHANGE: self.changes()}
         after = by_model["student after"]
         components = {key: key.removeprefix("reward/").replace("_", " ") for key in after if key.startswith("reward/")}
@@ -75,7 +75,7 @@ class Results:
                 labels |= components
         labels |= SAMPLED_METRICS
         return {
-            f"{label} (n={after[key].n})": {model: row[key] for model, row in by_model.items() if key in row}
+            label: {model: row[key] for model, row in by_model.items() if key in row}
             for key, label in labels.items()
             if key in after
         }
@@ -132,8 +132,8 @@ def write_results(folder: Path, results: Results, config: Config) -> str:
     lines = [json.dumps(row, ensure_ascii=False) for row in results.predictions()]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     caption = "; ".join(f"{key} {value}" for key, value in settings.items())
-    caption += (
-        f". {config.evaluation.split} split, greedy unless sampled, 95% bootstrap intervals over n rows. "
-        + config.scale.notice
-    )
+    counts = {key: len(values) for key, values in results.evaluations["student after"].values.items()}
+    sizes = f"{counts['rouge2']} rows, sampled: {counts['sampled/rouge2']} rows"
+    sizes += f", Self-BLEU: {counts['self_bleu']} prompts" if "self_bleu" in counts else ""
+    caption += f". {config.evaluation.split} split, greedy: {sizes}; 95% bootstrap intervals. {config.scale.notice}"
     return results_table(results.table(), results.columns(), config.name, caption)

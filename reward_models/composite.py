@@ -32,6 +32,8 @@ class Composite:
     def __init__(self, components: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
         if set(components) != set(weights):
             raise ValueError(f"components {sorted(components)} and weights {sorted(weights)} must have the same names.")
+        if {"mean", "std"} & set(components):
+            raise ValueError("a component cannot be called mean or std: those name the total in the metrics.")
         self.components = dict(components)
         self.weights = dict(weights)
 

@@ -73,6 +73,13 @@ def test_a_longer_list_begins_with_the_shorter_one_and_rows_are_distinct() -> No
         assert len({item.article for item in items}) == len(items) == 400
 
 
+def test_an_article_that_was_written_before_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter(item for item in generate("train", 20, 0) for _ in range(2))
+    monkeypatch.setattr(news, "_item", lambda *_: next(drawn))
+    articles = [item.article for item in generate("train", 20, 0)]
+    assert len(set(articles)) == len(articles) == 20
+
+
 def test_another_seed_gives_other_rows() -> None:
     first, second = ({item.article for item in generate("test", 500, seed)} for seed in (0, 1))
     assert not first & second

@@ -26,7 +26,9 @@ def file_rows(path: str, key: str) -> list[dict[str, Any]]:
     try:
         return list(load_dataset(READERS[file.suffix], data_files=str(file), split="train"))  # pyright: ignore
     except Exception as error:  # `datasets` wraps parser errors in several unrelated classes
-        raise DataError(f"{key}={path}: the file could not be read ({str(error).splitlines()[0][:200]}).") from error
+        raise DataError(
+            f"{key}={path}: the file could not be read ({str(error).partition(chr(10))[0][:200]})."
+        ) from error
 
 
 def hub_rows(hub_id: str, split: str) -> list[dict[str, Any]]:
@@ -41,7 +43,7 @@ def hub_rows(hub_id: str, split: str) -> list[dict[str, Any]]:
         return list(load_dataset(hub_id, split=split))  # pyright: ignore
     except Exception as error:  # network, authentication and naming errors have no common class
         raise DataError(
-            f"task.hub_id={hub_id}: split {split!r} could not be loaded ({str(error).splitlines()[0][:200]}). "
+            f"task.hub_id={hub_id}: split {split!r} could not be loaded ({str(error).partition(chr(10))[0][:200]}). "
             "Without a Hub use task.data=files and task.data_files."
         ) from error
 
