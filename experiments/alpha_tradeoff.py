@@ -3,7 +3,7 @@
     python -m experiments.alpha_tradeoff                      # runs everything, then prints the tables
     python -m experiments.alpha_tradeoff --read FOLDER...     # tables from finished runs
 
-Runs experiment=xsum_rl over alpha and seed, and experiment=xsum_sft (as many optimiser steps and sequences, on the
+Runs experiment=xsum_rl over alpha and seed, and experiment=sft (as many optimiser steps and sequences, on the
 references) for the same seeds. Every difference is paired: the run's student after minus the same seed's student
 before, or minus the same seed's supervised control, on the same rows with the same random numbers. Intervals are
 bootstraps over seeds; "seeds up" counts the seeds in which the difference is positive.
@@ -139,7 +139,7 @@ def _change(entry: dict[str, Any]) -> str:
 
 def run_sweeps(alphas: str, seeds: str, folder: Path, overrides: list[str]) -> None:
     """The sweep over alpha and the supervised control, each as one multirun below `folder`."""
-    for experiment, dial in (("xsum_rl", [f"alpha={alphas}"]), ("xsum_sft", [])):
+    for experiment, dial in (("xsum_rl", [f"alpha={alphas}"]), ("sft", [])):
         command = [sys.executable, "-m", "gkd_rl.run", "-m", f"experiment={experiment}", *dial, f"seed={seeds}"]
         subprocess.run([*command, f"hydra.sweep.dir={folder / experiment}", *overrides], check=True)
 

@@ -1,7 +1,8 @@
 """What differs between model architectures, and nothing else: how prompts and completions become hidden states.
 
-`EncoderDecoder` serves T5-style models: the encoder runs once per prompt, whatever the number of completions. A further
-architecture implements the same four methods.
+`EncoderDecoder` serves T5-style models: the encoder runs once per prompt, whatever the number of completions.
+`DecoderOnly` serves Llama-like models: prompt and completion stand in one row. A further architecture implements the
+same three methods.
 """
 
 from __future__ import annotations
@@ -17,13 +18,20 @@ from gkd_rl.masking import shift_right
 from gkd_rl.types import OutputHead, PromptBatch, Rollout
 
 ENCODER_DECODERS = ("t5", "mt5", "umt5", "longt5", "bart")  # whose log-probabilities equal transformers' own
+DECODER_ONLY = ("llama", "qwen2", "qwen3", "mistral", "gemma")  # and whose greedy decoding equals its generate
 
 
 class DecodingState(Protocol):
-    """The rows of a batch that are still being written."""
+    """The rows of a batch that are still being written.
+
+    Attributes:
+        hidden_BD: hidden states that predict the next token; of a fresh state, the first token.
+    """
+
+    hidden_BD: Tensor
 
     def step(self, last_ids_B: Tensor) -> Tensor:
-        """Hidden states (B, D) that predict the next token after `last_ids_B`."""
+        """Read one more token of every row; returns the new `hidden_BD`."""
         ...
 
     def keep(self, rows: Tensor) -> None:
@@ -32,7 +40,13 @@ class DecodingState(Protocol):
 
 
 class Architecture(Protocol):
-    """The contract that student, teacher, sampler and trainer rely on."""
+    """The contract that student, teacher, sampler and trainer rely on.
+
+    Attributes:
+        decoder_only: how texts become ids, see `TextCodec`.
+    """
+
+    decoder_only: bool
 
     def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
         """Hidden states that predict each completion token, shape (B, T, D)."""
@@ -46,20 +60,18 @@ class Architecture(Protocol):
         """Read the prompts once and open `per_prompt` empty completions of each."""
         ...
 
-    def start_id(self, model: PreTrainedModel) -> int:
-        """The token that stands before a completion."""
-        ...
-
 
 class EncoderDecoder:
     """T5, T5 v1.1, Flan-T5 and models with the same encoder and decoder modules."""
+
+    decoder_only = False
 
     def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
         """Encoder once per prompt, decoder over all completions with teacher forcing; shape (B, T, D)."""
         prompts = rollout.prompts
         encoded_PSD = _encoder(model)(input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()).last_hidden_state
         decoded = _decoder(model)(
-            input_ids=shift_right(rollout.ids_BT, self.start_id(model)),
+            input_ids=shift_right(rollout.ids_BT, _start_id(model)),
             encoder_hidden_states=encoded_PSD[rollout.prompt_index_B],
             encoder_attention_mask=prompts.mask_PS[rollout.prompt_index_B].long(),
             use_cache=False,
@@ -84,17 +96,6 @@ class EncoderDecoder:
             model, encoded.repeat_interleave(per_prompt, 0), prompts.mask_PS.long().repeat_interleave(per_prompt, 0)
         )
 
-    def start_id(self, model: PreTrainedModel) -> int:
-        """The decoder's start token.
-
-        Raises:
-            ModelError: the checkpoint's configuration names none.
-        """
-        start = model.config.decoder_start_token_id
-        if start is None:
-            raise ModelError("the model's config.decoder_start_token_id is null: set it to the padding id for T5.")
-        return int(start)
-
 
 class EncoderDecoderState:
     """Cross-attention inputs and the self-attention cache of the unfinished rows."""
@@ -104,9 +105,10 @@ class EncoderDecoderState:
         self._encoded_BSD = encoded_BSD
         self._mask_BS = mask_BS
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.hidden_BD = self.step(mask_BS.new_full(mask_BS.shape[:1], _start_id(model)))
 
     def step(self, last_ids_B: Tensor) -> Tensor:
-        """Hidden states (B, D) after one more token."""
+        """Read one more token of every row; returns the new `hidden_BD`."""
         decoded = self._decoder(
             input_ids=last_ids_B.unsqueeze(1),
             encoder_hidden_states=self._encoded_BSD,
@@ -114,13 +116,85 @@ class EncoderDecoderState:
             cache=self._cache,
             use_cache=True,
         )
-        return decoded.last_hidden_state[:, -1]
+        self.hidden_BD = decoded.last_hidden_state[:, -1]
+        return self.hidden_BD
 
     def keep(self, rows: Tensor) -> None:
-        """Select rows of the encoder output, its mask and both caches."""
+        """Select rows of the hidden states, the encoder output, its mask and both caches."""
+        self.hidden_BD = self.hidden_BD[rows]
         self._encoded_BSD = self._encoded_BSD[rows]
         self._mask_BS = self._mask_BS[rows]
         self._cache.batch_select_indices(rows)
+
+
+class DecoderOnly:
+    """Llama and models with the same modules. Every prompt has at least one token."""
+
+    decoder_only = True
+
+    def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+        """One row for each completion, its prompt before it; shape (B, T, D).
+
+        All padding goes to the end of the row. No token can see it there, so that the causal mask of the model and its
+        positions 0, 1, 2, ... are those of the sequence alone, also where attention has a window.
+        """
+        prompt_mask_BS = rollout.prompts.mask_PS[rollout.prompt_index_B]
+        ids_BW = torch.cat([rollout.prompts.ids_PS[rollout.prompt_index_B], rollout.ids_BT[:, :-1]], dim=1)
+        used_BW = torch.cat([prompt_mask_BS, torch.ones_like(rollout.mask_BT[:, :-1])], dim=1)
+        order_BW = (~used_BW).long().argsort(dim=1, stable=True)
+        decoded = _decoder(model)(input_ids=ids_BW.gather(1, order_BW), use_cache=False)
+        last_B = prompt_mask_BS.sum(dim=1) - 1  # the last token of a prompt predicts the first of its completion
+        columns_BT = last_B.unsqueeze(1) + torch.arange(rollout.ids_BT.shape[1], device=last_B.device)
+        return decoded.last_hidden_state[torch.arange(len(last_B), device=last_B.device).unsqueeze(1), columns_BT]
+
+    def output_head(self, model: PreTrainedModel) -> OutputHead:
+        """The language-model head."""
+        head: Any = model.get_output_embeddings()
+        return OutputHead(weight_VD=head.weight, bias_V=head.bias)
+
+    def start(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> DecoderOnlyState:
+        """Read each prompt once and repeat its cache for its completions."""
+        return DecoderOnlyState(model, prompts, per_prompt)
+
+
+class DecoderOnlyState:
+    """The cache of the unfinished rows and which of its columns hold tokens.
+
+    Prompts are padded on the left: a window of attention counts columns, so none may stand between two tokens.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> None:
+        order_PS = prompts.mask_PS.long().argsort(dim=1, stable=True)
+        self._decoder = _decoder(model)
+        self._cache = DynamicCache(config=model.config)
+        self._mask_BS = prompts.mask_PS.gather(1, order_PS).long()
+        self.hidden_BD = self._read(prompts.ids_PS.gather(1, order_PS)).repeat_interleave(per_prompt, 0)
+        self._mask_BS = self._mask_BS.repeat_interleave(per_prompt, 0)
+        self._cache.batch_repeat_interleave(per_prompt)
+
+    def step(self, last_ids_B: Tensor) -> Tensor:
+        """Read one more token of every row; returns the new `hidden_BD`."""
+        self._mask_BS = torch.nn.functional.pad(self._mask_BS, (0, 1), value=1)
+        self.hidden_BD = self._read(last_ids_B.unsqueeze(1))
+        return self.hidden_BD
+
+    def keep(self, rows: Tensor) -> None:
+        """Select rows of the hidden states, the mask and the cache."""
+        self.hidden_BD = self.hidden_BD[rows]
+        self._mask_BS = self._mask_BS[rows]
+        self._cache.batch_select_indices(rows)
+
+    def _read(self, ids_BN: Tensor) -> Tensor:
+        """Hidden states (B, D) of the last of N new columns; the mask has these columns already."""
+        positions_BS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
+        decoded = self._decoder(
+            input_ids=ids_BN,
+            attention_mask=self._mask_BS,
+            position_ids=positions_BS[:, -ids_BN.shape[1] :],
+            cache=self._cache,
+            use_cache=True,
+        )
+        return decoded.last_hidden_state[:, -1]
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:
@@ -131,10 +205,20 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     """
     if model.config.model_type in ENCODER_DECODERS:
         return EncoderDecoder()
+    if model.config.model_type in DECODER_ONLY:
+        return DecoderOnly()
     raise ModelError(
         f"model_type={model.config.model_type} cannot be trained here: choose a model of type "
-        f"{', '.join(ENCODER_DECODERS)}."
+        f"{', '.join(ENCODER_DECODERS + DECODER_ONLY)}."
     )
+
+
+def _start_id(model: PreTrainedModel) -> int:
+    """The token that stands before a completion of an encoder-decoder."""
+    start = model.config.decoder_start_token_id
+    if start is None:
+        raise ModelError("the model's config.decoder_start_token_id is null: set it to the padding id for T5.")
+    return int(start)
 
 
 def _encoder(model: PreTrainedModel) -> nn.Module:

@@ -16,28 +16,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.checkpoint import cache_key, folder_digest, rows_digest
-from gkd_rl.config import (
-    Baseline,
-    Config,
-    DivergenceConfig,
-    DivergenceName,
-    DivergenceReduction,
-    ModelConfig,
-    OptimizerConfig,
-    SurrogateReduction,
-)
+from gkd_rl.choices import DivergenceName
+from gkd_rl.config import Config, DivergenceConfig, ModelConfig
+from gkd_rl.critic import Critic
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.errors import ConfigError, GkdRlError, ModelError
 from gkd_rl.evaluation import EvaluationSettings, Evaluator
 from gkd_rl.fused_head import FusedHead
-from gkd_rl.loading import build_model, load_model, load_tokenizer
-from gkd_rl.objective import Objective
-from gkd_rl.optim import OptimizerSettings
-from gkd_rl.prompt_stream import PromptStream
-from gkd_rl.rollout import Sampler, Sampling, TextCodec
+from gkd_rl.loading import build_model, is_decoder_only, load_model, load_tokenizer
+from gkd_rl.rollout import Sampling, TextCodec
 from gkd_rl.tasks.task import Task
-from gkd_rl.trainer import StepSettings, Trainer
 from gkd_rl.types import Example
+from gkd_rl.value_head import FILE as VALUE_HEAD_FILE
+from gkd_rl.value_head import ValueHead
 from reward_models.composite import Composite
 
 log = logging.getLogger(__name__)
@@ -45,11 +36,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Models:
-    """The two models of a run, on the device, and how text reaches them."""
+    """The models of a run, on the device, and how text reaches them.
+
+    Attributes:
+        student: is trained.
+        teacher: is imitated, or only measured against; None without one.
+        initial: the student before training, frozen.
+        codec: text <-> ids.
+        critic: PPO's value head.
+        samples: the teacher's completion of every training prompt, where steps read them.
+    """
 
     student: HiddenStateModel
     teacher: HiddenStateModel | None
+    initial: HiddenStateModel
     codec: TextCodec
+    critic: Critic | None = None
+    samples: list[list[int]] | None = None
 
 
 def construct(node: dict[str, Any], key: str) -> Any:
@@ -98,9 +101,13 @@ def build_tokenizer(model: ModelConfig, task: Task, key: str) -> PreTrainedToken
     return tokenizer
 
 
-def build_codec(tokenizer: PreTrainedTokenizerBase, task: Task, accelerator: Accelerator) -> TextCodec:
-    """Text <-> ids with the task's length limits."""
-    return TextCodec(tokenizer, task.max_prompt_tokens, task.max_completion_tokens, accelerator.device)
+def build_codec(
+    student: ModelConfig, tokenizer: PreTrainedTokenizerBase, task: Task, accelerator: Accelerator
+) -> TextCodec:
+    """Text <-> ids for the student's kind of model, with the task's length limits."""
+    decoder_only = is_decoder_only(student.path, student.revision, student.architecture, "student")
+    limits = task.max_prompt_tokens, task.max_completion_tokens
+    return TextCodec(tokenizer, *limits, accelerator.device, decoder_only=decoder_only)
 
 
 def fresh_model(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedModel:
@@ -113,9 +120,9 @@ def fresh_model(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, key: str
     return build_model(model.architecture, tokenizer, model.seed, dtype, key)
 
 
-def supervised_cache(config: Config, model: ModelConfig, codec: TextCodec, train: list[Example]) -> Path:
-    """Folder of the supervised model, named by the hash of everything that decides its weights."""
-    key = cache_key(
+def model_key(model: ModelConfig, codec: TextCodec, train: list[Example]) -> str:
+    """Hash of everything that decides a model's weights before the run's own stage."""
+    return cache_key(
         model=_plain(model),
         checkpoint=folder_digest(model.path),
         rows=rows_digest(train),
@@ -123,84 +130,59 @@ def supervised_cache(config: Config, model: ModelConfig, codec: TextCodec, train
         vocabulary=sorted(codec.tokenizer.get_vocab().items()),
         threads=torch.get_num_threads(),
     )
+
+
+def supervised_cache(config: Config, key: str) -> Path:
+    """Folder of a supervised model, by its key."""
     return Path(config.cache_dir).expanduser() / "supervised" / key
 
 
-def build_supervised_trainer(
-    model: HiddenStateModel, settings: ModelConfig, codec: TextCodec, train: list[Example], accelerator: Accelerator
-) -> Trainer:
-    """Maximum likelihood on the references: lambda = 0 with cross-entropy, no teacher, no reward."""
-    sft = settings.sft
-    if sft is None:
-        raise ConfigError(["sft=null: there is no supervised stage to build."])
-    divergence = TokenDivergence(DivergenceName.cross_entropy)
-    optimizer, schedule = _optimizer_settings(sft).build(model.parameters())
-    return Trainer(
-        accelerator=accelerator,
-        student=model,
-        teacher=None,
-        objective=Objective(1.0, DivergenceReduction.token_mean, SurrogateReduction.sequence_sum),
-        head=FusedHead(divergence, 1.0, sft.head_chunk_tokens, codec.vocabulary),
-        sampler=Sampler(codec, Sampling()),
-        codec=codec,
-        reward=None,
-        stream=PromptStream(train, sft.batch_size, settings.seed),
-        optimizer=optimizer,
-        schedule=schedule,
-        settings=StepSettings(0.0, settings.seed, 1, sft.micro_batch_size, sft.max_grad_norm, Baseline.none),
-    )
+def build_critic(config: Config, student: HiddenStateModel) -> Critic | None:
+    """The value head, with the weights that lie beside the student's checkpoint if there are any."""
+    value = config.policy_gradient.value
+    if value is None:
+        return None
+    head = ValueHead(student.head().weight_VD.shape[1], value.hidden_size, config.seed)
+    folder = None if config.student.path is None else Path(config.student.path).expanduser()
+    if folder is not None and (folder / VALUE_HEAD_FILE).is_file():
+        head.load(folder)
+        log.info("policy_gradient.value: took the value head of %s", folder)
+    return Critic(head.to(student.device), value.clip)
 
 
-def build_trainer(
-    config: Config, models: Models, reward: Composite | None, train: list[Example], accelerator: Accelerator
-) -> Trainer:
-    """The trainer of the run's own stage; what alpha does not use is not built."""
-    divergence = token_divergence(config.divergence) if config.alpha > 0 else None
-    taught = divergence is not None and divergence.needs_teacher
-    optimizer, schedule = _optimizer_settings(config.trainer).build(models.student.parameters())
-    rollout, trainer = config.rollout, config.trainer
-    return Trainer(
-        accelerator=accelerator,
-        student=models.student,
-        teacher=models.teacher if taught else None,
-        objective=Objective(config.alpha, config.divergence.reduction, config.policy_gradient.reduction),
-        head=FusedHead(divergence, rollout.temperature, trainer.head_chunk_tokens, models.codec.vocabulary),
-        sampler=Sampler(models.codec, Sampling(rollout.temperature, rollout.top_p, rollout.top_k)),
-        codec=models.codec,
-        reward=reward if config.alpha < 1 else None,
-        stream=PromptStream(train, trainer.prompts_per_step, config.seed),
-        optimizer=optimizer,
-        schedule=schedule,
-        settings=StepSettings(
-            lmbda=config.lmbda,
-            seed=config.seed,
-            per_prompt=rollout.per_prompt,
-            micro_batch_size=trainer.micro_batch_size,
-            max_grad_norm=trainer.max_grad_norm,
-            baseline=config.policy_gradient.baseline,
-        ),
+def samples_cache(config: Config, teacher_key: str, codec: TextCodec, train: list[Example]) -> Path:
+    """Folder of the teacher's samples, named by the hash of everything that decides them."""
+    key = cache_key(
+        teacher=teacher_key,
+        rows=rows_digest(train),
+        limits=[codec.max_prompt_tokens, codec.max_completion_tokens],
+        temperature=config.fixed_data.temperature,
+        seed=config.fixed_data.seed,
+        threads=torch.get_num_threads(),
     )
+    return Path(config.cache_dir).expanduser() / "teacher_samples" / key
 
 
 def build_evaluator(config: Config, models: Models, reward: Composite | None, examples: list[Example]) -> Evaluator:
     """The measurements of a run; the same random numbers for every model of the run."""
     configured = token_divergence(config.divergence)
-    divergences = {
-        "forward_kl": TokenDivergence(DivergenceName.forward_kl),
-        "reverse_kl": TokenDivergence(DivergenceName.reverse_kl),
-    }
+    reverse_kl = TokenDivergence(DivergenceName.reverse_kl)
+    divergences = {"forward_kl": TokenDivergence(DivergenceName.forward_kl), "reverse_kl": reverse_kl}
     if configured.needs_teacher:
         divergences["divergence"] = configured
     evaluation, rollout = config.evaluation, config.rollout
+
+    def head(divergence: TokenDivergence) -> FusedHead:
+        return FusedHead(divergence, rollout.temperature, config.trainer.head_chunk_tokens, models.codec.vocabulary)
+
     return Evaluator(
         examples=examples,
         codec=models.codec,
         sampling=Sampling(rollout.temperature, rollout.top_p, rollout.top_k),
         teacher=models.teacher,
-        heads={
-            name: FusedHead(divergence, rollout.temperature, config.trainer.head_chunk_tokens, models.codec.vocabulary)
-            for name, divergence in divergences.items()
-        },
+        heads={name: head(divergence) for name, divergence in divergences.items()},
+        initial=models.initial,
+        initial_head=head(reverse_kl),
         reward=reward,
         settings=EvaluationSettings(
             batch_size=evaluation.batch_size,
@@ -216,20 +198,11 @@ def build_evaluator(config: Config, models: Models, reward: Composite | None, ex
 
 def token_divergence(config: DivergenceConfig) -> TokenDivergence:
     """The configured divergence."""
-    return TokenDivergence(config.name, config.beta, config.temperature, config.scale)
+    parameter = None if config.name.parameter is None else getattr(config, config.name.parameter)
+    return TokenDivergence(config.name, parameter, config.temperature, config.scale, config.teacher_top_k)
 
 
-def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:
-    return OptimizerSettings(
-        steps=config.steps,
-        name=config.optimizer,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup_steps,
-        decay=config.decay,
-    )
-
-
-def _plain(node: Any) -> Any:
-    """A dataclass as JSON values."""
-    return dataclasses.asdict(node, dict_factory=lambda items: {k: getattr(v, "value", v) for k, v in items})
+def _plain(model: ModelConfig) -> dict[str, Any]:
+    """What decides a model's weights, as JSON values; what a teacher is used for does not."""
+    values = dataclasses.asdict(model, dict_factory=lambda items: {k: getattr(v, "value", v) for k, v in items})
+    return {item.name: values[item.name] for item in dataclasses.fields(ModelConfig)}

@@ -15,22 +15,32 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gkd_rl.types import Example
+from gkd_rl.value_head import ValueHead
 
 # Modules that cannot change the weights of the supervised stage; any other module counts.
 NOT_TRAINING = {
     *("run", "precheck", "validation", "pipeline", "outputs", "evaluation", "metrics", "uncertainty", "tracking"),
-    *("json_files", "environment", "report_table", "model_card", "checkpoint"),
+    *("json_files", "environment", "report_table", "model_card", "checkpoint", "setting_words", "contradictions"),
+    *("cost", "meter", "step_metrics", "teacher_samples"),
 }
 
 
-def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
-    """Weights (safetensors), configuration, tokenizer and model card, as transformers loads them."""
+def save_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+    value_head: ValueHead | None = None,
+) -> None:
+    """Weights (safetensors), configuration, tokenizer and model card, as transformers loads them; PPO's value head."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         (beside / "README.md").write_text(card, encoding="utf-8")
+        if value_head is not None:
+            value_head.save(beside)
         beside.chmod(0o755)
         old = beside.with_name(beside.name + ".old")
         if folder.exists():

@@ -1,88 +1,35 @@
 """Typed schema of the configuration: types and ranges here, values in conf/ only.
 
-Every field carries its allowed range or choices in its metadata, so that the check (`validation.py`), the message and
-the command line's answer to a mistake (`precheck.py`) have one source. Nothing here imports torch: a wrong setting is
-refused before anything slow starts.
+Every field carries its allowed range or choices in its metadata, so that the check (`validation.py`), the message
+(`setting_words.py`) and the command line's answer to a mistake (`precheck.py`) have one source. Nothing here imports
+torch: a wrong setting is refused before anything slow starts.
 """
 
 from __future__ import annotations
 
 import math
-import types
-from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
-
-class DivergenceName(Enum):
-    """D(p_T, p_S) per token; `cross_entropy` is the log-loss on given tokens (SFT, SeqKD) and needs no teacher."""
-
-    forward_kl = "forward_kl"
-    reverse_kl = "reverse_kl"
-    jsd = "jsd"
-    cross_entropy = "cross_entropy"
-
-
-class DivergenceScale(Enum):
-    """`raw` is the paper's formula; `unit` divides JSD(beta) by beta (1 - beta), so that one alpha means one thing."""
-
-    raw = "raw"
-    unit = "unit"
-
-
-class DivergenceReduction(Enum):
-    """From tokens to one number; `sequence_mean` is the paper's Eq. 2."""
-
-    sequence_mean = "sequence_mean"
-    token_mean = "token_mean"
-    sequence_sum = "sequence_sum"
-
-
-class Baseline(Enum):
-    """What is subtracted from the reward before it weighs the score function."""
-
-    none = "none"
-    batch_mean = "batch_mean"
-    leave_one_out = "leave_one_out"
-
-
-class SurrogateReduction(Enum):
-    """`sequence_sum` gives the exact gradient of E[r]; `token_mean` divides by the generated tokens of the step."""
-
-    sequence_sum = "sequence_sum"
-    token_mean = "token_mean"
-
-
-class OptimizerName(Enum):
-    """Optimisers on offer; the paper uses Adafactor."""
-
-    adamw = "adamw"
-    adafactor = "adafactor"
-
-
-class Decay(Enum):
-    """Learning rate after the warm-up."""
-
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-
-
-class Dtype(Enum):
-    """Number format of the weights in memory."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class WandbMode(Enum):
-    """`offline` writes beside metrics.jsonl and asks for no account; `online` uploads; `disabled` writes nothing."""
-
-    offline = "offline"
-    online = "online"
-    disabled = "disabled"
+from gkd_rl.choices import (
+    AlphaSchedule,
+    Baseline,
+    Decay,
+    DivergenceName,
+    DivergenceReduction,
+    DivergenceScale,
+    Dtype,
+    FixedSource,
+    KdCredit,
+    KlEstimator,
+    KlPlace,
+    OptimizerName,
+    SurrogateReduction,
+    TeacherPrompts,
+    WandbMode,
+)
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Any:
@@ -131,14 +78,45 @@ class ModelConfig:
 
 
 @dataclass
+class TeacherConfig(ModelConfig):
+    """The model that is imitated: a model of its own, or the student as it was before training."""
+
+    initial_student: bool = MISSING
+    prompts: TeacherPrompts = MISSING
+
+
+@dataclass
 class DivergenceConfig:
     """The distillation term."""
 
     name: DivergenceName = MISSING
-    beta: float | None = field(default=MISSING, metadata={"range": (0, 1, True, True)})
+    beta: float | None = number(0, 1, open_low=True, open_high=True)
+    skew: float | None = number(0, 1, open_low=True, open_high=True)
     temperature: float = number(0, open_low=True)
     scale: DivergenceScale = MISSING
     reduction: DivergenceReduction = MISSING
+    teacher_top_k: int | None = number(1)
+    kd_credit: KdCredit = MISSING
+
+
+@dataclass
+class SampledKlConfig:
+    """Regularisation to the initial student, estimated from the sampled tokens."""
+
+    coefficient: float = number(0)
+    estimator: KlEstimator = MISSING
+    place: KlPlace = MISSING
+
+
+@dataclass
+class ValueConfig:
+    """The learned baseline: a value head on the student's hidden states, and generalised advantage estimation."""
+
+    hidden_size: int = number(1)
+    learning_rate: float = number(0, open_low=True)
+    discount: float = number(0, 1)
+    gae_lambda: float = number(0, 1)
+    clip: float | None = number(0, open_low=True)
 
 
 @dataclass
@@ -146,7 +124,33 @@ class PolicyGradientConfig:
     """The reward term."""
 
     baseline: Baseline = MISSING
+    divide_by_std: bool = MISSING
+    whiten: bool = MISSING
     reduction: SurrogateReduction = MISSING
+    clip_low: float | None = number(0, 1, open_low=True)
+    clip_high: float | None = number(0, open_low=True)
+    epochs: int = number(1)
+    fixed_advantage: float | None = number()
+    sampled_kl: SampledKlConfig = field(default_factory=SampledKlConfig)
+    value: ValueConfig | None = MISSING
+
+
+@dataclass
+class AlphaScheduleConfig:
+    """alpha over the run: from `start` to the dial."""
+
+    kind: AlphaSchedule = MISSING
+    start: float | None = number(0, 1)
+    until: float | None = number(0, 1, open_low=True, open_high=True)
+
+
+@dataclass
+class FixedDataConfig:
+    """The text of the steps that are not on student rollouts."""
+
+    source: FixedSource = MISSING
+    temperature: float = number(0)
+    seed: int = number(0)
 
 
 @dataclass
@@ -174,6 +178,7 @@ class TrainerConfig(OptimizerConfig):
     prompts_per_step: int = number(1)
     log_every: int = number(1)
     samples_per_log: int = number(0)
+    diagnose_every: int = number(0)
 
 
 @dataclass
@@ -220,75 +225,13 @@ class Config:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     task: dict[str, Any] = MISSING
     student: ModelConfig = field(default_factory=ModelConfig)
-    teacher: ModelConfig | None = field(default_factory=ModelConfig)
+    teacher: TeacherConfig | None = field(default_factory=TeacherConfig)
+    fixed_data: FixedDataConfig = field(default_factory=FixedDataConfig)
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
+    alpha_schedule: AlphaScheduleConfig = field(default_factory=AlphaScheduleConfig)
     policy_gradient: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
-def describe_range(limits: tuple[float, float, bool, bool]) -> str:
-    """Words for a numeric range, e.g. '>= 0 and <= 1'; empty for one without ends."""
-    low, high, open_low, open_high = limits
-    parts = [f"{'>' if open_low else '>='} {low:g}"] if low > -math.inf else []
-    parts += [f"{'<' if open_high else '<='} {high:g}"] if high < math.inf else []
-    return " and ".join(parts)
-
-
-def find_setting(key: str) -> tuple[Any, dict[str, Any]] | None:
-    """Type and field metadata of a dotted key, or None where the schema has no such key.
-
-    Below a free-form mapping (`task`, `reward.components`, `student.architecture`) every key exists.
-    """
-    hint: Any = Config
-    metadata: dict[str, Any] = {}
-    for part in key.split("."):
-        candidates = [one for one in _members(hint) if is_dataclass(one) or get_origin(one) is dict]
-        if not candidates:
-            return None if hint is not Any else (Any, {})
-        owner = candidates[0]
-        if get_origin(owner) is dict:
-            hint, metadata = get_args(owner)[1], {}
-        elif part in (hints := get_type_hints(owner)):
-            hint = hints[part]
-            metadata = dict(next(item.metadata for item in fields(owner) if item.name == part))
-        else:
-            return None
-    return hint, metadata
-
-
-def describe_setting(key: str) -> str:
-    """What a dotted key takes, in words: 'a number >= 0 and <= 1', 'one of raw, unit', 'text, or null'.
-
-    Returns:
-        The description; empty where the schema has no such key.
-    """
-    found = find_setting(key)
-    if found is None:
-        return ""
-    hint, metadata = found
-    names = [_describe_type(one, metadata) for one in _members(hint) if one is not type(None)]
-    return " or ".join(names) + (", or null" if type(None) in _members(hint) else "")
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; any other type alone."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _describe_type(hint: Any, metadata: dict[str, Any]) -> str:
-    """One type, with the range or the choices of its field."""
-    if "choices" in metadata:
-        return "one of " + ", ".join(metadata["choices"])
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return "one of " + ", ".join(member.name for member in hint)
-    if is_dataclass(hint):
-        return "the settings " + ", ".join(item.name for item in fields(hint))
-    if hint in (int, float):
-        limits = describe_range(metadata["range"]) if "range" in metadata else ""
-        return ("a whole number " if hint is int else "a number ") + limits if limits else "a number"
-    named = {bool: "true or false", str: "text", Any: "any value"}
-    return named.get(hint, "a mapping of names to values")

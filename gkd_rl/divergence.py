@@ -1,48 +1,96 @@
 """Divergences between the teacher's and the student's next-token distributions (GKD paper, section 2, Eq. 1).
 
 Pure functions of full-vocabulary log-probabilities, P = p_T and Q = p_S, one value per token. The paper uses JSD(beta)
-raw; `scale=unit` divides it by beta (1 - beta), which makes it continuous up to KL(P||Q) at beta -> 0 and KL(Q||P) at
-beta -> 1 and keeps its gradient at one order of magnitude, so that one alpha means one thing for every beta.
+raw. `scale=unit` divides JSD(beta) by beta (1 - beta) and the skew KLs by (1 - skew)^2, which gives every smooth member
+the curvature of a KL at P = Q: one alpha then means one thing, and JSD is continuous up to KL(P||Q) at beta -> 0 and
+KL(Q||P) at beta -> 1.
+
+A new divergence is a name in choices.py, a function here under `@_named`, and a file in conf/divergence.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gkd_rl.config import DivergenceName, DivergenceScale
+from gkd_rl.choices import DivergenceName, DivergenceScale
 
-_FLOOR = -1e30
+_FLOOR = -1e4  # exp(_FLOOR) is 0 in every float, and differences stay finite
+_LARGE = 60.0  # exp(_LARGE) is finite in float32
+
+Function = Callable[[Tensor, Tensor, float], Tensor]
+_FUNCTIONS: dict[DivergenceName, Function] = {}
 
 
-def forward_kl(teacher_logp_NV: Tensor, student_logp_NV: Tensor) -> Tensor:
+def _named(name: DivergenceName) -> Callable[[Function], Function]:
+    """Register a function of (teacher_logp_NV, student_logp_NV, parameter) under its name in the configuration."""
+
+    def register(function: Function) -> Function:
+        _FUNCTIONS[name] = function
+        return function
+
+    return register
+
+
+@_named(DivergenceName.forward_kl)
+def forward_kl(teacher_logp_NV: Tensor, student_logp_NV: Tensor, _: float = 0.0) -> Tensor:
     """KL(P||Q) = Σ_v P (log P - log Q) in nats, shape (N,)."""
     _check_shapes(teacher_logp_NV, student_logp_NV)
     return _kl(teacher_logp_NV, student_logp_NV)
 
 
-def reverse_kl(teacher_logp_NV: Tensor, student_logp_NV: Tensor) -> Tensor:
+@_named(DivergenceName.reverse_kl)
+def reverse_kl(teacher_logp_NV: Tensor, student_logp_NV: Tensor, _: float = 0.0) -> Tensor:
     """KL(Q||P) = Σ_v Q (log Q - log P) in nats, shape (N,)."""
     _check_shapes(teacher_logp_NV, student_logp_NV)
     return _kl(student_logp_NV, teacher_logp_NV)
 
 
+@_named(DivergenceName.jsd)
 def jsd(teacher_logp_NV: Tensor, student_logp_NV: Tensor, beta: float) -> Tensor:
     """JSD(β) = β KL(P||M) + (1-β) KL(Q||M), M = β P + (1-β) Q (paper Eq. 1), in nats, shape (N,).
+
+    KL(Q||M) = Σ (M - Q) - Q log(M/Q) with M - Q = β (P - Q), and the same for P: near either end the value is a small
+    difference, and this form keeps it exact to the last digits.
 
     Raises:
         ValueError: beta is not strictly between 0 and 1; the ends are not the KLs but 0.
     """
     if not 0 < beta < 1:
         raise ValueError(f"beta={beta}: JSD takes beta > 0 and < 1; its ends are forward_kl and reverse_kl.")
+    return beta * _kl_to_mixture(teacher_logp_NV, student_logp_NV, 1 - beta) + (1 - beta) * _kl_to_mixture(
+        student_logp_NV, teacher_logp_NV, beta
+    )
+
+
+@_named(DivergenceName.tvd)
+def tvd(teacher_logp_NV: Tensor, student_logp_NV: Tensor, _: float = 0.0) -> Tensor:
+    """Total variation distance 1/2 Σ_v |P - Q| (f-distill, Wen et al. 2023), 0..1, shape (N,)."""
     _check_shapes(teacher_logp_NV, student_logp_NV)
-    # A word that both rule out is -inf twice, where logaddexp has no gradient; the floor is as good as -inf to exp.
-    teacher_floored, student_floored = (logp.clamp(min=_FLOOR) for logp in (teacher_logp_NV, student_logp_NV))
-    mixture = torch.logaddexp(teacher_floored + math.log(beta), student_floored + math.log1p(-beta))
-    return beta * _kl(teacher_logp_NV, mixture) + (1 - beta) * _kl(student_logp_NV, mixture)
+    return 0.5 * (teacher_logp_NV.exp() - student_logp_NV.exp()).abs().sum(dim=-1)
+
+
+@_named(DivergenceName.skew_kl)
+def skew_kl(teacher_logp_NV: Tensor, student_logp_NV: Tensor, skew: float) -> Tensor:
+    """KL(P || a P + (1-a) Q), a = skew (DistiLLM, Ko et al. 2024, Eq. 4), in nats, shape (N,).
+
+    Raises:
+        ValueError: skew is not strictly between 0 and 1; at 0 it is forward_kl.
+    """
+    return _kl_to_mixture(teacher_logp_NV, student_logp_NV, 1 - _checked_skew(skew, "forward_kl"))
+
+
+@_named(DivergenceName.reverse_skew_kl)
+def reverse_skew_kl(teacher_logp_NV: Tensor, student_logp_NV: Tensor, skew: float) -> Tensor:
+    """KL(Q || a Q + (1-a) P), a = skew (DistiLLM, Ko et al. 2024), in nats, shape (N,).
+
+    Raises:
+        ValueError: skew is not strictly between 0 and 1; at 0 it is reverse_kl.
+    """
+    return _kl_to_mixture(student_logp_NV, teacher_logp_NV, 1 - _checked_skew(skew, "reverse_kl"))
 
 
 def cross_entropy(student_logp_NV: Tensor, ids_N: Tensor) -> Tensor:
@@ -57,6 +105,21 @@ def _kl(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
     return (p * (logp_NV.masked_fill(ruled_out, 0.0) - logq_NV.masked_fill(ruled_out, 0.0))).sum(dim=-1)
 
 
+def _kl_to_mixture(logp_NV: Tensor, logq_NV: Tensor, weight: float) -> Tensor:
+    """KL(p || m), m = p + w (q - p), as Σ w (q - p) - p log(m/p): no digits are lost where m is close to p."""
+    _check_shapes(logp_NV, logq_NV)
+    logp, logq = logp_NV.clamp(min=_FLOOR), logq_NV.clamp(min=_FLOOR)
+    p, gap = logp.exp(), logq - logp
+    log_ratio = torch.log1p(weight * torch.expm1(gap.clamp(max=_LARGE))) + torch.relu(gap - _LARGE)  # log(m/p)
+    return (weight * (logq.exp() - p) - p * log_ratio).sum(dim=-1)
+
+
+def _checked_skew(skew: float, end: str) -> float:
+    if not 0 < skew < 1:
+        raise ValueError(f"skew={skew}: the skew KLs take skew > 0 and < 1; without skew take {end}.")
+    return skew
+
+
 def _check_shapes(teacher_logp_NV: Tensor, student_logp_NV: Tensor) -> None:
     if teacher_logp_NV.shape != student_logp_NV.shape:
         raise ValueError(
@@ -65,21 +128,30 @@ def _check_shapes(teacher_logp_NV: Tensor, student_logp_NV: Tensor) -> None:
         )
 
 
+def with_tail_bucket(logp_NV: Tensor, top_NK: Tensor) -> Tensor:
+    """Log-probabilities of the chosen words and, last, of all others together, shape (N, K + 1)."""
+    others = logp_NV.scatter(1, top_NK, _FLOOR).logsumexp(dim=-1, keepdim=True)
+    return torch.cat([logp_NV.gather(1, top_NK), others], dim=-1)
+
+
 @dataclass(frozen=True)
 class TokenDivergence:
     """A configured divergence: logits in, one value per token out.
 
     Attributes:
         name: which.
-        beta: of the JSD, else None.
+        parameter: beta of the JSD, skew of the skew KLs, else None.
         temperature: divides both models' logits; it is not the sampling temperature.
-        scale: `unit` divides JSD(beta) by beta (1 - beta); the others are unit already.
+        scale: see the module.
+        teacher_top_k: compare the teacher's k most probable words and, as one more outcome, all others together: a
+            lower bound of the full divergence that is 0 only if these masses agree. None compares the full vocabulary.
     """
 
     name: DivergenceName
-    beta: float | None = None
+    parameter: float | None = None
     temperature: float = 1.0
     scale: DivergenceScale = DivergenceScale.raw
+    teacher_top_k: int | None = None
 
     @property
     def needs_teacher(self) -> bool:
@@ -98,16 +170,24 @@ class TokenDivergence:
         if teacher_logits_NV is None:
             raise ValueError(f"divergence {self.name.value} needs the teacher's logits.")
         teacher = torch.log_softmax(teacher_logits_NV / self.temperature, dim=-1)
-        if self.name is DivergenceName.forward_kl:
-            return forward_kl(teacher, student)
-        if self.name is DivergenceName.reverse_kl:
-            return reverse_kl(teacher, student)
-        beta = 0.0 if self.beta is None else self.beta
-        value = jsd(teacher, student, beta)
-        return value / (beta * (1 - beta)) if self.scale is DivergenceScale.unit else value
+        if self.teacher_top_k is not None and self.teacher_top_k < teacher.shape[-1] - 1:
+            top_NK = teacher.topk(self.teacher_top_k, dim=-1).indices
+            teacher, student = with_tail_bucket(teacher, top_NK), with_tail_bucket(student, top_NK)
+        value = _FUNCTIONS[self.name](teacher, student, 0.0 if self.parameter is None else self.parameter)
+        return value / self._unit() if self.scale is DivergenceScale.unit else value
+
+    def _unit(self) -> float:
+        """Curvature at P = Q relative to a KL's."""
+        a = 0.0 if self.parameter is None else self.parameter
+        if self.name is DivergenceName.jsd:
+            return a * (1 - a)
+        return (1 - a) ** 2 if self.name.parameter == "skew" else 1.0
 
     def __str__(self) -> str:
         """E.g. `JSD(0.9), unit scale`."""
-        if self.name is DivergenceName.jsd:
-            return f"JSD({self.beta}), {self.scale.value} scale"
-        return self.name.value.replace("_", " ").replace("kl", "KL")
+        if self.name.parameter is None:
+            return self.name.value.replace("_", " ").replace("kl", "KL").replace("tvd", "TVD")
+        shown = "JSD" if self.name is DivergenceName.jsd else self.name.value.replace("_", " ").replace("kl", "KL")
+        return f"{shown}({self.parameter}), {self.scale.value} scale" + (
+            "" if self.teacher_top_k is None else f", teacher's top {self.teacher_top_k}"
+        )

@@ -58,7 +58,8 @@ class Evaluation:
 class Evaluator:
     """Measures models on `examples`.
 
-    `teacher` and `reward` may be None, and their metrics are then absent; `heads` names the divergences to measure.
+    `teacher`, `initial` and `reward` may be None, and their metrics are then absent; `heads` names the divergences to
+    the teacher to measure, `initial_head` is the KL to the student before training.
     """
 
     examples: Sequence[Example]
@@ -66,6 +67,8 @@ class Evaluator:
     sampling: Sampling
     teacher: HiddenStateModel | None
     heads: dict[str, FusedHead]
+    initial: HiddenStateModel | None
+    initial_head: FusedHead
     reward: Composite | None
     settings: EvaluationSettings
 
@@ -88,8 +91,9 @@ class Evaluator:
         sampled = self._decode(model, self.examples[: self.settings.rollout_prompts], self.sampling, 1, bar)
         values |= {f"sampled/{name}": numbers for name, numbers in self._text_metrics(sampled).items()}
         if self.teacher is not None:
-            measured = [self._divergences(model, self.teacher, rollout) for rollout in sampled]
-            values |= {f"sampled/{name}": np.concatenate([one[name] for one in measured]) for name in self.heads}
+            values |= self._divergences(model, self.teacher, self.heads, sampled)
+        if self.initial is not None:
+            values |= self._divergences(model, self.initial, {"kl_to_initial": self.initial_head}, sampled)
         if self.settings.self_bleu_prompts > 0:
             values["self_bleu"] = self._self_bleu(model, bar)
         return Evaluation(values, [text for rollout in greedy for text in rollout.texts])
@@ -126,17 +130,18 @@ class Evaluator:
         return values
 
     def _divergences(
-        self, model: HiddenStateModel, teacher: HiddenStateModel, rollout: Rollout
+        self, model: HiddenStateModel, other: HiddenStateModel, heads: dict[str, FusedHead], rollouts: list[Rollout]
     ) -> dict[str, np.ndarray]:
-        """Each divergence to the teacher, averaged over each completion's tokens, in nats."""
-        student_side, teacher_side = (Projection(one(rollout), one.head()) for one in (model, teacher))
-        values: dict[str, np.ndarray] = {}
-        for name, head in self.heads.items():
-            terms = head(student_side, teacher_side, rollout.ids_BT, rollout.mask_BT)
-            if terms.divergence_BT is None:
-                raise ValueError(f"the head {name!r} computes no divergence.")
-            values[name] = sequence_mean(terms.divergence_BT, rollout.mask_BT).cpu().numpy()
-        return values
+        """Each divergence to another model, averaged over each completion's tokens, in nats."""
+        parts: dict[str, list[np.ndarray]] = {f"sampled/{name}": [] for name in heads}
+        for rollout in rollouts:
+            own_side, other_side = (Projection(one(rollout), one.head()) for one in (model, other))
+            for name, head in heads.items():
+                terms = head(own_side, other_side, rollout.ids_BT, rollout.mask_BT)
+                if terms.divergence_BT is None:
+                    raise ValueError(f"the head {name!r} computes no divergence.")
+                parts[f"sampled/{name}"].append(sequence_mean(terms.divergence_BT, rollout.mask_BT).cpu().numpy())
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
     def _self_bleu(self, model: HiddenStateModel, bar: tqdm) -> np.ndarray:
         """Self-BLEU of each prompt's samples, 0..100."""

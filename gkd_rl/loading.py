@@ -9,12 +9,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from gkd_rl.architecture import DECODER_ONLY, ENCODER_DECODERS
 from gkd_rl.errors import ModelError
 
 
@@ -33,6 +36,28 @@ def load_tokenizer(path: str, revision: str | None, key: str) -> PreTrainedToken
         ) from error
 
 
+def model_class(config: PreTrainedConfig) -> str:
+    """The name of the transformers class that loads such a model, for the model card."""
+    return _auto_class(config).__name__
+
+
+def is_decoder_only(path: str | None, revision: str | None, architecture: dict[str, Any] | None, key: str) -> bool:
+    """Whether completions continue their prompts, told from the configuration alone.
+
+    Raises:
+        ModelError: there is no configuration at `path`.
+    """
+    if path is None:
+        return (architecture or {}).get("model_type") in DECODER_ONLY
+    try:
+        return not AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False).is_encoder_decoder
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{key}.path={path}: no model could be loaded ({_first_line(error)}). "
+            f"Set {key}.path to a folder with config.json and model.safetensors or to a Hub id."
+        ) from error
+
+
 def load_model(path: str, revision: str | None, dtype: torch.dtype, key: str) -> PreTrainedModel:
     """The weights in a folder or on the Hub; safetensors only, no remote code.
 
@@ -40,10 +65,13 @@ def load_model(path: str, revision: str | None, dtype: torch.dtype, key: str) ->
         ModelError: nothing usable is there, with the setting that named it.
     """
     try:
-        return AutoModelForSeq2SeqLM.from_pretrained(path, revision=revision, dtype=dtype, use_safetensors=True)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        return _auto_class(config).from_pretrained(
+            path, revision=revision, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{key}={path}: no encoder-decoder model could be loaded ({_first_line(error)}). "
+            f"{key}={path}: no model could be loaded ({_first_line(error)}). "
             f"Set {key} to a folder with config.json and model.safetensors or to a Hub id."
         ) from error
 
@@ -58,18 +86,22 @@ def build_model(
     """
     settings = {**architecture}
     _check_fields(settings, key)
+    kind = settings.pop("model_type")
+    if kind in DECODER_ONLY:
+        settings["bos_token_id"] = tokenizer.bos_token_id
+    else:
+        settings["decoder_start_token_id"] = tokenizer.pad_token_id
     try:
         config = AutoConfig.for_model(
-            settings.pop("model_type"),
+            kind,
             vocab_size=len(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            decoder_start_token_id=tokenizer.pad_token_id,
             **settings,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForSeq2SeqLM.from_config(config, dtype=dtype)
+            model = _auto_class(config).from_config(config, dtype=dtype)
     except (KeyError, ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
         raise ModelError(
             f"{key}.architecture={architecture}: transformers cannot build it ({_first_line(error)}). "
@@ -78,11 +110,18 @@ def build_model(
     return model
 
 
+def _auto_class(config: PreTrainedConfig) -> type[AutoModelForSeq2SeqLM] | type[AutoModelForCausalLM]:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
 def _check_fields(architecture: dict[str, Any], key: str) -> None:
     """Refuse fields that the model's configuration does not have; transformers would take them without a word."""
     kind = str(architecture.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        raise ModelError(f"{key}.architecture.model_type={kind}: transformers knows no such model, e.g. take t5.")
+    if kind not in ENCODER_DECODERS + DECODER_ONLY:
+        raise ModelError(
+            f"{key}.architecture.model_type={kind} cannot be trained here: take one of "
+            f"{', '.join(ENCODER_DECODERS + DECODER_ONLY)}."
+        )
     known = CONFIG_MAPPING[kind]()
     unknown = [name for name in architecture if not hasattr(known, name)]
     if unknown:

@@ -10,7 +10,7 @@ import random
 from gkd_rl.types import Source
 
 
-def choose(lmbda: float, seed: int, step: int) -> Source:
-    """Student rollouts with probability `lmbda`, dataset references otherwise."""
+def choose(lmbda: float, seed: int, step: int, otherwise: Source = Source.dataset) -> Source:
+    """Student rollouts with probability `lmbda`, `otherwise` (references or teacher samples) with the rest."""
     coin = random.Random(f"mixing {seed} {step}").random()
-    return Source.student if coin < lmbda else Source.dataset
+    return Source.student if coin < lmbda else otherwise

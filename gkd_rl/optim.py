@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch.optim import Adafactor, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from gkd_rl.config import Decay, OptimizerName
+from gkd_rl.choices import Decay, OptimizerName
 
 SCHEDULES = {Decay.constant: "constant_with_warmup", Decay.linear: "linear", Decay.cosine: "cosine"}
 
@@ -26,9 +26,17 @@ class OptimizerSettings:
     warmup_steps: int
     decay: Decay
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> tuple[Optimizer, LRScheduler]:
-        """Optimiser and schedule: linear warm-up from 0, then constant, linear or cosine to 0 at `steps`."""
-        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    def build(
+        self, parameters: Iterable[nn.Parameter], extra: Sequence[tuple[Iterable[nn.Parameter], float]] = ()
+    ) -> tuple[Optimizer, LRScheduler]:
+        """Optimiser and schedule: linear warm-up from 0, then constant, linear or cosine to 0 at `steps`.
+
+        Args:
+            parameters: at the learning rate of the settings; those without gradient are left out.
+            extra: further parameters with learning rates of their own, on the same schedule.
+        """
+        groups = [(parameters, self.learning_rate), *extra]
+        trainable = [{"params": [one for one in some if one.requires_grad], "lr": rate} for some, rate in groups]
         # torch's Adafactor multiplies the rate by each tensor's own scale, as T5's training did.
         kind = AdamW if self.name is OptimizerName.adamw else Adafactor
         optimizer = kind(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)

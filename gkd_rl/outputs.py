@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gkd_rl.config import Config, DivergenceName
+from gkd_rl.choices import AlphaSchedule, DivergenceName, KdCredit, TeacherPrompts
+from gkd_rl.config import Config, PolicyGradientConfig
 from gkd_rl.evaluation import Evaluation
 from gkd_rl.json_files import write_json
 from gkd_rl.model_card import model_card
@@ -30,6 +31,7 @@ SAMPLED_METRICS = {
     "sampled/reward": "reward, sampled",
     "sampled/divergence": "D, sampled",
     "sampled/reverse_kl": "reverse KL, sampled",
+    "sampled/kl_to_initial": "KL to initial, sampled",
     "self_bleu": "Self-BLEU, sampled",
 }
 CHANGE = "after - before"
@@ -43,11 +45,13 @@ class Results:
         evaluations: "teacher" (if any), "student before", "student after".
         references: one per row.
         bootstrap_samples: resamples behind every interval.
+        cost: tokens, seconds and estimated FLOPs of the run's own stage.
     """
 
     evaluations: dict[str, Evaluation]
     references: list[str]
     bootstrap_samples: int
+    cost: dict[str, float]
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """Model -> metric -> mean with interval."""
@@ -103,19 +107,54 @@ class Results:
 
 def describe_method(config: Config) -> dict[str, str]:
     """The settings that a number cannot be read without, for captions and the model card."""
-    divergence, surrogate = config.divergence, config.policy_gradient
-    jsd = divergence.name is DivergenceName.jsd
-    name = f"JSD({divergence.beta:g}), {divergence.scale.value} scale" if jsd else divergence.name.value
+    divergence, schedule = config.divergence, config.alpha_schedule
+    parameter = divergence.name.parameter
+    name = divergence.name.value
+    if parameter is not None:
+        name = f"{name}({getattr(divergence, parameter):g}), {divergence.scale.value} scale".replace("jsd", "JSD")
+    if divergence.teacher_top_k is not None:
+        name += f", teacher's top {divergence.teacher_top_k}"
+    if divergence.kd_credit is not KdCredit.none:
+        name += f", credit {divergence.kd_credit.value}"
     weights = {name: weight for name, weight in config.reward.weights.items() if weight != 0}
+    alpha = f"{config.alpha:g}"
+    if schedule.kind is not AlphaSchedule.constant:
+        alpha += f" ({schedule.kind.value}" + ("" if schedule.start is None else f" from {schedule.start:g}") + ")"
+    fixed = f", else {config.fixed_data.source.value}" if config.lmbda < 1 else ""
     return {
-        "alpha": f"{config.alpha:g}",
+        "alpha": alpha,
         "divergence": f"{name}, {divergence.reduction.value}, temperature {divergence.temperature:g}",
+        "imitates": _imitated(config),
         "reward": " + ".join(f"{weight:g} {name}" for name, weight in weights.items()) or "none",
-        "policy gradient": f"REINFORCE, {surrogate.baseline.value}, {surrogate.reduction.value}",
-        "lmbda": f"{config.lmbda:g}",
+        "policy gradient": _describe_policy_gradient(config.policy_gradient),
+        "lmbda": f"{config.lmbda:g}{fixed}",
         "steps": f"{config.trainer.steps} of {config.trainer.prompts_per_step} prompts x {config.rollout.per_prompt}",
         "seed": f"{config.seed}",
     }
+
+
+def _imitated(config: Config) -> str:
+    """Whose distributions the divergence reads."""
+    teacher = config.teacher
+    if teacher is None or config.divergence.name is DivergenceName.cross_entropy:
+        return "the text alone"
+    who = "the initial student" if teacher.initial_student else "the teacher"
+    return who if teacher.prompts is TeacherPrompts.own else f"{who}, at another prompt"
+
+
+def _describe_policy_gradient(settings: PolicyGradientConfig) -> str:
+    """E.g. `REINFORCE, leave_one_out, sequence_sum`."""
+    parts = ["REINFORCE" if settings.clip_low is None else f"clip {settings.clip_low:g}/{settings.clip_high:g}"]
+    parts += [settings.baseline.value + (" / std" if settings.divide_by_std else ""), settings.reduction.value]
+    parts += [f"{settings.epochs} epochs"] if settings.epochs > 1 else []
+    parts += [f"GAE {settings.value.gae_lambda:g}"] if settings.value is not None else []
+    parts += ["whitened"] if settings.whiten else []
+    if settings.fixed_advantage is not None:
+        parts = [parts[0], f"advantage fixed at {settings.fixed_advantage:g}", settings.reduction.value]
+    kl = settings.sampled_kl
+    return ", ".join(parts) + (
+        f", {kl.coefficient:g} {kl.estimator.value} in {kl.place.value}" if kl.coefficient else ""
+    )
 
 
 def model_card_of(results: Results, config: Config, model_class: str) -> str:
@@ -128,7 +167,8 @@ def model_card_of(results: Results, config: Config, model_class: str) -> str:
 def write_results(folder: Path, results: Results, config: Config) -> str:
     """Write eval.json and predictions.jsonl; returns the table to print."""
     settings = describe_method(config)
-    write_json(folder / "eval.json", {"settings": settings, "notice": config.scale.notice, **results.as_dict()})
+    facts = {"settings": settings, "notice": config.scale.notice, "cost": results.cost}
+    write_json(folder / "eval.json", {**facts, **results.as_dict()})
     lines = [json.dumps(row, ensure_ascii=False) for row in results.predictions()]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     caption = "; ".join(f"{key} {value}" for key, value in settings.items())

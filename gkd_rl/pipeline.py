@@ -6,7 +6,10 @@ student is trained on its own text. Supervised models are kept in a cache by the
 
 from __future__ import annotations
 
+import copy
 import logging
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,15 +21,20 @@ from transformers.utils import logging as transformers_logging
 
 from gkd_rl import build
 from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
 from gkd_rl.checkpoint import save_model
+from gkd_rl.choices import FixedSource
 from gkd_rl.config import Config, ModelConfig
+from gkd_rl.cost import CostTotals
 from gkd_rl.environment import environment_record
 from gkd_rl.evaluation import Evaluation
 from gkd_rl.json_files import write_json
-from gkd_rl.loading import check_same_vocabulary
+from gkd_rl.loading import check_same_vocabulary, model_class
 from gkd_rl.outputs import Results, model_card_of, write_results
-from gkd_rl.rollout import TextCodec
+from gkd_rl.prompt_stream import PromptStream
+from gkd_rl.rollout import Sampler, Sampling, TextCodec
 from gkd_rl.tasks.task import Task
+from gkd_rl.teacher_samples import write_samples
 from gkd_rl.tracking import Tracker
 from gkd_rl.trainer import StepRecord, Trainer
 from gkd_rl.types import Example
@@ -62,23 +70,28 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker,
     """All stages, then the results; returns the objective."""
     accelerator = Accelerator()
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
+    cost = CostTotals()
     models = _prepare_models(config, task, train, accelerator)
+    models = _write_samples(config, models, train, cost)
+    stream = PromptStream(train, config.trainer.prompts_per_step, config.seed)
     evaluator = build.build_evaluator(config, models, reward, held_out)
-    trainer = build.build_trainer(config, models, reward, train, accelerator)
+    trainer = build_trainer(config, models, reward, stream, accelerator)
 
     evaluations: dict[str, Evaluation] = {}
     if models.teacher is not None:
         evaluations["teacher"] = evaluator.evaluate(models.teacher, "teacher")
     evaluations["student before"] = evaluator.evaluate(models.student, "student before")
-    _train(trainer, config, tracker)
+    _train(trainer, config, tracker, cost)
     evaluations["student after"] = evaluator.evaluate(models.student, "student after")
 
-    results = Results(evaluations, [example.reference for example in held_out], config.evaluation.bootstrap_samples)
+    references = [example.reference for example in held_out]
+    results = Results(evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict())
     tracker.summary(results.as_dict())
     table = write_results(output_dir, results, config)
     if config.save_model:
-        card = model_card_of(results, config, "AutoModelForSeq2SeqLM")
-        save_model(output_dir / "model", models.student.model, models.codec.tokenizer, card)
+        card = model_card_of(results, config, model_class(models.student.model.config))
+        head = None if models.critic is None else models.critic.head
+        save_model(output_dir / "model", models.student.model, models.codec.tokenizer, card, head)
     print(f"{table}\nRun folder: {output_dir}")  # noqa: T201
     return results.objective(config.alpha)
 
@@ -86,14 +99,36 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker,
 def _prepare_models(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> build.Models:
     """Teacher and student, each loaded, reused from the cache, or trained on the references."""
     tokenizer = build.build_tokenizer(config.student, task, "student")
-    codec = build.build_codec(tokenizer, task, accelerator)
-    teacher = None
-    if config.teacher is not None:
-        check_same_vocabulary(tokenizer, build.build_tokenizer(config.teacher, task, "teacher"))
-        teacher = _prepare_model(config, config.teacher, "teacher", codec, train, accelerator)
+    codec = build.build_codec(config.student, tokenizer, task, accelerator)
+    teacher, settings = None, config.teacher
+    if settings is not None and (settings.path is not None or settings.architecture is not None):
+        check_same_vocabulary(tokenizer, build.build_tokenizer(settings, task, "teacher"))
+        teacher = _prepare_model(config, settings, "teacher", codec, train, accelerator)
         teacher.requires_grad_(False).eval()
     student = _prepare_model(config, config.student, "student", codec, train, accelerator)
-    return build.Models(student, teacher, codec)
+    initial = copy.deepcopy(student).requires_grad_(False).eval()
+    return build.Models(student, teacher, initial, codec, build.build_critic(config, student))
+
+
+def _write_samples(config: Config, models: build.Models, train: list[Example], cost: CostTotals) -> build.Models:
+    """The teacher's completion of every training prompt, where the run has steps on them."""
+    reads = config.fixed_data.source is FixedSource.teacher and config.lmbda < 1
+    if not reads or models.teacher is None or config.teacher is None:
+        return models
+    key = build.model_key(config.teacher, models.codec, train)
+    folder = build.samples_cache(config, key, models.codec, train)
+    sampler = Sampler(models.codec, Sampling(config.fixed_data.temperature))
+    start = time.perf_counter()
+    with tqdm(total=len(train), desc="teacher: samples", unit="row", mininterval=1.0) as bar:
+
+        def after_chunk(done: int) -> None:
+            bar.update(done - bar.n)
+
+        seed = config.fixed_data.seed
+        samples = write_samples(folder, models.teacher, sampler, train, seed, after_chunk=after_chunk)
+    cost.add({"time/teacher_samples": time.perf_counter() - start})
+    log.info("teacher: samples in %s", folder)
+    return replace(models, samples=samples)
 
 
 def _prepare_model(
@@ -102,13 +137,13 @@ def _prepare_model(
     """One model after its supervised stage."""
     if settings.sft is None:
         return HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
-    folder = build.supervised_cache(config, settings, codec, train)
+    folder = build.supervised_cache(config, build.model_key(settings, codec, train))
     if folder.is_dir():
         log.info("%s: reused the supervised model %s", key, folder)
         stored = build.load_model(str(folder), None, getattr(torch, settings.dtype.value), f"{key} (cached)")
         return HiddenStateModel(stored).to(accelerator.device)
     model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
-    trainer = build.build_supervised_trainer(model, settings, codec, train, accelerator)
+    trainer = build_supervised_trainer(model, settings, codec, train, accelerator)
     with tqdm(total=settings.sft.steps, desc=f"{key}: supervised", unit="step", mininterval=1.0) as bar:
 
         def after_step(_: int, record: StepRecord) -> None:
@@ -122,13 +157,14 @@ def _prepare_model(
     return model
 
 
-def _train(trainer: Trainer, config: Config, tracker: Tracker) -> None:
+def _train(trainer: Trainer, config: Config, tracker: Tracker, cost: CostTotals) -> None:
     """The run's own stage, with one line of metrics a step and samples at every log step."""
     settings = config.trainer
     with tqdm(total=settings.steps, desc=f"student: alpha={config.alpha:g}", unit="step", mininterval=1.0) as bar:
 
         def after_step(step: int, record: StepRecord) -> None:
             tracker.log_step(step, record.metrics)
+            cost.add(record.metrics)
             if step % settings.log_every == 0 or step == settings.steps:
                 tracker.log_samples(step, sample_rows(record, settings.samples_per_log))
             shown = {name: record.metrics[name] for name in ("divergence", "reward/mean") if name in record.metrics}

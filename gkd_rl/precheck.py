@@ -22,8 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from gkd_rl.config import describe_setting
 from gkd_rl.errors import ConfigError
+from gkd_rl.setting_words import describe_setting
 from gkd_rl.validation import not_a_setting, validate
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError)

@@ -24,11 +24,11 @@ class PromptStream:
     per_step: int
     seed: int
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[Example]:
-        """The rows of one rank in step `step` (from 0)."""
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> list[int]:
+        """Indices of the rows of one rank in step `step` (from 0)."""
         share = self.per_step // world
         first = step * self.per_step + rank * share
-        return [self.examples[self._row(position)] for position in range(first, first + share)]
+        return [self._row(position) for position in range(first, first + share)]
 
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.examples))

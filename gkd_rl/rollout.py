@@ -7,13 +7,15 @@ evaluation mode without gradient: the paper does not differentiate through y ~ p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.errors import DataError
 from gkd_rl.masking import completion_mask
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 
@@ -48,7 +50,12 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class TextCodec:
-    """Text <-> padded ids, with the length limits of the task."""
+    """Text <-> padded ids, with the length limits of the task.
+
+    For an encoder-decoder, prompt and completion are texts of their own, each with the special tokens that the
+    tokenizer adds. For a decoder-only model they are two parts of one: the prompt has the tokenizer's start token, if
+    there is one, and no end; the completion has the end-of-sequence token and nothing else.
+    """
 
     def __init__(
         self,
@@ -56,34 +63,58 @@ class TextCodec:
         max_prompt_tokens: int,
         max_completion_tokens: int,
         device: torch.device,
+        *,
+        decoder_only: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
         self.max_completion_tokens = max_completion_tokens
         self.device = device
+        self.decoder_only = decoder_only
         self.eos_ids = (int(tokenizer.eos_token_id),)  # pyright: ignore[reportArgumentType]
-        self.pad_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+        pad_id = tokenizer.pad_token_id
+        self.pad_id = self.eos_ids[0] if pad_id is None else int(pad_id)  # pyright: ignore[reportArgumentType]
         self.vocabulary = len(tokenizer)
+        self._adds_end = tokenizer("a")["input_ids"][-1:] == list(self.eos_ids)  # pyright: ignore[reportIndexIssue]
 
     def prompts(self, examples: Sequence[Example]) -> PromptBatch:
-        """Tokenise and right-pad; longer prompts are cut to `max_prompt_tokens`."""
-        encoded = self._encode([example.prompt for example in examples], self.max_prompt_tokens)
-        return PromptBatch(examples, encoded["input_ids"], encoded["attention_mask"].bool())
+        """Tokenise and right-pad; longer prompts are cut to `max_prompt_tokens`.
+
+        Raises:
+            DataError: a prompt without any token.
+        """
+        texts = [example.prompt for example in examples]
+        if self.decoder_only and self._adds_end:
+            ids = [row[:-1] for row in self._tokenise(texts, self.max_prompt_tokens + 1)]
+        else:
+            ids = self._tokenise(texts, self.max_prompt_tokens)
+        for text, row in zip(texts, ids, strict=True):
+            if not row:
+                raise DataError(f"prompt {text!r} has no tokens: a model continues at least one, give it some text.")
+        return PromptBatch(examples, *self._padded(ids))
 
     def references(self, examples: Sequence[Example]) -> Rollout:
-        """The dataset's completions as a Rollout, one per prompt."""
-        encoded = self._encode([example.reference for example in examples], self.max_completion_tokens)
-        ids_BT = encoded["input_ids"]
-        mask_BT = encoded["attention_mask"].bool()
-        _, truncated_B = completion_mask(ids_BT, self.eos_ids)
+        """The dataset's completions as a Rollout, one per prompt; a text that is cut still ends."""
+        texts = [example.reference for example in examples]
+        if self.decoder_only:
+            words = self._tokenise(texts, self.max_completion_tokens - 1, add_special_tokens=False)
+            ids = [[*row, self.eos_ids[0]] for row in words]
+        else:
+            ids = self._tokenise(texts, self.max_completion_tokens)
+        return replace(self.completions(examples, ids, Source.dataset), texts=texts)
+
+    def completions(self, examples: Sequence[Example], ids: Sequence[Sequence[int]], source: Source) -> Rollout:
+        """Completions that are given as ids, one per prompt, as a Rollout; what follows their first end is dropped."""
+        ends = [next((i + 1 for i, word in enumerate(row) if word in self.eos_ids), None) for row in ids]
+        ids_BT, mask_BT = self._padded([row[:end] for row, end in zip(ids, ends, strict=True)])
         return Rollout(
             prompts=self.prompts(examples),
             prompt_index_B=torch.arange(len(examples), device=self.device),
             ids_BT=ids_BT,
             mask_BT=mask_BT,
-            truncated_B=truncated_B,
-            texts=[example.reference for example in examples],
-            source=Source.dataset,
+            truncated_B=torch.tensor([end is None for end in ends], device=self.device),
+            texts=self.decode(ids_BT, mask_BT),
+            source=source,
         )
 
     def decode(self, ids_BT: Tensor, mask_BT: Tensor) -> list[str]:
@@ -91,11 +122,17 @@ class TextCodec:
         rows = [ids[mask].tolist() for ids, mask in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True)]
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
-    def _encode(self, texts: list[str], max_length: int):
-        """Right-padded ids of texts; the end-of-sequence token stays when a text is cut."""
-        return self.tokenizer(
-            texts, padding=True, padding_side="right", truncation=True, max_length=max_length, return_tensors="pt"
-        ).to(self.device)
+    def _tokenise(self, texts: list[str], max_length: int, add_special_tokens: bool = True) -> list[list[int]]:
+        """Ids of texts; the tokenizer's special tokens stay when a text is cut."""
+        encoded = self.tokenizer(texts, truncation=True, max_length=max_length, add_special_tokens=add_special_tokens)
+        return encoded["input_ids"]  # pyright: ignore[reportReturnType]
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Right-padded ids and their mask."""
+        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+        ids = pad_sequence(tensors, batch_first=True, padding_value=self.pad_id)
+        mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in tensors], batch_first=True)
+        return ids.to(self.device), mask.to(self.device)
 
 
 class Sampler:
@@ -144,17 +181,18 @@ class Sampler:
         ids_BT = eos_ids[0].repeat(sequences, self.codec.max_completion_tokens)
         live = torch.arange(sequences, device=ids_BT.device)  # rows of ids_BT that the state holds
         done = torch.zeros_like(live, dtype=torch.bool)
-        last = torch.full_like(live, model.architecture.start_id(model.model))
         for position in range(self.codec.max_completion_tokens):
-            logits = head.logits(state.step(last), min(vocabulary, head.weight_VD.shape[0]))
-            last = torch.where(done, eos_ids[0], self.sampling.draw(logits, generator))
-            ids_BT[live, position] = last
-            done = done | torch.isin(last, eos_ids)
+            if position > 0:
+                state.step(ids_BT[live, position - 1])
+            logits = head.logits(state.hidden_BD, min(vocabulary, head.weight_VD.shape[0]))
+            drawn = torch.where(done, eos_ids[0], self.sampling.draw(logits, generator))
+            ids_BT[live, position] = drawn
+            done = done | torch.isin(drawn, eos_ids)
             finished = int(done.sum())
             if finished == done.numel():
                 return ids_BT[:, : position + 1]
             if finished >= COMPACT_SHARE * done.numel():
                 rows = (~done).nonzero().squeeze(1)
                 state.keep(rows)
-                live, last, done = live[rows], last[rows], done[rows]
+                live, done = live[rows], done[rows]
         return ids_BT

@@ -1,18 +1,17 @@
-"""One optimiser step: choose whose text -> roll out -> score -> teach -> update. `accelerate` is the engine.
+"""One optimiser step: choose whose text -> roll out -> score -> survey -> teach -> update. `accelerate` is the engine.
 
-What varies between methods comes in as objects (objective, sampler, reward, teacher); the step itself is always this.
-The step is cut into micro-batches of completions; every divisor is that of the whole step, so the cut does not change
-the gradient.
+What varies between methods comes in as objects (objective, alpha, credit, sampler, reward, teacher, critic); the step
+itself is always this. The step is cut into micro-batches of completions; every divisor is that of the whole step, so
+the cut does not change the gradient.
 """
 
 from __future__ import annotations
 
 import random
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -21,29 +20,44 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gkd_rl import mixing
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.config import Baseline
+from gkd_rl.credit import CreditSettings, divergence_weights, moments, reward_weights, whitened
+from gkd_rl.critic import Critic, Targets
 from gkd_rl.errors import RewardError
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.metrics import repetition_rate
+from gkd_rl.gradients import TermGradients
+from gkd_rl.meter import Pass
 from gkd_rl.objective import Objective, StepTotals
-from gkd_rl.policy_gradient import advantages
 from gkd_rl.prompt_stream import PromptStream
+from gkd_rl.readers import Readers
 from gkd_rl.rollout import Sampler, TextCodec
-from gkd_rl.types import Projection, Rollout, Source
+from gkd_rl.schedule import Schedule
+from gkd_rl.step_metrics import loss_metrics, rollout_metrics
+from gkd_rl.types import Credits, Projection, Rollout, Source, Survey
 from reward_models.composite import Composite, Scores
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a step is taken, beside the objects that take it."""
+    """How a step is taken, beside the objects that take it.
+
+    Attributes:
+        lmbda: probability of a step on student rollouts.
+        otherwise: who wrote the text of the other steps.
+        seed: of coins and rollouts.
+        per_prompt: K.
+        micro_batch_size: completions per forward.
+        max_grad_norm: of the student's gradient; the value head's is held to the same.
+        epochs: updates on one rollout with a reward.
+        diagnose_every: steps between two measurements of both gradients and of the KL to the initial student; 0: never.
+    """
 
     lmbda: float
     seed: int
     per_prompt: int
     micro_batch_size: int
     max_grad_norm: float
-    baseline: Baseline
+    otherwise: Source = Source.dataset
+    epochs: int = 1
+    diagnose_every: int = 0
 
 
 @dataclass
@@ -56,24 +70,41 @@ class StepRecord:
 
 
 @dataclass
+class _Work:
+    """One step's text and everything that is decided about it before its first update."""
+
+    rollout: Rollout
+    alpha: float
+    totals: StepTotals
+    credits: Credits
+    targets: Targets | None
+    taught: dict[int, Projection | None]  # the teacher's states by first row, where they are known already
+    diagnose: bool
+
+
+@dataclass
 class Trainer:
-    """Everything one step needs. `teacher` may be None (alpha = 0, cross-entropy), `reward` too (alpha = 1)."""
+    """Everything one step needs; `reward`, `critic` and `samples` may be None."""
 
     accelerator: Accelerator
-    student: HiddenStateModel
-    teacher: HiddenStateModel | None
+    readers: Readers
     objective: Objective
-    head: FusedHead
+    alpha: Schedule
+    credit: CreditSettings
+    critic: Critic | None
     sampler: Sampler
     codec: TextCodec
     reward: Composite | None
     stream: PromptStream
+    samples: list[list[int]] | None
     optimizer: Optimizer
     schedule: LRScheduler
     settings: StepSettings
-    _seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float), init=False)
 
     def __post_init__(self) -> None:
+        self.student = self.readers.student
+        self._meter = self.readers.meter
+        self._phase = self._meter.phase
         self._wrapped = self.accelerator.prepare_model(self.student)
 
     def run(self, steps: int, after_step: Callable[[int, StepRecord], None]) -> None:
@@ -82,107 +113,145 @@ class Trainer:
             after_step(step + 1, self.step(step))
 
     def step(self, step: int) -> StepRecord:
-        """One optimiser step (counted from 0)."""
-        self._seconds.clear()
+        """One rollout and its optimiser updates (step counted from 0)."""
         self._wrapped.train()
-        source = mixing.choose(self.settings.lmbda, self.settings.seed, step)
+        settings, alpha = self.settings, self.alpha(step)
+        source = mixing.choose(settings.lmbda, settings.seed, step, settings.otherwise)
         with self._phase("rollout"):
             rollout = self._rollout(step, source)
         scores = None
-        if self.reward is not None and source is Source.student:
+        if self.reward is not None and source is Source.student and alpha < 1:
             with self._phase("reward"):
                 scores = score(self.reward, rollout)
-        advantages_B = None if scores is None else self._advantages(scores, rollout)
-        totals = self._totals(rollout)
-        sums = self._accumulate(rollout, advantages_B, totals)
-        with self._phase("update"):
-            norm = self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.settings.max_grad_norm)
-            self.optimizer.step()
-            metrics = {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": float(norm)}  # pyright: ignore
-            self.schedule.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        metrics |= self._describe(rollout, scores, totals, sums)
+        work = self._prepare(step, rollout, alpha, scores)
+        epochs = settings.epochs if scores is not None else 1
+        metrics: dict[str, float] = {}
+        for epoch in range(epochs):
+            first, sums = self._accumulate(work, keep=epochs > 1)
+            metrics |= sums if epoch == 0 else {name: sums[name] for name in ("clipped_share",)}
+            metrics |= self._update()
+            work.credits = replace(work.credits, old_logp_BT=first if epoch == 0 else work.credits.old_logp_BT)
+        metrics |= self._describe(work, scores)
         return StepRecord(metrics, rollout, scores)
 
     def _rollout(self, step: int, source: Source) -> Rollout:
         """The completions of this rank, decided by (seed, step, rank)."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        examples = self.stream.batch(step, rank, world)
+        rows = self.stream.rows(step, rank, world)
+        examples = [self.stream.examples[row] for row in rows]
         if source is Source.dataset:
             return self.codec.references(examples)
+        if source is Source.teacher:
+            if self.samples is None:
+                raise ValueError("a step on the teacher's samples needs them.")
+            return self.codec.completions(examples, [self.samples[row] for row in rows], source)
         generator = torch.Generator(self.student.device)
         generator.manual_seed(random.Random(f"rollout {self.settings.seed} {step} {rank}").getrandbits(63))
-        return self.sampler.sample(self.student, self.codec.prompts(examples), self.settings.per_prompt, generator)
+        prompts = self.codec.prompts(examples)
+        rollout = self.sampler.sample(self.student, prompts, self.settings.per_prompt, generator)
+        self._meter.flops("rollout", self.student, Pass.generation, rollout)
+        return rollout
 
-    def _advantages(self, scores: Scores, rollout: Rollout) -> Tensor:
-        """Reward minus baseline of this rank's completions, shape (B,)."""
-        rewards = torch.tensor(scores.total, device=rollout.ids_BT.device)
-        return advantages(rewards.view(-1, self.settings.per_prompt), self.settings.baseline).flatten()
-
-    def _totals(self, rollout: Rollout) -> StepTotals:
-        """Sequences and generated tokens of the whole step, over all ranks."""
+    def _prepare(self, step: int, rollout: Rollout, alpha: float, scores: Scores | None) -> _Work:
+        """Totals over all ranks, the survey, and the weights of the score function."""
         counts = torch.stack([torch.tensor(rollout.n_sequences, device=self.student.device), rollout.mask_BT.sum()])
-        sequences, tokens = self.accelerator.reduce(counts, "sum").tolist()  # pyright: ignore
-        return StepTotals(int(sequences), int(tokens))
+        totals = StepTotals(*(int(count) for count in self._sum(counts).tolist()))
+        size = self.settings.micro_batch_size
+        with self._phase("survey"):
+            survey, taught = self.readers.survey(
+                rollout, size, rewarded=scores is not None, alpha=alpha, critic=self.critic
+            )
+        every = self.settings.diagnose_every
+        diagnose = every > 0 and (step % every == 0 or step == self.alpha.steps - 1)
+        weights_BT, targets = self._reward_weights(rollout, scores, survey)
+        credit_BT = None
+        if survey.divergence_BT is not None:
+            total = float(self._sum(survey.divergence_BT.sum()))
+            credit_BT = divergence_weights(self.credit, rollout, survey, (total, totals.tokens))
+        credits = Credits(weights_BT, credit_BT, None, survey.initial_logp_BT)
+        return _Work(rollout, alpha, totals, credits, targets, taught, diagnose)
 
-    def _accumulate(self, rollout: Rollout, advantages_B: Tensor | None, totals: StepTotals) -> dict[str, float]:
-        """Forward and backward of every micro-batch; returns the step's loss terms summed over them."""
+    def _reward_weights(
+        self, rollout: Rollout, scores: Scores | None, survey: Survey
+    ) -> tuple[Tensor | None, Targets | None]:
+        """Advantages, and what the value head is to learn from them."""
+        if scores is None:
+            return None, None
+        rewards_B = torch.tensor(scores.total, device=rollout.ids_BT.device)
+        weights_BT = reward_weights(self.credit, rewards_B, rollout, survey)
+        targets = None if survey.values_BT1 is None else Targets.of(survey.values_BT1, weights_BT)
+        if self.credit.whiten:
+            weights_BT = whitened(weights_BT, rollout.mask_BT, self._sum(moments(weights_BT, rollout.mask_BT)))
+        return weights_BT, targets
+
+    def _accumulate(self, work: _Work, keep: bool) -> tuple[Tensor, dict[str, float]]:
+        """Forward and backward of every micro-batch.
+
+        Returns:
+            Log-probabilities (B, T) and the step's loss terms summed over micro-batches and ranks.
+        """
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.student.device))
-        size, end = self.settings.micro_batch_size, rollout.n_sequences
+        size, end = self.settings.micro_batch_size, work.rollout.n_sequences
+        logp_BT = torch.zeros(work.rollout.ids_BT.shape, device=self.student.device)
+        apart = None
+        if work.diagnose or self.alpha.balanced:
+            apart = TermGradients(self.student.parameters(), self.accelerator)
         for start in range(0, end, size):
-            micro = rollout.rows(start, min(start + size, end))
-            part = None if advantages_B is None else advantages_B[start : start + size]
-            last = start + size >= end
-            with nullcontext() if last else self.accelerator.no_sync(self._wrapped):  # ranks meet once a step
-                teacher = self._teach(micro)
-                with self._phase("student"):
-                    student = Projection(self._wrapped(micro), self.student.head())
-                    terms = self.head(student, teacher, micro.ids_BT, micro.mask_BT)
-                    losses = self.objective(terms, micro.mask_BT, part, totals)
-                    # Wrappers average gradients over ranks; the divisors count all ranks already.
-                    self.accelerator.backward(losses.loss * self.accelerator.num_processes)
-            sums["loss"] += losses.loss.detach()
-            sums["entropy"] += terms.entropy_BT.sum() / totals.tokens
-            if losses.policy_gradient is not None:
-                sums["policy_gradient"] += losses.policy_gradient.detach()
-            if losses.divergence is not None:
-                sums["divergence"] += losses.divergence.detach()
-        return {name: float(self.accelerator.reduce(value, "sum")) for name, value in sums.items()}  # pyright: ignore
+            rows = slice(start, min(start + size, end))
+            micro = work.rollout.rows(rows.start, rows.stop)
+            width = micro.ids_BT.shape[1]
+            if start not in work.taught:
+                with self._phase("teacher"):
+                    work.taught[start] = self.readers.teach(work.rollout, rows, micro, work.alpha)
+            teacher = work.taught[start] if keep else work.taught.pop(start)
+            last = rows.stop == end
+            with self._phase("student"), nullcontext() if last else self.accelerator.no_sync(self._wrapped):
+                hidden_BTD = (self._wrapped if apart is None else self.student)(micro)  # ranks meet once a step
+                terms = self.readers.read(hidden_BTD, teacher, micro, work.alpha)
+                losses = self.objective(
+                    terms, micro.mask_BT, work.credits.rows(rows.start, rows.stop, width), work.totals
+                )
+                if apart is not None:
+                    apart.add(losses)
+                else:  # wrappers average gradients over ranks; the divisors count all ranks already
+                    self.accelerator.backward(losses.loss(work.alpha) * self.accelerator.num_processes)
+                if self.critic is not None and work.targets is not None:
+                    loss = self.critic.loss(hidden_BTD, work.targets, rows, micro, work.totals.tokens)
+                    loss.backward()
+                    sums["value_loss"] += loss.detach()
+            logp_BT[rows, :width] = terms.logp_BT.detach()
+            for name, value in loss_metrics(losses, terms, work.alpha, work.totals).items():
+                sums[name] += value
+            if work.diagnose and work.rollout.source is Source.student:
+                with self._phase("initial"):
+                    for name, value in self.readers.distances(hidden_BTD, teacher, micro).items():
+                        sums[name] += value.sum() / work.totals.tokens
+        metrics = {name: float(self._sum(value)) for name, value in sums.items()}
+        return logp_BT, metrics | ({} if apart is None else apart.finish(work.alpha, self.alpha.balanced))
 
-    def _teach(self, micro: Rollout) -> Projection | None:
-        """The teacher's hidden states of a micro-batch; None where nothing reads them."""
-        if self.teacher is None:
-            return None
-        with self._phase("teacher"), torch.no_grad():
-            return Projection(self.teacher(micro), self.teacher.head())
+    def _update(self) -> dict[str, float]:
+        """Clip and take one optimiser update."""
+        with self._phase("update"):
+            norm = self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.settings.max_grad_norm)
+            if self.critic is not None:
+                for parameter in self.critic.head.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad = self._sum(parameter.grad)
+                torch.nn.utils.clip_grad_norm_(self.critic.head.parameters(), self.settings.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": float(norm)}  # pyright: ignore[reportArgumentType]
 
-    def _describe(
-        self, rollout: Rollout, scores: Scores | None, totals: StepTotals, sums: dict[str, float]
-    ) -> dict[str, float]:
+    def _describe(self, work: _Work, scores: Scores | None) -> dict[str, float]:
         """The step's numbers. A step without a reward has no reward metric."""
-        metrics = {
-            **sums,
-            "alpha": self.objective.alpha,
-            "student_data": float(rollout.source is Source.student),
-            "completion_tokens": float(rollout.mask_BT.sum(dim=1).float().mean()),
-            "truncated_share": float(rollout.truncated_B.float().mean()),
-            "repetition": sum(map(repetition_rate, rollout.texts)) / len(rollout.texts),
-            "tokens/student_trained": float(totals.tokens),
-            "tokens/student_generated": float(totals.tokens if rollout.source is Source.student else 0),
-            "tokens/teacher_scored": float(totals.tokens if self.teacher is not None else 0),
-        }
-        if scores is not None:
-            total = torch.tensor(scores.total)
-            metrics |= {"reward/mean": float(total.mean()), "reward/std": float(total.std(correction=0))}
-            metrics |= {f"reward/{name}": sum(values) / len(values) for name, values in scores.components.items()}
-        return metrics | {f"time/{name}": seconds for name, seconds in self._seconds.items()}
+        metrics = {"learning_rate": self.schedule.get_last_lr()[0], "alpha": work.alpha}
+        self.schedule.step()
+        metrics |= rollout_metrics(work.rollout, work.totals, scores, taught=self.readers.taught(work.alpha))
+        return metrics | self._meter.take()
 
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        """Adds the seconds of a block to a phase of the step."""
-        start = time.perf_counter()
-        yield
-        self._seconds[name] += time.perf_counter() - start
+    def _sum(self, value: Tensor) -> Tensor:
+        """Over all ranks."""
+        return self.accelerator.reduce(value, "sum")  # pyright: ignore[reportReturnType]
 
 
 def score(reward: Composite, rollout: Rollout) -> Scores:

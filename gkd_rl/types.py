@@ -8,7 +8,7 @@ Axis alphabet, used as suffixes of tensor names everywhere:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -21,6 +21,7 @@ class Source(Enum):
 
     student = "student"
     dataset = "dataset"
+    teacher = "teacher"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,22 @@ class Rollout:
     def n_sequences(self) -> int:
         """B."""
         return self.ids_BT.shape[0]
+
+    def extended(self) -> Rollout:
+        """One masked column more, (B, T + 1): its hidden states see the whole completion, also a truncated one."""
+        return replace(
+            self,
+            ids_BT=torch.nn.functional.pad(self.ids_BT, (0, 1)),
+            mask_BT=torch.nn.functional.pad(self.mask_BT, (0, 1)),
+        )
+
+    def with_shuffled_prompts(self) -> Rollout:
+        """The same completions, each put to the next prompt of the step (the control of a teacher that is misled)."""
+        prompts = self.prompts
+        turned = PromptBatch(
+            [*prompts.examples[1:], *prompts.examples[:1]], prompts.ids_PS.roll(-1, 0), prompts.mask_PS.roll(-1, 0)
+        )
+        return replace(self, prompts=turned)
 
     def rows(self, start: int, stop: int) -> Rollout:
         """Completions start..stop-1 with the prompts they need, trimmed to their own longest lengths."""
@@ -145,15 +162,65 @@ class TokenTerms:
 
 
 @dataclass(frozen=True)
-class LossTerms:
-    """What one micro-batch adds to the loss of the step.
+class Survey:
+    """What the models say of the whole step before its first update; None where nothing needs it.
 
     Attributes:
-        loss: `(1 - alpha) * policy_gradient + alpha * divergence`, to be minimised.
-        policy_gradient: surrogate of -E[r]; None without a reward.
-        divergence: reduced D; None without a teacher.
+        logp_BT: log-probabilities of the student.
+        divergence_BT: divergence to the teacher.
+        initial_logp_BT: log-probabilities of the initial student.
+        values_BT1: value before each token and after the last.
     """
 
-    loss: Tensor
-    policy_gradient: Tensor | None
+    logp_BT: Tensor | None = None
+    divergence_BT: Tensor | None = None
+    initial_logp_BT: Tensor | None = None
+    values_BT1: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Credits:
+    """Weights of the score function at each token, and what else a step knows before its first update; no gradient.
+
+    Attributes:
+        reward_BT: advantages; None when the step has no reward term.
+        divergence_BT: credit for the divergence; None when no gradient flows through sampling (the paper).
+        old_logp_BT: log-probabilities before the first update on this rollout; None in the first epoch.
+        initial_logp_BT: of the initial student, None when nothing reads them.
+    """
+
+    reward_BT: Tensor | None = None
+    divergence_BT: Tensor | None = None
+    old_logp_BT: Tensor | None = None
+    initial_logp_BT: Tensor | None = None
+
+    def rows(self, start: int, stop: int, width: int) -> Credits:
+        """Those of completions start..stop-1, first `width` tokens."""
+        return Credits(
+            **{
+                name: None if value is None else value[start:stop, :width]
+                for name, value in ((item.name, getattr(self, item.name)) for item in fields(self))
+            }
+        )
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What one micro-batch adds to the two terms of the step, to be minimised.
+
+    Attributes:
+        reward: surrogate of -E[r]; None without a reward.
+        divergence: reduced D, with its score-function term if it has one; None without a teacher.
+        divergence_value: reduced D alone, without gradient.
+        clipped_tokens: tokens that the PPO clip leaves without gradient.
+    """
+
+    reward: Tensor | None
     divergence: Tensor | None
+    divergence_value: Tensor | None
+    clipped_tokens: Tensor
+
+    def loss(self, alpha: float) -> Tensor:
+        """(1 - alpha) * reward + alpha * divergence, of the terms that there are."""
+        terms = [(1 - alpha, self.reward), (alpha, self.divergence)]
+        return sum((weight * term for weight, term in terms if term is not None), start=torch.zeros(()))

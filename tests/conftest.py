@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.architecture import DECODER_ONLY, HiddenStateModel
 from gkd_rl.embedded.tokenizer import SPECIAL, build_tokenizer
 from gkd_rl.loading import build_model
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
@@ -32,6 +32,16 @@ ARCHITECTURE = {
     "num_heads": 2,
     "dropout_rate": 0.0,
     "feed_forward_proj": "gated-gelu",
+}
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.5,  # so that a word of the past, and its distance, weigh as much as the last one
 }
 
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
@@ -72,7 +82,7 @@ def news_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def make_model() -> MakeModel:
-    """`make_model(tokenizer, seed, **architecture)`: a fresh T5 of random weights.
+    """`make_model(tokenizer, seed, **architecture)`: a fresh T5 of random weights; a Llama by `model_type="llama"`.
 
     `lively` gives it an output embedding of its own: one that is tied to the input embedding repeats its last word.
     """
@@ -80,7 +90,8 @@ def make_model() -> MakeModel:
     def make(
         tokenizer: PreTrainedTokenizerBase, seed: int = 0, *, lively: bool = False, **changes: object
     ) -> HiddenStateModel:
-        model = build_model({**ARCHITECTURE, **changes}, tokenizer, seed, torch.float32, "student")
+        base = LLAMA if changes.get("model_type") in DECODER_ONLY else ARCHITECTURE
+        model = build_model({**base, **changes}, tokenizer, seed, torch.float32, "student")
         if lively:
             head: Any = model.get_output_embeddings()
             values = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))

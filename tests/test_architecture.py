@@ -128,15 +128,15 @@ def test_decoding_gives_the_hidden_states_of_teacher_forcing(model: HiddenStateM
     expected = model(rollout)
     state = model.architecture.start(model.model, rollout.prompts, per_prompt=2)
     live = torch.arange(len(COMPLETIONS))
-    last = torch.full_like(live, model.architecture.start_id(model.model))
     for position in range(rollout.ids_BT.shape[1]):
-        torch.testing.assert_close(state.step(last), expected[live, position], rtol=1e-4, atol=1e-5)
-        last = rollout.ids_BT[live, position]
+        torch.testing.assert_close(state.hidden_BD, expected[live, position], rtol=1e-4, atol=1e-5)
         if position in (0, 2):
             rows = (rollout.mask_BT[live, position + 1]).nonzero().squeeze(1)
             assert 0 < rows.numel() < live.numel()
             state.keep(rows)
-            live, last = live[rows], last[rows]
+            live = live[rows]
+            torch.testing.assert_close(state.hidden_BD, expected[live, position], rtol=1e-4, atol=1e-5)
+        assert state.step(rollout.ids_BT[live, position]) is state.hidden_BD
 
 
 def test_models_that_cannot_be_trained_are_refused(
@@ -176,6 +176,9 @@ def test_weights_are_decided_by_the_seed_alone(make_model: MakeModel, few_words:
         {"model_type": "t5", "feed_forward_proj": "a-b-c"},
         {"model_type": "t5", "d_modl": 4},
         {"model_type": "t5", "num_heads": 0},
+        {"model_type": "llama", "hidden_size": "wide"},
+        {"model_type": "llama", "num_heads": 2},
+        {"model_type": "llama", "hidden_size": 16, "num_attention_heads": 0},
     ],
     ids=str,
 )

@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokeniz
 
 from gkd_rl import checkpoint
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import supervised_cache
+from gkd_rl.build import model_key, supervised_cache
 from gkd_rl.checkpoint import cache_key, folder_digest, rows_digest, save_model, source_digest
 from gkd_rl.config import Config, ModelConfig
 from gkd_rl.rollout import TextCodec
@@ -213,7 +213,7 @@ def test_a_supervised_model_has_a_folder_of_its_own_for_all_that_decides_its_wei
         assert isinstance(config, Config)
         model: ModelConfig = replace(config.student, **changes)
         codec = TextCodec(make_tokenizer(words), *limits, torch.device("cpu"))
-        return supervised_cache(config, model, codec, make_examples(rows))
+        return supervised_cache(config, model_key(model, codec, make_examples(rows)))
 
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"weights")

@@ -23,7 +23,7 @@ MISTAKES = {
     "not whole": (["seed=1.5"], ["seed=1.5", "a whole number >= 0"]),
     "not a member": (["divergence.scale=big"], ["divergence.scale=big", "one of raw, unit"]),
     "not a choice": (["evaluation.split=tset"], ["evaluation.split=tset", "train, validation, test"]),
-    "no such file": (["experiment=nope"], ["experiment=nope", "xsum_rl", "xsum_sft"]),
+    "no such file": (["experiment=nope"], ["experiment=nope", "xsum_rl", "sft"]),
     "no such group": (["experimnt=xsum_rl"], ["experimnt=xsum_rl", "Did you mean experiment?"]),
     "a group without a name": (["reward=null"], ["reward=null", "faithfulness"]),
     "misspelt": (
@@ -100,7 +100,7 @@ def test_help_names_the_dials_the_choices_and_examples(tmp_path: Path) -> None:
         "alpha   share",
         "lmbda   student data fraction",
         "seed    ",
-        "experiment: xsum_rl, xsum_sft",
+        "experiment: dapo, f_distill, ",
         "python -m gkd_rl.run experiment=xsum_rl alpha=0.5",
         "alpha=0.25,0.75 seed=0,1",
         "sweep=alpha",

@@ -9,24 +9,27 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from gkd_rl.config import Config, describe_setting
+from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError
 from gkd_rl.run import find_config_dir
+from gkd_rl.setting_words import describe_setting
 from gkd_rl.validation import validate
 
 CONF = find_config_dir()
 COUNTS = {
-    "divergence": 4,
+    "alpha_schedule": 5,
+    "divergence": 7,
     "evaluation": 1,
-    "experiment": 2,
-    "policy_gradient": 1,
+    "experiment": 18,
+    "fixed_data": 2,
+    "policy_gradient": 4,
     "reward": 2,
     "rollout": 1,
     "scale": 1,
     "student": 1,
     "sweep": 1,
     "task": 1,
-    "teacher": 2,
+    "teacher": 4,
     "tracking": 3,
     "trainer": 1,
 }
@@ -75,8 +78,8 @@ def test_every_choice_composes_and_validates(choice: str) -> None:
 
 
 def test_an_experiment_wins_over_the_defaults() -> None:
-    assert config_of("experiment=xsum_sft").lmbda == 0
-    assert config_of("experiment=xsum_sft").name == "xsum_sft"
+    assert config_of("experiment=sft").lmbda == 0
+    assert config_of("experiment=sft").name == "sft"
     assert config_of("experiment=xsum_rl", "alpha=0.25").alpha == 0.25
 
 

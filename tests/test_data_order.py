@@ -11,11 +11,6 @@ from gkd_rl.types import Example, Source
 ROWS = [Example(str(i), "", {}) for i in range(10)]
 
 
-def names(rows: list[Example]) -> list[str]:
-    """The prompts of rows."""
-    return [row.prompt for row in rows]
-
-
 @pytest.mark.parametrize("lmbda", [0.0, 0.25, 1.0])
 def test_lambda_is_the_share_of_student_steps(lmbda: float) -> None:
     share = sum(choose(lmbda, 3, step) is Source.student for step in range(10_000)) / 10_000
@@ -29,12 +24,12 @@ def test_another_seed_is_another_sequence() -> None:
 
 def test_an_epoch_has_every_row_once_and_epochs_differ() -> None:
     stream = PromptStream(ROWS, per_step=4, seed=0)
-    order = [name for step in range(5) for name in names(stream.batch(step))]
-    assert sorted(order[:10]) == sorted(order[10:]) == sorted(names(ROWS))
+    order = [row for step in range(5) for row in stream.rows(step)]
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
     assert order[:10] != order[10:]
-    assert names(PromptStream(ROWS, 4, 1).batch(0)) != names(stream.batch(0))
+    assert PromptStream(ROWS, 4, 1).rows(0) != stream.rows(0)
 
 
 def test_ranks_share_a_step() -> None:
     stream = PromptStream(ROWS, per_step=4, seed=0)
-    assert names(stream.batch(3, 0, 2)) + names(stream.batch(3, 1, 2)) == names(stream.batch(3))
+    assert stream.rows(3, 0, 2) + stream.rows(3, 1, 2) == stream.rows(3)

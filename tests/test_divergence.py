@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gkd_rl.config import DivergenceName, DivergenceScale
+from gkd_rl.choices import DivergenceName, DivergenceScale
 from gkd_rl.divergence import TokenDivergence, cross_entropy, forward_kl, jsd, reverse_kl
 
 P = torch.tensor([[0.6, 0.35, 0.05]], dtype=torch.float64).log()
@@ -150,9 +150,9 @@ def test_parity_with_trl(beta: float, temperature: float) -> None:
 def test_temperature_divides_both_models_logits(name: DivergenceName) -> None:
     teacher, student = random_logits(3, 5, seed=1), random_logits(3, 5, seed=2)
     ids = torch.tensor([4, 0, 2])
-    beta = 0.3 if name is DivergenceName.jsd else None
-    warm = TokenDivergence(name, beta, temperature=2.5)(teacher, student, ids)
-    torch.testing.assert_close(warm, TokenDivergence(name, beta)(teacher / 2.5, student / 2.5, ids))
+    parameter = 0.3 if name.parameter else None
+    warm = TokenDivergence(name, parameter, temperature=2.5)(teacher, student, ids)
+    torch.testing.assert_close(warm, TokenDivergence(name, parameter)(teacher / 2.5, student / 2.5, ids))
 
 
 def test_refusals() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gkd_rl.config import DivergenceName
+from gkd_rl.choices import DivergenceName
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.types import OutputHead, Projection, TokenTerms

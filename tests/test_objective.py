@@ -6,18 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from gkd_rl.config import DivergenceReduction, SurrogateReduction
+from gkd_rl.choices import DivergenceReduction, SurrogateReduction
 from gkd_rl.objective import Objective, StepTotals
-from gkd_rl.types import LossTerms, TokenTerms
+from gkd_rl.types import Credits, LossTerms, TokenTerms
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 LOGP = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, 0.0, 0.0]])
 DIVERGENCE = torch.tensor([[0.3, 0.6, 0.9], [2.0, 0.0, 0.0]])
 ADVANTAGES = torch.tensor([0.5, -1.5])
+CREDITS = Credits(ADVANTAGES.unsqueeze(1).expand(2, 3))
 TOTALS = StepTotals(sequences=5, tokens=8)  # of a step that has three more sequences elsewhere
 
 SURROGATE = -(0.5 * -6.0 - 1.5 * -4.0)  # -3
-SURROGATES = {SurrogateReduction.sequence_sum: SURROGATE / 5, SurrogateReduction.token_mean: SURROGATE / 8}
+SURROGATES = {
+    SurrogateReduction.sequence_sum: SURROGATE / 5,
+    SurrogateReduction.sequence_mean: -(0.5 * -2.0 - 1.5 * -4.0) / 5,
+    SurrogateReduction.token_mean: SURROGATE / 8,
+}
 DIVERGENCES = {
     DivergenceReduction.sequence_mean: (0.6 + 2.0) / 5,
     DivergenceReduction.token_mean: 3.8 / 8,
@@ -26,7 +31,6 @@ DIVERGENCES = {
 
 
 def evaluate(
-    alpha: float,
     divergence: DivergenceReduction = DivergenceReduction.sequence_mean,
     surrogate: SurrogateReduction = SurrogateReduction.sequence_sum,
     *,
@@ -35,7 +39,7 @@ def evaluate(
 ) -> tuple[LossTerms, Tensor, Tensor]:
     logp, divergence_BT = LOGP.clone().requires_grad_(), DIVERGENCE.clone().requires_grad_()
     terms = TokenTerms(logp, divergence_BT if with_divergence else None, torch.zeros_like(LOGP))
-    losses = Objective(alpha, divergence, surrogate)(terms, MASK, ADVANTAGES if with_reward else None, TOTALS)
+    losses = Objective(divergence, surrogate)(terms, MASK, CREDITS if with_reward else Credits(), TOTALS)
     return losses, logp, divergence_BT
 
 
@@ -43,20 +47,20 @@ def evaluate(
 @pytest.mark.parametrize("divergence", list(DivergenceReduction))
 @pytest.mark.parametrize("surrogate", list(SurrogateReduction))
 def test_value(alpha: float, divergence: DivergenceReduction, surrogate: SurrogateReduction) -> None:
-    losses, _, _ = evaluate(alpha, divergence, surrogate)
-    assert losses.policy_gradient is not None
+    losses, _, _ = evaluate(divergence, surrogate)
+    assert losses.reward is not None
     assert losses.divergence is not None
-    assert losses.policy_gradient.item() == pytest.approx(SURROGATES[surrogate])
+    assert losses.reward.item() == pytest.approx(SURROGATES[surrogate])
     assert losses.divergence.item() == pytest.approx(DIVERGENCES[divergence])
     expected = (1 - alpha) * SURROGATES[surrogate] + alpha * DIVERGENCES[divergence]
-    assert losses.loss.item() == pytest.approx(expected)
+    assert losses.loss(alpha).item() == pytest.approx(expected)
 
 
 def test_gradients_at_the_ends() -> None:
     """alpha = 0 leaves the divergence without gradient, alpha = 1 the log-probabilities."""
     for alpha, reward_gradient, divergence_gradient in ((0.0, True, False), (0.3, True, True), (1.0, False, True)):
-        losses, logp, divergence = evaluate(alpha)
-        losses.loss.backward()
+        losses, logp, divergence = evaluate()
+        losses.loss(alpha).backward()
         assert logp.grad is not None
         assert divergence.grad is not None
         assert bool(logp.grad.any()) is reward_gradient
@@ -66,8 +70,8 @@ def test_gradients_at_the_ends() -> None:
 
 
 def test_the_gradient_climbs_the_reward_and_descends_the_divergence() -> None:
-    losses, logp, divergence = evaluate(0.3)
-    losses.loss.backward()
+    losses, logp, divergence = evaluate()
+    losses.loss(0.3).backward()
     assert logp.grad is not None
     assert divergence.grad is not None
     torch.testing.assert_close(logp.grad[:, 0], -0.7 * ADVANTAGES / 5)
@@ -76,42 +80,42 @@ def test_the_gradient_climbs_the_reward_and_descends_the_divergence() -> None:
 
 def test_without_advantages_there_is_no_reward_term() -> None:
     for alpha in (0.3, 1.0):
-        losses, logp, _ = evaluate(alpha, with_reward=False)
-        losses.loss.backward()
-        assert losses.policy_gradient is None
+        losses, logp, _ = evaluate(with_reward=False)
+        losses.loss(alpha).backward()
+        assert losses.reward is None
         assert losses.divergence is not None
-        assert losses.loss.item() == pytest.approx(alpha * losses.divergence.item())
+        assert losses.loss(alpha).item() == pytest.approx(alpha * losses.divergence.item())
         assert logp.grad is None or not logp.grad.any()
 
 
 def test_without_a_divergence_there_is_no_divergence_term() -> None:
-    losses, _, _ = evaluate(0.0, with_divergence=False)
+    losses, _, _ = evaluate(with_divergence=False)
     assert losses.divergence is None
-    assert losses.policy_gradient is not None
-    assert losses.loss.item() == losses.policy_gradient.item() == pytest.approx(SURROGATE / 5)
+    assert losses.reward is not None
+    assert losses.loss(0.0).item() == losses.reward.item() == pytest.approx(SURROGATE / 5)
 
 
 def test_with_neither_there_is_nothing_to_learn_from() -> None:
     with pytest.raises(ValueError, match="neither advantages nor a divergence"):
-        evaluate(0.5, with_reward=False, with_divergence=False)
+        evaluate(with_reward=False, with_divergence=False)
 
 
 @pytest.mark.parametrize("divergence", list(DivergenceReduction))
 @pytest.mark.parametrize("surrogate", list(SurrogateReduction))
 def test_parts_of_a_step_add_up(divergence: DivergenceReduction, surrogate: SurrogateReduction) -> None:
-    objective = Objective(0.3, divergence, surrogate)
+    objective = Objective(divergence, surrogate)
     totals = StepTotals(sequences=2, tokens=4)
-    whole = objective(TokenTerms(LOGP, DIVERGENCE, LOGP), MASK, ADVANTAGES, totals).loss
+    whole = objective(TokenTerms(LOGP, DIVERGENCE, LOGP), MASK, CREDITS, totals).loss(0.3)
     parts = [
-        objective(TokenTerms(LOGP[i], DIVERGENCE[i], LOGP[i]), MASK[i], ADVANTAGES[i], totals).loss
+        objective(TokenTerms(LOGP[i], DIVERGENCE[i], LOGP[i]), MASK[i], CREDITS.rows(i.start, i.stop, 3), totals)
         for i in (slice(0, 1), slice(1, 2))
     ]
-    torch.testing.assert_close(parts[0] + parts[1], whole)
+    torch.testing.assert_close(parts[0].loss(0.3) + parts[1].loss(0.3), whole)
 
 
 def test_a_fully_masked_part_adds_zero() -> None:
     nothing = torch.zeros_like(MASK)
     for reduction in DivergenceReduction:
-        objective = Objective(0.3, reduction, SurrogateReduction.token_mean)
-        losses = objective(TokenTerms(LOGP, DIVERGENCE, LOGP), nothing, ADVANTAGES, StepTotals(0, 0))
-        assert losses.loss.item() == 0.0
+        objective = Objective(reduction, SurrogateReduction.token_mean)
+        losses = objective(TokenTerms(LOGP, DIVERGENCE, LOGP), nothing, CREDITS, StepTotals(0, 0))
+        assert losses.loss(0.3).item() == 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gkd_rl.config import Decay, OptimizerName
+from gkd_rl.choices import Decay, OptimizerName
 from gkd_rl.optim import OptimizerSettings
 
 

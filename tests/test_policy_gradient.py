@@ -9,11 +9,11 @@ import torch
 from conftest import MakeModel, MakePrompts, MakeRollout, MakeTokenizer
 from torch import Tensor
 
-from gkd_rl.config import Baseline, DivergenceReduction, SurrogateReduction
+from gkd_rl.choices import Baseline, DivergenceReduction, SurrogateReduction
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.objective import Objective, StepTotals
-from gkd_rl.policy_gradient import advantages, reinforce
-from gkd_rl.types import Projection, TokenTerms
+from gkd_rl.policy_gradient import advantages, surrogate
+from gkd_rl.types import Credits, Projection, TokenTerms
 
 END = 1
 WORDS = (0, 2, 3)  # what may stand before another token
@@ -56,9 +56,8 @@ def test_refusals() -> None:
 
 def test_reinforce_value_and_gradient() -> None:
     logp = torch.tensor([[-1.0, -2.0, -4.0], [-8.0, -16.0, -32.0]], requires_grad=True)
-    weights = torch.tensor([3.0, -5.0], requires_grad=True)
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    loss = reinforce(logp, weights, mask)
+    weights = torch.tensor([[3.0, 3.0, 0.0], [-5.0, 0.0, 0.0]], requires_grad=True)
+    loss = surrogate(logp, None, weights, None).sum()
     loss.backward()
     assert loss.item() == -(3.0 * -3.0 - 5.0 * -8.0)
     assert logp.grad is not None
@@ -91,7 +90,7 @@ class Table:
 
     def expected_estimate(self, prompts: int, per_prompt: int, baseline: Baseline) -> Tensor:
         """E over all tuples of completions of the objective's gradient on them."""
-        objective = Objective(0.0, DivergenceReduction.sequence_mean, SurrogateReduction.sequence_sum)
+        objective = Objective(DivergenceReduction.sequence_mean, SurrogateReduction.sequence_sum)
         total = torch.zeros_like(self.logits)
         size = prompts * per_prompt
         for indices in itertools.product(range(len(COMPLETIONS)), repeat=size):
@@ -100,7 +99,8 @@ class Table:
             mask = torch.tensor([[True, len(y) > 1] for y in drawn])
             terms = TokenTerms(torch.stack([self.logp(y) for y in drawn]), None, torch.zeros(size, 2))
             totals = StepTotals(size, int(mask.sum()))
-            loss = objective(terms, mask, advantages(rewards, baseline).flatten(), totals).loss
+            weights = advantages(rewards, baseline).view(-1, 1).expand(mask.shape)
+            loss = objective(terms, mask, Credits(weights), totals).loss(0.0)
             chance = torch.stack([self.probability(y) for y in drawn]).prod().detach()
             total += chance * torch.autograd.grad(loss, self.logits)[0]
         return total
@@ -144,6 +144,7 @@ def test_the_same_through_a_t5_and_the_fused_head(
     chances = terms.logp_BT.sum(dim=1).exp()
     assert chances.sum().item() == pytest.approx(1.0, abs=1e-5)
     exact = gradients((chances * rewards).sum())
-    estimate = gradients(reinforce(terms.logp_BT, chances.detach() * rewards, rollout.mask_BT))
+    weights = (chances.detach() * rewards).unsqueeze(1).expand(rollout.mask_BT.shape)
+    estimate = gradients((surrogate(terms.logp_BT, None, weights, None) * rollout.mask_BT).sum())
     assert exact.norm() > 0.1
     torch.testing.assert_close(-estimate, exact, rtol=1e-4, atol=1e-5 * float(exact.norm()))

@@ -115,7 +115,7 @@ def test_a_sweep_gives_every_combination_its_own_folder(folder: Path) -> None:
 
 
 def test_the_supervised_control_needs_neither_teacher_nor_rollouts(folder: Path) -> None:
-    run(folder, "experiment=xsum_sft", "hydra.run.dir=control", "tracking=none", "trainer.prompts_per_step=8")
+    run(folder, "experiment=sft", "hydra.run.dir=control", "tracking=none", "trainer.prompts_per_step=8")
     row = lines(folder / "control" / "metrics.jsonl")[0]
     assert "reward/mean" not in row and "policy_gradient" not in row
     assert row["tokens/student_generated"] == 0 and row["tokens/teacher_scored"] == 0 and row["divergence"] > 0

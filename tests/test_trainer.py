@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,16 +14,17 @@ from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.optim import SGD, Adafactor, AdamW
+from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import Models, build_evaluator, build_supervised_trainer, build_trainer
-from gkd_rl.config import Config, Decay, DivergenceReduction, OptimizerName, SurrogateReduction
+from gkd_rl.build import Models, build_evaluator
+from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
+from gkd_rl.choices import DivergenceReduction, SurrogateReduction
+from gkd_rl.config import Config
 from gkd_rl.errors import RewardError
 from gkd_rl.mixing import choose
-from gkd_rl.optim import OptimizerSettings
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import Sampler, TextCodec
 from gkd_rl.run import find_config_dir
@@ -32,7 +33,7 @@ from gkd_rl.types import Example, Projection, PromptBatch, Rollout, Source
 from reward_models.composite import Composite
 
 PROMPTS, PER_PROMPT, LONGEST = 4, 2, 8
-SIZES = (f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}")
+SIZES = (f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}", "trainer.diagnose_every=0")
 MakeTrainer = Callable[..., Trainer]
 
 
@@ -47,6 +48,10 @@ def config_of(*overrides: str) -> Config:
     return config
 
 
+def models_of(student: HiddenStateModel, teacher: HiddenStateModel | None, codec: TextCodec) -> Models:
+    return Models(student, teacher, copy.deepcopy(student).requires_grad_(False).eval(), codec)
+
+
 @pytest.fixture
 def codec(few_words: PreTrainedTokenizerFast) -> TextCodec:
     return TextCodec(few_words, 20, LONGEST, torch.device("cpu"))
@@ -56,14 +61,16 @@ def codec(few_words: PreTrainedTokenizerFast) -> TextCodec:
 def make_trainer(make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec) -> MakeTrainer:
     """`make_trainer("alpha=0.5", reward=stub)`: as `build.py` wires it, with models and prompts of a few words."""
 
-    def make(*overrides: str, reward: Callable[..., list[float]] = share_of_a, dropout: float = 0.0) -> Trainer:
+    def make(
+        *overrides: str, reward: Callable[..., list[float]] = share_of_a, dropout: float = 0.0, seed: int = 0
+    ) -> Trainer:
         student = make_model(codec.tokenizer, seed=8, lively=True, dropout_rate=dropout)
         teacher = make_model(codec.tokenizer, seed=28, lively=True, d_model=24).requires_grad_(False).eval()
         return build_trainer(
             config_of(*overrides),
-            Models(student, teacher, codec),
+            models_of(student, teacher, codec),
             Composite({"stub": reward}, {"stub": 1.0}),
-            make_examples(12),
+            PromptStream(make_examples(12), PROMPTS, seed),
             Accelerator(cpu=True),
         )
 
@@ -172,14 +179,14 @@ def test_the_step_takes_the_gradient_of_the_objective(make_trainer: MakeTrainer)
         "rollout.temperature=1.2",
         "divergence.temperature=1.5",
     )
-    assert trainer.teacher is not None
+    assert trainer.readers.teacher is not None
     gradient, record = gradient_of(trainer)
     rollout = record.rollout
     rewards = torch.tensor(share_of_a([], list(rollout.texts))).view(PROMPTS, PER_PROMPT)
     advantages = (rewards - rewards.flip(1)).flatten()  # each against the other rollout of its prompt
     logits = logits_of(trainer.student, rollout)
     with torch.no_grad():
-        p = torch.softmax(logits_of(trainer.teacher, rollout) / 1.5, -1)
+        p = torch.softmax(logits_of(trainer.readers.teacher, rollout) / 1.5, -1)
     q = torch.softmax(logits / 1.5, -1)
     sampled = torch.log_softmax(logits / 1.2, -1)
     logp = sampled.gather(2, rollout.ids_BT.unsqueeze(2)).squeeze(2)
@@ -216,7 +223,7 @@ def test_the_supervised_stage_minimises_transformers_loss(
     gradient, record = gradient_of(trainer)
     rollout = record.rollout
     assert rollout.source is Source.dataset
-    assert list(rollout.texts) == [row.reference for row in trainer.stream.batch(0)]
+    assert list(rollout.texts) == [trainer.stream.examples[row].reference for row in trainer.stream.rows(0)]
     prompts = rollout.prompts
     loss = trainer.student.model(
         input_ids=prompts.ids_PS,
@@ -240,8 +247,8 @@ class Calls:
         self.encoder_rows: list[int] = []
         self.samples: list[Rollout] = []
         trainer.student.register_forward_hook(lambda model, args, _: self._student(model, args))
-        if teacher or trainer.teacher:
-            (teacher or trainer.teacher).register_forward_hook(  # pyright: ignore[reportOptionalMemberAccess]
+        if teacher or trainer.readers.teacher:
+            (teacher or trainer.readers.teacher).register_forward_hook(  # pyright: ignore[reportOptionalMemberAccess]
                 lambda _, args, __: self.teacher.append(args[0])
             )
         trainer.student.model.get_encoder().register_forward_hook(
@@ -291,14 +298,14 @@ def test_pure_reward_never_asks_the_teacher(
     reward = CountingReward()
     trainer = build_trainer(
         config_of("alpha=0"),
-        Models(student, teacher, codec),
+        models_of(student, teacher, codec),
         Composite({"stub": reward}, {"stub": 1.0}),
-        make_examples(12),
+        PromptStream(make_examples(12), PROMPTS, 0),
         Accelerator(cpu=True),
     )
     calls = Calls(trainer, teacher)
     record = trainer.step(0)
-    assert trainer.teacher is None
+    assert trainer.readers.teacher is None
     assert calls.teacher == []
     assert len(calls.student) == len(reward.completions) == 1
     assert "divergence" not in record.metrics
@@ -334,7 +341,7 @@ def test_without_student_data_nothing_is_sampled(make_trainer: MakeTrainer) -> N
     record = trainer.step(0)
     assert calls.samples == []
     assert record.rollout.source is Source.dataset
-    assert list(record.rollout.texts) == [row.reference for row in trainer.stream.batch(0)]
+    assert list(record.rollout.texts) == [trainer.stream.examples[row].reference for row in trainer.stream.rows(0)]
     assert record.metrics["student_data"] == record.metrics["tokens/student_generated"] == 0
     assert "divergence" in record.metrics
 
@@ -345,7 +352,7 @@ def test_a_step_without_student_text_has_no_reward(make_trainer: MakeTrainer) ->
     records = [trainer.step(step) for step in range(8)]
     sources = [choose(0.5, 0, step) for step in range(8)]
     assert [record.rollout.source for record in records] == sources
-    assert set(sources) == set(Source)
+    assert set(sources) == {Source.student, Source.dataset}
     for record, source in zip(records, sources, strict=True):
         of_student = source is Source.student
         assert record.metrics["student_data"] == float(of_student)
@@ -359,7 +366,7 @@ def test_a_step_without_student_text_has_no_reward(make_trainer: MakeTrainer) ->
 def test_the_seed_decides_the_metrics(make_trainer: MakeTrainer) -> None:
     def metrics_of(seed: int, outside: int) -> list[dict[str, float]]:
         torch.manual_seed(outside)
-        trainer = make_trainer("alpha=0.5", "lmbda=0.7", f"seed={seed}")
+        trainer = make_trainer("alpha=0.5", "lmbda=0.7", f"seed={seed}", seed=seed)
         records = [trainer.step(step) for step in range(4)]
         assert {"time/rollout", "time/teacher", "time/student", "time/update"} <= set(records[0].metrics)
         return [
@@ -379,7 +386,7 @@ def test_the_student_learns_in_training_mode_also_after_an_evaluation(
     trainer.step(0)
     assert calls.training == [True]
     config = config_of("evaluation.batch_size=4", "evaluation.rollout_prompts=4", "evaluation.self_bleu_prompts=0")
-    models = Models(trainer.student, trainer.teacher, trainer.codec)
+    models = models_of(trainer.student, trainer.readers.teacher, trainer.codec)
     build_evaluator(config, models, trainer.reward, make_examples(4)).evaluate(trainer.student, "student")
     calls.training.clear()
     trainer.step(1)
@@ -398,14 +405,15 @@ def test_the_log_probability_is_that_of_the_sampled_distribution(
     student.model.resize_token_embeddings(len(codec.tokenizer) + 24, mean_resizing=False)
     trainer = build_trainer(
         config_of("alpha=0"),
-        Models(student, None, codec),
+        models_of(student, None, codec),
         Composite({"stub": share_of_a}, {"stub": 1.0}),
-        make_examples(4),
+        PromptStream(make_examples(4), PROMPTS, 0),
         Accelerator(cpu=True),
     )
     words = len(codec.tokenizer)
     every_word = make_rollout(make_prompts([[3, 4]]), [[word] for word in range(words)], per_prompt=words)
-    terms = trainer.head(Projection(student(every_word), student.head()), None, every_word.ids_BT, every_word.mask_BT)
+    own = Projection(student(every_word), student.head())
+    terms = trainer.readers.head(own, None, every_word.ids_BT, every_word.mask_BT)
     assert terms.logp_BT.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
 
 
@@ -473,52 +481,3 @@ def test_an_unusable_reward_is_named(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("alpha=0.5", reward=lambda prompts, completions, **_: [float("nan")] * len(completions))
     with pytest.raises(RewardError, match="'stub' returned nan"):
         trainer.step(0)
-
-
-def test_lambda_is_the_share_of_student_steps() -> None:
-    for lmbda in (0.0, 0.3, 0.8, 1.0):
-        chosen = [choose(lmbda, 0, step) for step in range(2000)]
-        assert chosen.count(Source.student) / 2000 == pytest.approx(lmbda, abs=0.0 if lmbda in (0, 1) else 0.04)
-        assert chosen == [choose(lmbda, 0, step) for step in range(2000)]
-    assert [choose(0.5, 0, step) for step in range(64)] != [choose(0.5, 1, step) for step in range(64)]
-
-
-def test_prompts_are_shuffled_epochs_shared_between_ranks() -> None:
-    rows = [Example(str(i), "", {}) for i in range(12)]
-    stream = PromptStream(rows, per_step=4, seed=0)
-    epochs = [[row.prompt for step in range(3 * e, 3 * e + 3) for row in stream.batch(step)] for e in range(3)]
-    for epoch in epochs:
-        assert Counter(epoch) == Counter(row.prompt for row in rows)
-    assert epochs[0] != epochs[1]
-    assert epochs[0] != [row.prompt for row in rows]
-    assert [row for rank in (0, 1) for row in stream.batch(5, rank, 2)] == stream.batch(5)
-    assert PromptStream(rows, 4, 0).batch(7) == stream.batch(7)
-    assert PromptStream(rows, 12, 1).batch(0) != PromptStream(rows, 12, 0).batch(0)
-
-
-@pytest.mark.parametrize(
-    ("decay", "rates"),
-    [
-        (Decay.constant, [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
-        (Decay.linear, [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]),
-        (Decay.cosine, [0.0, 0.5, 1.0, 0.853553, 0.5, 0.146447]),
-    ],
-)
-def test_learning_rates(decay: Decay, rates: list[float]) -> None:
-    model = nn.Linear(2, 2)
-    model.bias.requires_grad_(False)
-    for name, kind in ((OptimizerName.adamw, AdamW), (OptimizerName.adafactor, Adafactor)):
-        settings = OptimizerSettings(6, name, 1.0, 0.125, 2, decay)
-        optimizer, schedule = settings.build(model.parameters())
-        assert type(optimizer) is kind
-        (group,) = optimizer.param_groups
-        assert len(group["params"]) == 1
-        assert group["params"][0] is model.weight
-        assert group["weight_decay"] == 0.125
-        found = []
-        for _ in range(6):
-            found.append(schedule.get_last_lr()[0])
-            optimizer.step()
-            schedule.step()
-        assert found == pytest.approx(rates, abs=1e-5)
-        assert decay is Decay.constant or schedule.get_last_lr()[0] == pytest.approx(0.0, abs=1e-9)

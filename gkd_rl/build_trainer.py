@@ -1,0 +1,151 @@
+"""Configuration -> the trainers of the supervised stage and of the run's own stage."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+
+from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.build import Models, token_divergence
+from gkd_rl.choices import (
+    AlphaSchedule,
+    DivergenceName,
+    DivergenceReduction,
+    KdCredit,
+    KlPlace,
+    SurrogateReduction,
+    TeacherPrompts,
+)
+from gkd_rl.config import Config, ModelConfig, OptimizerConfig, PolicyGradientConfig
+from gkd_rl.contradictions import alpha_schedule
+from gkd_rl.credit import CreditSettings
+from gkd_rl.divergence import TokenDivergence
+from gkd_rl.errors import ConfigError
+from gkd_rl.fused_head import FusedHead
+from gkd_rl.objective import Objective
+from gkd_rl.optim import OptimizerSettings
+from gkd_rl.prompt_stream import PromptStream
+from gkd_rl.readers import Readers
+from gkd_rl.rollout import Sampler, Sampling, TextCodec
+from gkd_rl.schedule import Schedule
+from gkd_rl.trainer import StepSettings, Trainer
+from gkd_rl.types import Example, Source
+from reward_models.composite import Composite
+
+
+def build_supervised_trainer(
+    model: HiddenStateModel, settings: ModelConfig, codec: TextCodec, train: list[Example], accelerator: Accelerator
+) -> Trainer:
+    """Maximum likelihood on the references: lambda = 0 with cross-entropy, no teacher, no reward."""
+    sft = settings.sft
+    if sft is None:
+        raise ConfigError(["sft=null: there is no supervised stage to build."])
+    divergence = TokenDivergence(DivergenceName.cross_entropy)
+    optimizer, schedule = _optimizer_settings(sft).build(model.parameters())
+    return Trainer(
+        accelerator=accelerator,
+        readers=Readers(model, None, None, FusedHead(divergence, 1.0, sft.head_chunk_tokens, codec.vocabulary)),
+        objective=Objective(DivergenceReduction.token_mean, SurrogateReduction.sequence_sum),
+        alpha=Schedule(AlphaSchedule.constant, 1.0, sft.steps),
+        credit=CreditSettings(per_prompt=1),
+        critic=None,
+        sampler=Sampler(codec, Sampling()),
+        codec=codec,
+        reward=None,
+        stream=PromptStream(train, sft.batch_size, settings.seed),
+        samples=None,
+        optimizer=optimizer,
+        schedule=schedule,
+        settings=StepSettings(0.0, settings.seed, 1, sft.micro_batch_size, sft.max_grad_norm),
+    )
+
+
+def build_trainer(
+    config: Config, models: Models, reward: Composite | None, stream: PromptStream, accelerator: Accelerator
+) -> Trainer:
+    """The trainer of the run's own stage; what alpha never uses is not built."""
+    alpha, critic = alpha_schedule(config), models.critic
+    divergence = token_divergence(config.divergence) if alpha.has_divergence else None
+    value = config.policy_gradient.value
+    extra = [] if critic is None or value is None else [(critic.head.parameters(), value.learning_rate)]
+    optimizer, schedule = _optimizer_settings(config.trainer).build(models.student.parameters(), extra)
+    rollout, trainer, surrogate = config.rollout, config.trainer, config.policy_gradient
+    return Trainer(
+        accelerator=accelerator,
+        readers=_readers(config, models, divergence),
+        objective=Objective(
+            divergence_reduction=config.divergence.reduction,
+            surrogate_reduction=surrogate.reduction,
+            clip=_clip(surrogate),
+            kl_coefficient=surrogate.sampled_kl.coefficient if surrogate.sampled_kl.place is KlPlace.loss else 0.0,
+        ),
+        alpha=alpha,
+        credit=_credit(config),
+        critic=critic if alpha.has_reward else None,
+        sampler=Sampler(models.codec, Sampling(rollout.temperature, rollout.top_p, rollout.top_k)),
+        codec=models.codec,
+        reward=reward if alpha.has_reward else None,
+        stream=stream,
+        samples=models.samples,
+        optimizer=optimizer,
+        schedule=schedule,
+        settings=StepSettings(
+            lmbda=config.lmbda,
+            otherwise=Source(config.fixed_data.source.value),
+            seed=config.seed,
+            per_prompt=rollout.per_prompt,
+            micro_batch_size=trainer.micro_batch_size,
+            max_grad_norm=trainer.max_grad_norm,
+            epochs=surrogate.epochs,
+            diagnose_every=trainer.diagnose_every,
+        ),
+    )
+
+
+def _readers(config: Config, models: Models, divergence: TokenDivergence | None) -> Readers:
+    """The student, the model that it imitates, and the student before training."""
+    imitated = models.initial if config.teacher is not None and config.teacher.initial_student else models.teacher
+    taught = divergence is not None and divergence.needs_teacher
+    vocabulary = models.codec.vocabulary
+    return Readers(
+        student=models.student,
+        teacher=imitated if taught else None,
+        initial=models.initial,
+        head=FusedHead(divergence, config.rollout.temperature, config.trainer.head_chunk_tokens, vocabulary),
+        shuffled=config.teacher is not None and config.teacher.prompts is TeacherPrompts.shuffled,
+        credits=config.divergence.kd_credit is not KdCredit.none,
+        anchored=config.policy_gradient.sampled_kl.coefficient > 0,
+    )
+
+
+def _credit(config: Config) -> CreditSettings:
+    """Advantages and credits as configured."""
+    settings, value = config.policy_gradient, config.policy_gradient.value
+    return CreditSettings(
+        per_prompt=config.rollout.per_prompt,
+        baseline=settings.baseline,
+        divide_by_std=settings.divide_by_std,
+        whiten=settings.whiten,
+        fixed_advantage=settings.fixed_advantage,
+        kl_in_reward=settings.sampled_kl.coefficient if settings.sampled_kl.place is KlPlace.reward else 0.0,
+        kd_credit=config.divergence.kd_credit,
+        divergence_reduction=config.divergence.reduction,
+        discount=1.0 if value is None else value.discount,
+        gae_lambda=1.0 if value is None else value.gae_lambda,
+    )
+
+
+def _clip(settings: PolicyGradientConfig) -> tuple[float, float] | None:
+    """The two ends of PPO's clip, None without one."""
+    low, high = settings.clip_low, settings.clip_high
+    return None if low is None or high is None else (low, high)
+
+
+def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:
+    return OptimizerSettings(
+        steps=config.steps,
+        name=config.optimizer,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_steps,
+        decay=config.decay,
+    )

@@ -1,0 +1,131 @@
+"""The named choices of the configuration."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class DivergenceName(Enum):
+    """D(p_T, p_S) per token; `cross_entropy` is the log-loss on given tokens (SFT, SeqKD) and needs no teacher."""
+
+    forward_kl = "forward_kl"
+    reverse_kl = "reverse_kl"
+    jsd = "jsd"
+    tvd = "tvd"
+    skew_kl = "skew_kl"
+    reverse_skew_kl = "reverse_skew_kl"
+    cross_entropy = "cross_entropy"
+
+    @property
+    def parameter(self) -> str | None:
+        """The setting that this divergence alone takes."""
+        return {"jsd": "beta", "skew_kl": "skew", "reverse_skew_kl": "skew"}.get(self.value)
+
+
+class DivergenceScale(Enum):
+    """`raw` is the formula as published; `unit` rescales it to the curvature of a KL where the models agree."""
+
+    raw = "raw"
+    unit = "unit"
+
+
+class DivergenceReduction(Enum):
+    """From tokens to one number; `sequence_mean` is the paper's Eq. 2."""
+
+    sequence_mean = "sequence_mean"
+    token_mean = "token_mean"
+    sequence_sum = "sequence_sum"
+
+
+class Baseline(Enum):
+    """What is subtracted from the reward before it weighs the score function; `learned` is PPO's value head."""
+
+    none = "none"
+    batch_mean = "batch_mean"
+    leave_one_out = "leave_one_out"
+    group_mean = "group_mean"
+    learned = "learned"
+
+
+class SurrogateReduction(Enum):
+    """`sequence_sum` gives the exact gradient of E[r]; the others weigh tokens as GRPO and DAPO do."""
+
+    sequence_sum = "sequence_sum"
+    sequence_mean = "sequence_mean"
+    token_mean = "token_mean"
+
+
+class KlEstimator(Enum):
+    """One-sample estimates of KL(student || initial student) from the log-ratio of a sampled token."""
+
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class KlPlace(Enum):
+    """Where the sampled KL enters: subtracted from each token's reward, or added to the loss."""
+
+    reward = "reward"
+    loss = "loss"
+
+
+class KdCredit(Enum):
+    """`none` is the paper: no gradient through sampling; `reward_to_go` adds the score-function term of E[D]."""
+
+    none = "none"
+    reward_to_go = "reward_to_go"
+
+
+class AlphaSchedule(Enum):
+    """alpha as a function of the step; `balanced` makes alpha the share of the gradient norm."""
+
+    constant = "constant"
+    linear = "linear"
+    warmup = "warmup"
+    switch = "switch"
+    balanced = "balanced"
+
+
+class FixedSource(Enum):
+    """Who wrote the text of the steps that are not on student rollouts."""
+
+    dataset = "dataset"
+    teacher = "teacher"
+
+
+class TeacherPrompts(Enum):
+    """`own` is the prompt that the completion answers; `shuffled` another prompt of the step, a control."""
+
+    own = "own"
+    shuffled = "shuffled"
+
+
+class OptimizerName(Enum):
+    """Optimisers on offer; the paper uses Adafactor."""
+
+    adamw = "adamw"
+    adafactor = "adafactor"
+
+
+class Decay(Enum):
+    """Learning rate after the warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Dtype(Enum):
+    """Number format of the weights in memory."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class WandbMode(Enum):
+    """`offline` writes beside metrics.jsonl and asks for no account; `online` uploads; `disabled` writes nothing."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"

@@ -1,0 +1,70 @@
+"""The gradients of the two terms of a step, kept apart: their norms, their cosine, and alpha as a share of the norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from gkd_rl.types import LossTerms
+
+
+class TermGradients:
+    """Sums the gradient of each term over micro-batches, then writes the weighted sum into the parameters."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
+        self._parameters = [one for one in parameters if one.requires_grad]
+        self._accelerator = accelerator
+        self._sums: dict[str, list[Tensor]] = {}
+
+    def add(self, losses: LossTerms) -> None:
+        """Backward through each term of a micro-batch."""
+        terms = {"reward": losses.reward, "divergence": losses.divergence}
+        present = {name: term for name, term in terms.items() if term is not None}
+        for left, (name, term) in enumerate(present.items(), start=1 - len(present)):
+            found = torch.autograd.grad(term, self._parameters, retain_graph=left < 0, allow_unused=True)
+            gradient = [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, found, strict=True)]
+            if name in self._sums:
+                gradient = [old + new for old, new in zip(self._sums[name], gradient, strict=True)]
+            self._sums[name] = gradient
+
+    def finish(self, alpha: float, balanced: bool) -> dict[str, float]:
+        """Set every parameter's gradient to (1 - a) g_r + a g_D and describe the two.
+
+        Args:
+            alpha: the weight a; with `balanced`, the share a|g_D| / ((1-a)|g_r| + a|g_D|) that a is chosen for. A
+                step in which one of the two is 0 has nothing to balance and takes a = alpha.
+            balanced: see alpha.
+
+        Returns:
+            gradient/reward_norm, gradient/divergence_norm, and where both exist gradient/cosine,
+            gradient/divergence_share and alpha_effective = a.
+        """
+        for name, gradient in self._sums.items():
+            self._sums[name] = [self._accelerator.reduce(one, "sum") for one in gradient]  # pyright: ignore
+        metrics = {f"gradient/{name}_norm": float(_norm(gradient)) for name, gradient in self._sums.items()}
+        weight = alpha
+        if len(self._sums) == 2:
+            reward, divergence = metrics["gradient/reward_norm"], metrics["gradient/divergence_norm"]
+            both = reward > 0 and divergence > 0
+            if balanced and both:
+                weight = alpha * reward / ((1 - alpha) * divergence + alpha * reward)
+            total = (1 - weight) * reward + weight * divergence
+            metrics["gradient/divergence_share"] = weight * divergence / total if total else 0.0
+            metrics["alpha_effective"] = weight
+            if both:
+                dot = sum(float((a * b).sum()) for a, b in zip(*self._sums.values(), strict=True))
+                metrics["gradient/cosine"] = dot / (reward * divergence)
+        weights = {"reward": 1 - weight, "divergence": weight}
+        for index, parameter in enumerate(self._parameters):
+            parameter.grad = sum(
+                (weights[name] * gradient[index] for name, gradient in self._sums.items()),
+                start=torch.zeros_like(parameter),
+            )
+        return metrics
+
+
+def _norm(gradient: list[Tensor]) -> Tensor:
+    return torch.stack([one.float().norm() for one in gradient]).norm()

@@ -1,0 +1,135 @@
+"""Who reads a step's text: the student, the teacher that it imitates, and the student as it was before training.
+
+One place knows which of the three a step needs: no teacher forward at alpha = 0, no initial student unless something is
+measured against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.choices import DivergenceName
+from gkd_rl.critic import Critic
+from gkd_rl.divergence import TokenDivergence
+from gkd_rl.fused_head import FusedHead
+from gkd_rl.meter import Pass, StepMeter
+from gkd_rl.types import Projection, Rollout, Source, Survey, TokenTerms
+
+
+@dataclass
+class Readers:
+    """The models of a step and the head that turns their hidden states into numbers.
+
+    Attributes:
+        student: is trained.
+        teacher: is imitated; None without one.
+        initial: the student before training, frozen; None where nothing is measured against it.
+        head: with the divergence, or without one (alpha = 0 throughout).
+        shuffled: the teacher reads another prompt of the step (a control).
+        credits: the divergence has its score-function term, so that it is needed before the first update.
+        anchored: the reward term has a sampled KL to the initial student.
+        meter: counts the FLOPs of every pass.
+    """
+
+    student: HiddenStateModel
+    teacher: HiddenStateModel | None
+    initial: HiddenStateModel | None
+    head: FusedHead
+    shuffled: bool = False
+    credits: bool = False
+    anchored: bool = False
+    meter: StepMeter = field(default_factory=StepMeter)
+
+    def taught(self, alpha: float) -> bool:
+        """The teacher reads the text of a step at this alpha."""
+        divergence = self.head.divergence
+        return alpha > 0 and self.teacher is not None and divergence is not None and divergence.needs_teacher
+
+    def teach(self, rollout: Rollout, rows: slice, micro: Rollout, alpha: float) -> Projection | None:
+        """The teacher's states on `micro`, the step's completions `rows`; None where nothing reads them."""
+        if self.teacher is None or not self.taught(alpha):
+            return None
+        text = rollout.with_shuffled_prompts().rows(rows.start, rows.stop) if self.shuffled else micro
+        return self._project("teacher", self.teacher, text)
+
+    def read(self, hidden_BTD: Tensor, teacher: Projection | None, micro: Rollout, alpha: float) -> TokenTerms:
+        """Per-token terms from the student's states, with gradient; no divergence at alpha = 0."""
+        head = self.head if alpha > 0 else replace(self.head, divergence=None)
+        if torch.is_grad_enabled():
+            self.meter.flops("student", self.student, Pass.training, micro)
+        return head(Projection(hidden_BTD, self.student.head()), teacher, micro.ids_BT, micro.mask_BT)
+
+    def distances(self, hidden_BTD: Tensor, teacher: Projection | None, micro: Rollout) -> dict[str, Tensor]:
+        """KL(student || other) in nats at each position, for the initial student and the teacher; without gradient."""
+        others = {"kl_to_initial": self._project("initial", self.initial, micro), "kl_to_teacher": teacher}
+        head = replace(self.head, divergence=TokenDivergence(DivergenceName.reverse_kl))
+        own, found = Projection(hidden_BTD.detach(), self.student.head()), {}
+        with torch.no_grad():
+            for name, other in others.items():
+                if other is not None:
+                    found[name] = head(own, other, micro.ids_BT, micro.mask_BT).divergence_BT
+        return found
+
+    @torch.no_grad()
+    def survey(
+        self, rollout: Rollout, size: int, *, rewarded: bool, alpha: float, critic: Critic | None
+    ) -> tuple[Survey, dict[int, Projection | None]]:
+        """What the models say of the whole step before its first update, `size` completions at a time.
+
+        Returns:
+            The survey, and the teacher's states by first row, to be read again.
+        """
+        wanted = self._wanted(rollout, rewarded, alpha, critic)
+        taught: dict[int, Projection | None] = {}
+        if not wanted:
+            return Survey(), taught
+        shape, device = rollout.ids_BT.shape, rollout.ids_BT.device
+        found = {name: torch.zeros(shape[0], shape[1] + (name == "values_BT1"), device=device) for name in wanted}
+        training = self.student.training
+        self.student.eval()
+        plain = replace(self.head, divergence=None)
+        for start in range(0, shape[0], size):
+            rows = slice(start, min(start + size, shape[0]))
+            micro = rollout.rows(rows.start, rows.stop)
+            width = micro.ids_BT.shape[1]
+            self.meter.flops("survey", self.student, Pass.forward, micro)
+            hidden_BTD = self.student(micro.extended() if critic is not None else micro)
+            if "divergence_BT" in wanted:
+                taught[start] = self.teach(rollout, rows, micro, alpha)
+            terms = self.read(
+                hidden_BTD[:, :width], taught.get(start), micro, alpha if "divergence_BT" in wanted else 0
+            )
+            parts = {"logp_BT": terms.logp_BT, "divergence_BT": terms.divergence_BT}
+            if "initial_logp_BT" in wanted and (other := self._project("initial", self.initial, micro)) is not None:
+                parts["initial_logp_BT"] = plain(other, None, micro.ids_BT, micro.mask_BT).logp_BT
+            if critic is not None:
+                parts["values_BT1"] = critic.values(hidden_BTD)
+            for name in wanted:
+                part = parts[name]
+                if part is not None:
+                    found[name][rows, : part.shape[1]] = part
+        self.student.train(training)
+        return Survey(**found), taught
+
+    def _wanted(self, rollout: Rollout, rewarded: bool, alpha: float, critic: Critic | None) -> list[str]:
+        """Fields of the survey that this step's weights are made from."""
+        wanted = []
+        if rewarded and self.anchored:
+            wanted += ["logp_BT", "initial_logp_BT"]
+        if rewarded and critic is not None:
+            wanted += ["values_BT1"]
+        if self.credits and rollout.source is Source.student and self.taught(alpha):
+            wanted += ["divergence_BT"]
+        return wanted
+
+    @torch.no_grad()
+    def _project(self, phase: str, model: HiddenStateModel | None, micro: Rollout) -> Projection | None:
+        """States of a frozen model."""
+        if model is None:
+            return None
+        self.meter.flops(phase, model, Pass.forward, micro)
+        return Projection(model(micro), model.head())

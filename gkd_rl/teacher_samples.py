@@ -1,0 +1,88 @@
+"""One completion of the teacher for every training prompt (SeqKD, f-distill): written once, kept on disk, resumable.
+
+The rows are cut into chunks, each a file. The random numbers of a chunk depend on (seed, chunk) alone, so a job that
+was killed and started again gives the samples of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.json_files import write_json
+from gkd_rl.rollout import Sampler
+from gkd_rl.types import Example
+
+log = logging.getLogger(__name__)
+
+
+def write_samples(
+    folder: Path,
+    teacher: HiddenStateModel,
+    sampler: Sampler,
+    examples: Sequence[Example],
+    seed: int,
+    chunk_size: int = 500,
+    after_chunk: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """The teacher's completion of every example: read from `folder` where it is there, sampled and written where not.
+
+    Args:
+        folder: named by all that decides the samples (`checkpoint.cache_key`), `seed` and `chunk_size` among them.
+        teacher: sampled in evaluation mode.
+        sampler: the task's codec and how tokens are drawn.
+        examples: training rows, in the order of the result.
+        seed: of the samples.
+        chunk_size: rows of one file, which are also one batch of the sampler.
+        after_chunk: called with the number of rows done after every chunk, read or sampled.
+
+    Returns:
+        Token ids without padding, the end-of-sequence token included; a truncated completion has none.
+    """
+    samples: list[list[int]] = []
+    for chunk, start in enumerate(range(0, len(examples), chunk_size)):
+        path, rows = folder / f"{chunk:05d}.json", examples[start : start + chunk_size]
+        ids = _read(path, len(rows))
+        if ids is None:
+            ids = _sample(teacher, sampler, rows, seed, chunk)
+            write_json(path, ids)
+        samples += ids
+        if after_chunk is not None:
+            after_chunk(len(samples))
+    return samples
+
+
+def _sample(
+    teacher: HiddenStateModel, sampler: Sampler, rows: Sequence[Example], seed: int, chunk: int
+) -> list[list[int]]:
+    """Token ids of one chunk, decided by (seed, chunk)."""
+    generator = torch.Generator(teacher.device)
+    generator.manual_seed(random.Random(f"teacher samples {seed} {chunk}").getrandbits(63))
+    rollout = sampler.sample(teacher, sampler.codec.prompts(rows), 1, generator)
+    return [ids[mask].tolist() for ids, mask in zip(rollout.ids_BT.cpu(), rollout.mask_BT.cpu(), strict=True)]
+
+
+def _read(path: Path, count: int) -> list[list[int]] | None:
+    """Token ids of a finished chunk; None where there is none, or a file that does not hold `count` of them."""
+    if not path.exists():
+        return None
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): its samples are written again.", path, error)
+        return None
+    if not isinstance(ids, list) or len(ids) != count or not all(map(_is_completion, ids)):
+        log.warning("%s does not hold %d lists of token ids: its samples are written again.", path, count)
+        return None
+    return ids
+
+
+def _is_completion(row: object) -> bool:
+    """At least one token id; `True` is none."""
+    return isinstance(row, list) and bool(row) and all(type(one) is int and one >= 0 for one in row)

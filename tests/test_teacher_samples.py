@@ -1,0 +1,191 @@
+"""Teacher samples: the same however often the job was killed, sampled once, and never read from a damaged file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MakeExamples, MakeModel
+from transformers import PreTrainedTokenizerFast
+
+from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
+from gkd_rl.teacher_samples import write_samples
+from gkd_rl.types import Example, PromptBatch, Rollout
+
+END = 1
+CHUNK = 4
+Write = Callable[..., list[list[int]]]
+
+
+class Interrupted(RuntimeError):
+    """Whatever ends a job in its middle."""
+
+
+class CountingSampler(Sampler):
+    """Notes the size of every batch it samples, and may die before one of them."""
+
+    def __init__(self, codec: TextCodec, sampling: Sampling, dies_at: int | None = None) -> None:
+        super().__init__(codec, sampling)
+        self.sizes: list[int] = []
+        self.dies_at = dies_at
+
+    def sample(
+        self, model: HiddenStateModel, prompts: PromptBatch, per_prompt: int, generator: torch.Generator | None
+    ) -> Rollout:
+        if len(self.sizes) == self.dies_at:
+            raise Interrupted
+        self.sizes.append(len(prompts.examples))
+        return super().sample(model, prompts, per_prompt, generator)
+
+
+@pytest.fixture
+def codec(few_words: PreTrainedTokenizerFast) -> TextCodec:
+    return TextCodec(few_words, 20, 8, torch.device("cpu"))
+
+
+@pytest.fixture
+def teacher(make_model: MakeModel, few_words: PreTrainedTokenizerFast) -> HiddenStateModel:
+    return make_model(few_words, seed=4, lively=True)
+
+
+@pytest.fixture
+def examples(make_examples: MakeExamples) -> list[Example]:
+    return make_examples(10)
+
+
+@pytest.fixture
+def write(teacher: HiddenStateModel, examples: list[Example]) -> Write:
+    def write(
+        folder: Path, sampler: Sampler, seed: int = 0, after_chunk: Callable[[int], None] | None = None
+    ) -> list[list[int]]:
+        return write_samples(folder, teacher, sampler, examples, seed, CHUNK, after_chunk)
+
+    return write
+
+
+@pytest.fixture
+def sampler(codec: TextCodec) -> CountingSampler:
+    return CountingSampler(codec, Sampling())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_second_call_reads_what_the_first_wrote(write: Write, sampler: CountingSampler, tmp_path: Path) -> None:
+    first = write(tmp_path / "a" / "b", sampler)
+    assert sampler.sizes == [4, 4, 2]
+    assert len(first) == 10
+    assert sorted(files(tmp_path / "a" / "b")) == ["00000.json", "00001.json", "00002.json"]
+    assert json.loads((tmp_path / "a" / "b" / "00001.json").read_text(encoding="utf-8")) == first[4:8]
+    assert write(tmp_path / "a" / "b", sampler) == first
+    assert sampler.sizes == [4, 4, 2], "finished chunks were sampled again"
+    assert write(tmp_path / "other", sampler) == first
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 2])
+def test_a_killed_job_goes_on_where_it_was(
+    dies_at: int, write: Write, codec: TextCodec, sampler: CountingSampler, tmp_path: Path
+) -> None:
+    whole = write(tmp_path / "whole", sampler)
+    with pytest.raises(Interrupted):
+        write(tmp_path / "cut", CountingSampler(codec, Sampling(), dies_at))
+    rest = CountingSampler(codec, Sampling())
+    assert write(tmp_path / "cut", rest) == whole
+    assert rest.sizes == [4, 4, 2][dies_at:]
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_job_that_dies_after_a_chunk_keeps_it(write: Write, sampler: CountingSampler, tmp_path: Path) -> None:
+    def die(done: int) -> None:
+        assert done == CHUNK
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        write(tmp_path, sampler, after_chunk=die)
+    write(tmp_path, sampler)
+    assert sampler.sizes == [4, 4, 2]
+
+
+def test_progress_counts_rows_that_are_read_and_rows_that_are_sampled(
+    write: Write, sampler: CountingSampler, tmp_path: Path
+) -> None:
+    done: list[int] = []
+    write(tmp_path, sampler, after_chunk=done.append)
+    (tmp_path / "00001.json").unlink()
+    write(tmp_path, sampler, after_chunk=done.append)
+    assert done == [4, 8, 10, 4, 8, 10]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["", "[[3, 1], [4", "\xff", "{}", "3", "[[3, 1]]", "[[3], [3], [3], []]", '[[3], [3], [3], ["a"]]',
+     "[[3], [3], [3], [true]]", "[[3], [3], [3], 3]", "[[3], [3], [3], [-1]]"],
+)  # fmt: skip
+def test_a_damaged_chunk_is_written_again(
+    damage: str, write: Write, sampler: CountingSampler, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, before = write(tmp_path, sampler), files(tmp_path)
+    (tmp_path / "00001.json").write_bytes(damage.encode("latin-1"))
+    assert not caplog.records
+    assert write(tmp_path, sampler) == first
+    assert files(tmp_path) == before
+    assert sampler.sizes == [4, 4, 2, 4]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "00001.json" in caplog.text
+
+
+def test_seeds_and_chunks_have_random_numbers_of_their_own(
+    teacher: HiddenStateModel, codec: TextCodec, make_examples: MakeExamples, tmp_path: Path
+) -> None:
+    same = make_examples(1) * 12
+    sampler = Sampler(codec, Sampling())
+    first, second = (write_samples(tmp_path / str(seed), teacher, sampler, same, seed, CHUNK) for seed in (0, 1))
+    assert first != second
+    assert first[:4] != first[4:8] != first[8:]
+
+
+def test_other_random_numbers_do_not_matter(write: Write, sampler: CountingSampler, tmp_path: Path) -> None:
+    first = write(tmp_path / "a", sampler)
+    state = torch.get_rng_state()
+    torch.manual_seed(123)
+    assert write(tmp_path / "b", sampler) == first
+    torch.set_rng_state(state)
+
+
+def test_greedy_samples_are_the_greedy_output(
+    write: Write, teacher: HiddenStateModel, codec: TextCodec, examples: list[Example], tmp_path: Path
+) -> None:
+    greedy = Sampler(codec, GREEDY)
+    rollout = greedy.sample(teacher, codec.prompts(examples), 1, None)
+    expected = [ids[mask].tolist() for ids, mask in zip(rollout.ids_BT, rollout.mask_BT, strict=True)]
+    assert write(tmp_path, greedy) == expected
+
+
+def test_finished_rows_end_once_and_truncated_rows_are_whole(
+    teacher: HiddenStateModel, codec: TextCodec, make_examples: MakeExamples, tmp_path: Path
+) -> None:
+    rows = write_samples(tmp_path, teacher, Sampler(codec, Sampling()), make_examples(60), 0)
+    finished = [row for row in rows if END in row]
+    assert 10 < len(finished) < 60
+    assert len({len(row) for row in finished}) > 2
+    assert all(row.index(END) == len(row) - 1 for row in finished)
+    assert all(len(row) == codec.max_completion_tokens for row in rows if END not in row)
+
+
+def test_no_examples_make_no_files(teacher: HiddenStateModel, sampler: CountingSampler, tmp_path: Path) -> None:
+    assert write_samples(tmp_path / "none", teacher, sampler, [], 0) == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_mode_of_the_teacher_is_left_alone(
+    write: Write, teacher: HiddenStateModel, sampler: CountingSampler, tmp_path: Path
+) -> None:
+    for training in (True, False):
+        teacher.train(training)
+        write(tmp_path / str(training), sampler)
+        assert teacher.training is training
