@@ -13,19 +13,15 @@ Expected: D falls and ROUGE-2 rises at alpha = 1; reward rises at alpha <= 0.5; 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-
+from experiments.study import Run, changes, levels, markdown_rows, read_runs, shown, shown_change
 from gkd_rl.json_files import write_json
-from gkd_rl.uncertainty import Estimate, estimate
 
 METRICS = {
     "rouge2": "ROUGE-2",
@@ -38,59 +34,12 @@ METRICS = {
     "self_bleu": "Self-BLEU",
     "completion_tokens": "tokens",
 }
-BOOTSTRAP_SAMPLES = 10_000
 CONTROL = "more SFT"
 
 
-@dataclass(frozen=True)
-class Run:
-    """One finished run: which method and seed, and its eval.json."""
-
-    method: str
-    seed: int
-    results: dict[str, Any]
-
-    def value(self, model: str, metric: str) -> float | None:
-        """Mean of a metric over the rows, None where the run does not have it."""
-        entry = self.results[model].get(metric)
-        return None if entry is None else float(entry["mean"])
-
-
-def read_runs(folders: list[Path]) -> list[Run]:
-    """Every finished run below the folders."""
-    runs = []
-    for folder in folders:
-        for file in sorted(folder.rglob("eval.json")):
-            config = yaml.safe_load((file.parent / "config.yaml").read_text(encoding="utf-8"))
-            control = config["divergence"]["name"] == "cross_entropy"
-            method = CONTROL if control else f"alpha = {config['alpha']:g}"
-            runs.append(Run(method, int(config["seed"]), json.loads(file.read_text(encoding="utf-8"))))
-    if not runs:
-        raise SystemExit(f"No finished run (eval.json) below {', '.join(map(str, folders))}.")
-    return sorted(runs, key=lambda run: (run.method, run.seed))
-
-
-def levels(runs: list[Run], model: str) -> dict[str, Estimate]:
-    """Mean over the runs' seeds of one model's metrics."""
-    columns = {metric: [value for run in runs if (value := run.value(model, metric)) is not None] for metric in METRICS}
-    return {metric: estimate(np.array(values), BOOTSTRAP_SAMPLES, 0) for metric, values in columns.items() if values}
-
-
-def changes(runs: list[Run], others: dict[int, Run], model: str) -> dict[str, dict[str, Any]]:
-    """Per metric: this run's student after minus `model` of the same seed's other run, over seeds and for each seed."""
-    table: dict[str, dict[str, Any]] = {}
-    for metric in METRICS:
-        by_seed = {
-            run.seed: after - before
-            for run in runs
-            if run.seed in others
-            and (after := run.value("student after", metric)) is not None
-            and (before := others[run.seed].value(model, metric)) is not None
-        }
-        if by_seed:
-            values = np.array(list(by_seed.values()))
-            table[metric] = {**estimate(values, BOOTSTRAP_SAMPLES, 0).as_dict(), "by_seed": by_seed}
-    return table
+def method_of(config: dict[str, Any], _: Path) -> str:
+    """The alpha of a run, or that it is the control."""
+    return CONTROL if config["divergence"]["name"] == "cross_entropy" else f"alpha = {config['alpha']:g}"
 
 
 def summarise(runs: list[Run]) -> dict[str, Any]:
@@ -99,42 +48,37 @@ def summarise(runs: list[Run]) -> dict[str, Any]:
     one_method = next(iter(methods.values()))
     taught = {name: rows for name, rows in methods.items() if "teacher" in rows[0].results}
     summary: dict[str, Any] = {"settings": {name: rows[0].results["settings"] for name, rows in methods.items()}}
-    rows = {"teacher": levels(next(iter(taught.values())), "teacher")} if taught else {}
-    rows |= {"student before": levels(one_method, "student before")}
-    rows |= {name: levels(group, "student after") for name, group in methods.items()}
-    summary["levels"] = {name: {key: one.as_dict() for key, one in row.items()} for name, row in rows.items()}
-    before = {
-        name: changes(group, {run.seed: run for run in group}, "student before") for name, group in methods.items()
+    keys = list(METRICS)
+    rows = {"teacher": levels(next(iter(taught.values())), "teacher", keys)} if taught else {}
+    rows |= {"student before": levels(one_method, "student before", keys)}
+    rows |= {name: levels(group, "student after", keys) for name, group in methods.items()}
+    summary["levels"] = rows
+    summary["against the student before"] = {
+        name: changes(group, {run.seed: run for run in group}, "student before", keys)
+        for name, group in methods.items()
     }
-    summary["against the student before"] = before
     control = {run.seed: run for run in methods.get(CONTROL, [])}
     summary["against more SFT"] = {
         name: table
         for name, group in methods.items()
-        if name != CONTROL and (table := changes(group, control, "student after"))
+        if name != CONTROL and (table := changes(group, control, "student after", keys))
     }
     return summary
 
 
 def markdown(summary: dict[str, Any]) -> str:
     """Levels with intervals over seeds, then paired differences with the number of seeds that went up."""
-    header = "| | " + " | ".join(METRICS.values()) + " |\n|" + "---|" * (len(METRICS) + 1)
-    lines = ["Levels (mean over seeds, 95% interval over seeds):", "", header]
-    for name, row in summary["levels"].items():
-        cells = [str(Estimate(**row[metric])) if metric in row else "-" for metric in METRICS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    headings = ["", *METRICS.values()]
+
+    def table(rows: dict[str, Any], cell: Callable[[dict[str, Any]], str]) -> list[str]:
+        cells = [[name, *(cell(row[key]) if key in row else "-" for key in METRICS)] for name, row in rows.items()]
+        return markdown_rows(headings, cells)
+
+    lines = ["Levels (mean over seeds, 95% interval over seeds):", "", *table(summary["levels"], shown)]
     for comparison in ("against the student before", "against more SFT"):
-        lines += ["", f"Paired difference {comparison} (seeds up / seeds):", "", header]
-        for name, row in summary[comparison].items():
-            cells = [_change(row[metric]) if metric in row else "-" for metric in METRICS]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines += ["", f"Paired difference {comparison} (seeds up / seeds):", ""]
+        lines += table(summary[comparison], shown_change)
     return "\n".join(lines)
-
-
-def _change(entry: dict[str, Any]) -> str:
-    up = sum(value > 0 for value in entry["by_seed"].values())
-    shown = Estimate(*(entry[key] for key in ("mean", "low", "high", "n")))
-    return f"{shown} ({up}/{entry['n']})"
 
 
 def run_sweeps(alphas: str, seeds: str, folder: Path, overrides: list[str]) -> None:
@@ -157,7 +101,7 @@ def main() -> None:
     if folders is None:
         folders = [Path("multirun") / "alpha_tradeoff" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")]
         run_sweeps(arguments.alphas, arguments.seeds, folders[0], arguments.overrides)
-    summary = summarise(read_runs(folders))
+    summary = summarise(read_runs(folders, method_of))
     if arguments.out is not None:
         write_json(arguments.out, summary)
     sys.stdout.write(markdown(summary) + "\n")

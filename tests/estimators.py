@@ -1,0 +1,104 @@
+"""The six uses of a one-sample KL, the gradients that they could have, and the tables of docs/estimators.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from enumeration import World
+from torch import Tensor
+
+from gkd_rl.choices import DivergenceName, KlEstimator, SurrogateReduction
+from gkd_rl.objective import StepTotals, reduce
+from gkd_rl.policy_gradient import sampled_kl, surrogate, to_go
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "estimators.md"
+
+
+# What each use of a sampled KL descends in the mean; longer completions than one token tell R from R*.
+DESCENDS = {
+    "k1 in the loss": "0",
+    "k2 in the loss": "R",
+    "k3 in the loss": "F",
+    "k1 in the reward": "R*",
+    "k2 in the reward": "M* - R",
+    "k3 in the reward": "R* - F",
+}
+
+
+def sampled_gradients(place: World) -> dict[str, Tensor]:
+    """Mean of the gradient that a step descends, for every estimator in the loss and in the reward."""
+    terms, survey = place.read(None)
+    assert survey.initial_logp_BT is not None
+    draws, mask_BT = place.draws("one"), place.rollout.mask_BT
+    chance = place.facts(draws).chance.detach()
+
+    def mean(loss_BT: Tensor) -> Tensor:
+        losses = []
+        for row in draws.indices:
+            totals = StepTotals(1, int(mask_BT[row].sum()))
+            losses.append(reduce(loss_BT[row], mask_BT[row], SurrogateReduction.sequence_sum, totals))
+        return place.gradient((chance * torch.stack(losses)).sum())
+
+    found = {}
+    for estimator in KlEstimator:
+        kl_BT = sampled_kl(terms.logp_BT, survey.initial_logp_BT, estimator)
+        found[f"{estimator.value} in the loss"] = mean(kl_BT)
+        weights_BT = -to_go(kl_BT.detach(), mask_BT)
+        found[f"{estimator.value} in the reward"] = mean(surrogate(terms.logp_BT, None, weights_BT, None))
+    return found
+
+
+def named_gradients(place: World) -> dict[str, Tensor]:
+    """Of the exact objectives that docs/estimators.md defines, and of their differences."""
+    facts = place.facts(place.draws("one"))
+    exact = {
+        "R": facts.position_kl(DivergenceName.reverse_kl),
+        "R*": facts.kl(),
+        "F": facts.position_kl(DivergenceName.forward_kl),
+        "F*": facts.forward_kl(),
+        "M*": facts.half_square(),
+    }
+    one = {name: place.gradient(value) for name, value in exact.items()}
+    differences = {f"{a} - {b}": one[a] - one[b] for a, b in (("R*", "F"), ("R*", "F*"), ("M*", "R"))}
+    return {"0": torch.zeros_like(one["R"])} | one | differences
+
+
+def estimator_table(places: dict[int, World]) -> str:
+    """Distance of each mean gradient to each candidate, in units of |∇R*|, by the longest completion."""
+    rows = []
+    for longest, place in places.items():
+        exact = named_gradients(place)
+        size = exact["R*"].norm()
+        for use, gradient in sorted(sampled_gradients(place).items(), key=lambda item: item[0][2:]):
+            rows.append([use, str(longest), *(_number((gradient - one).norm() / size) for one in exact.values())])
+    return _markdown(["estimator", "tokens", *(f"∇({name})" if " " in name else f"∇{name}" for name in exact)], rows)
+
+
+def policy_table(climbs: dict[str, str], found: dict[str, Tensor], reward: Tensor) -> str:
+    """What each policy gradient climbs, and how it lies to ∇E[r]."""
+    rows = []
+    for name, gradient in found.items():
+        size = float(gradient.norm() / reward.norm())
+        cosine = _number(torch.cosine_similarity(gradient, reward, dim=0)) if size > 1e-9 else ""
+        rows.append([name, climbs[name], _number(size), cosine])
+    return _markdown(["setting", "climbs the gradient of", "length", "cosine"], rows)
+
+
+def with_tables(page: str, tables: dict[str, str]) -> str:
+    """The page with what stands below each `<!-- table: NAME -->` replaced, up to the next empty line but one."""
+    for name, table in tables.items():
+        mark = f"<!-- table: {name} -->"
+        assert mark in page, f"{PAGE} has no {mark}"
+        page = re.sub(re.escape(mark) + r"\n(\|.*\n)*", lambda _, text=f"{mark}\n{table}": text, page)
+    return page
+
+
+def _number(value: Tensor | float) -> str:
+    return f"{abs(float(value)) if abs(float(value)) < 5e-3 else float(value):.2f}"
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

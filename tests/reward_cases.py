@@ -1,0 +1,134 @@
+"""Every policy gradient that a configuration can ask for, and the exact objective that it climbs in the mean."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from enumeration import World
+from exact import Facts
+from torch import Tensor
+
+from gkd_rl.choices import Baseline, DivergenceName, SurrogateReduction
+
+COEFFICIENT = 0.7  # of the sampled KL
+SEQUENCE_SUM, SEQUENCE_MEAN, TOKEN_MEAN = SurrogateReduction
+
+
+@dataclass(frozen=True)
+class Case:
+    """A policy gradient, and the objective whose gradient it climbs in the mean.
+
+    Attributes:
+        climbs: the objective in words, for docs/estimators.md.
+        exact: the objective.
+        batch: see `World.draws`.
+        credit: settings that differ from REINFORCE without baseline.
+        objective: the same.
+        recipe: the same.
+    """
+
+    climbs: str
+    exact: Callable[[Facts, World], Tensor]
+    batch: str = "one"
+    credit: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+def centred(rewards: list[float]) -> list[float]:
+    return [one - statistics.fmean(rewards) for one in rewards]
+
+
+def surrogate_of(reduction: SurrogateReduction, advantages: Callable[[list[float]], list[float]]) -> Any:
+    """Its objective, with one advantage for all tokens of a completion."""
+
+    def exact(facts: Facts, _: World) -> Tensor:
+        return facts.by_hand(
+            lambda rewards, lengths: [[a] * n for a, n in zip(advantages(rewards), lengths, strict=True)], reduction
+        )
+
+    return exact
+
+
+def whitened(rewards: list[float], lengths: list[int]) -> list[list[float]]:
+    tokens = [one for one, length in zip(rewards, lengths, strict=True) for _ in range(length)]
+    mean, deviation = statistics.fmean(tokens), statistics.pstdev(tokens)
+    return [[(one - mean) / (deviation + 1e-8)] * length for one, length in zip(rewards, lengths, strict=True)]
+
+
+REWARD = "E[r]"
+ENDS = "E[r + 1(truncated) V(s_T)], V held fixed"
+SURROGATE = "its own surrogate, batch by batch; no objective of whole completions"
+LEARNED = {"baseline": Baseline.learned}
+CASES = {
+    "REINFORCE": Case(REWARD, lambda f, w: f.reward()),
+    "REINFORCE, two completions": Case(REWARD, lambda f, w: f.reward(), "pair"),
+    "REINFORCE, sampled at temperature 0.7": Case(REWARD, lambda f, w: f.reward(), recipe={"temperature": 0.7}),
+    "batch_mean": Case(REWARD, lambda f, w: f.reward(), "prompts", {"baseline": Baseline.batch_mean}),
+    "leave_one_out": Case(REWARD, lambda f, w: f.reward(), "pair", {"baseline": Baseline.leave_one_out}),
+    "group_mean, K = 2": Case("(K-1)/K E[r]", lambda f, w: f.reward() / 2, "pair", {"baseline": Baseline.group_mean}),
+    "clip, first epoch": Case(REWARD, lambda f, w: f.reward(), objective={"clip": (0.1, 0.2)}),
+    "leave_one_out, clip, first epoch": Case(
+        REWARD, lambda f, w: f.reward(), "pair", {"baseline": Baseline.leave_one_out}, {"clip": (0.1, 0.2)}
+    ),
+    "clip, later epoch": Case(
+        "E_old[Σ_t min(ρ A, clip(ρ) A)]",
+        lambda f, w: f.clipped((0.1, 0.2)),
+        objective={"clip": (0.1, 0.2)},
+        recipe={"second_epoch": True},
+    ),
+    "learned, gae_lambda 1, any V": Case(
+        ENDS, lambda f, w: f.bootstrapped(f.end_values(w.value_head)), credit=LEARNED, recipe={"values": "any"}
+    ),
+    "learned, gae_lambda 0.5, true V": Case(
+        ENDS,
+        lambda f, w: f.bootstrapped(f.end_values(w.value_head)),
+        credit=LEARNED | {"gae_lambda": 0.5},
+        recipe={"values": "true"},
+    ),
+    "kl_in_reward c": Case(
+        "E[r] - c KL(S‖S₀)", lambda f, w: f.reward() - COEFFICIENT * f.kl(), credit={"kl_in_reward": COEFFICIENT}
+    ),
+    "kl_in_reward c, leave_one_out": Case(
+        "E[r] - c KL(S‖S₀)",
+        lambda f, w: f.reward() - COEFFICIENT * f.kl(),
+        "pair",
+        {"baseline": Baseline.leave_one_out, "kl_in_reward": COEFFICIENT},
+    ),
+    "kl_in_reward c, learned, gae_lambda 1, any V": Case(
+        "E[r + 1(truncated) V(s_T)] - c KL(S‖S₀)",
+        lambda f, w: f.bootstrapped(f.end_values(w.value_head)) - COEFFICIENT * f.kl(),
+        credit=LEARNED | {"kl_in_reward": COEFFICIENT},
+        recipe={"values": "any"},
+    ),
+    "KL in the loss, c": Case(
+        "E[r] - c R, R below",
+        lambda f, w: f.reward() - COEFFICIENT * f.position_kl(DivergenceName.reverse_kl),
+        objective={"kl_coefficient": COEFFICIENT},
+    ),
+    "fixed_advantage -1": Case("0", lambda f, w: 0 * f.reward(), credit={"fixed_advantage": -1.0}),
+    "sequence_mean": Case(
+        SURROGATE, surrogate_of(SEQUENCE_MEAN, list), "pair", objective={"surrogate_reduction": SEQUENCE_MEAN}
+    ),
+    "token_mean": Case(
+        SURROGATE, surrogate_of(TOKEN_MEAN, list), "pair", objective={"surrogate_reduction": TOKEN_MEAN}
+    ),
+    "group_mean, divide_by_std, sequence_mean (GRPO)": Case(
+        SURROGATE,
+        surrogate_of(SEQUENCE_MEAN, lambda r: [one / (statistics.stdev(r) + 1e-4) for one in centred(r)]),
+        "pair",
+        {"baseline": Baseline.group_mean, "divide_by_std": True},
+        {"surrogate_reduction": SEQUENCE_MEAN, "clip": (0.1, 0.2)},
+    ),
+    "group_mean, divide_by_std, token_mean (DAPO)": Case(
+        SURROGATE,
+        surrogate_of(TOKEN_MEAN, lambda r: [one / (statistics.stdev(r) + 1e-4) for one in centred(r)]),
+        "pair",
+        {"baseline": Baseline.group_mean, "divide_by_std": True},
+        {"surrogate_reduction": TOKEN_MEAN, "clip": (0.1, 0.28)},
+    ),
+    "whiten": Case(SURROGATE, lambda f, w: f.by_hand(whitened, SEQUENCE_SUM), "prompts", {"whiten": True}),
+}

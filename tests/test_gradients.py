@@ -1,0 +1,200 @@
+"""What the gradients are of: the mean of every estimator over ALL completions against an exact objective.
+
+tests/enumeration.py takes the way of a training step with every batch that can be drawn and weighs its loss with the
+batch's probability; tests/exact.py has the objectives as plain sums. `check_*` raise AssertionError:
+tests/test_mutations.py calls them on code with a defect. `python tests/test_gradients.py` writes the tables of
+docs/estimators.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from accelerate import Accelerator
+from enumeration import KINDS, Recipe, World, doubled, expected
+from estimators import DESCENDS, PAGE, estimator_table, named_gradients, policy_table, sampled_gradients, with_tables
+from exact import TOLERANCE, assert_same
+from reward_cases import CASES, SEQUENCE_SUM
+from torch import Tensor
+
+from gkd_rl import credit
+from gkd_rl.choices import DivergenceName, DivergenceReduction, DivergenceScale, KdCredit
+from gkd_rl.credit import CreditSettings
+from gkd_rl.divergence import TokenDivergence
+from gkd_rl.gradients import TermGradients
+from gkd_rl.objective import Objective
+
+FAMILY = {
+    "forward_kl": TokenDivergence(DivergenceName.forward_kl),
+    "reverse_kl": TokenDivergence(DivergenceName.reverse_kl),
+    "tvd": TokenDivergence(DivergenceName.tvd),
+    "jsd_0.9_soft": TokenDivergence(DivergenceName.jsd, 0.9, temperature=1.7),
+    "skew_kl": TokenDivergence(DivergenceName.skew_kl, 0.1),
+    "skew_kl_unit": TokenDivergence(DivergenceName.skew_kl, 0.3, scale=DivergenceScale.unit),
+    "reverse_skew_kl": TokenDivergence(DivergenceName.reverse_skew_kl, 0.1),
+    "reverse_skew_kl_unit": TokenDivergence(DivergenceName.reverse_skew_kl, 0.3, scale=DivergenceScale.unit),
+    "reverse_kl_top_2": TokenDivergence(DivergenceName.reverse_kl, teacher_top_k=2),
+    "jsd_0.5_top_2": TokenDivergence(DivergenceName.jsd, 0.5, teacher_top_k=2),
+} | {
+    f"jsd_{beta}_{scale.value}": TokenDivergence(DivergenceName.jsd, beta, scale=scale)
+    for beta in (0.1, 0.5, 0.9)
+    for scale in DivergenceScale
+}
+
+
+@cache
+def world(kind: str, words: int = 3, longest: int = 3) -> World:
+    return World(kind, words, longest)
+
+
+def check_divergence(kind: str, name: str, kd: KdCredit, reduction: DivergenceReduction, batch: str = "one") -> None:
+    """kd_credit=none: the gradient of Σ_y stop(p(y)) D(y); reward_to_go: of Σ_y p(y) D(y)."""
+    divergence = FAMILY[name]
+    place = world(kind) if divergence.teacher_top_k is None else world(kind, 4, 2)  # two words, and two others
+    draws = place.draws(batch)
+    settings = CreditSettings(1, kd_credit=kd, divergence_reduction=reduction)
+    recipe = Recipe(Objective(reduction, SEQUENCE_SUM), settings, divergence, rewarded=False)
+    exact = place.facts(draws).divergence(divergence, reduction, fixed=kd is KdCredit.none)
+    assert_same(place.gradient(expected(place, draws, recipe).loss(1.0)), place.gradient(exact))
+
+
+def check_credit_is_for_later_positions(kind: str) -> None:
+    """Of sequence_sum: Σ_{s > t} D_s. With D_t the mean would be the same, and the variance larger."""
+    place = world(kind)
+    _, survey = place.read(FAMILY["reverse_kl"])
+    assert survey.divergence_BT is not None
+    reduction = DivergenceReduction.sequence_sum
+    settings = CreditSettings(1, kd_credit=KdCredit.reward_to_go, divergence_reduction=reduction)
+    found_BT = credit.divergence_weights(settings, place.rollout, survey, (0.0, 1))
+    assert found_BT is not None
+    for row, completion in enumerate(place.oracle.completions):
+        values = survey.divergence_BT[row, : len(completion)].tolist()
+        for t in range(len(completion)):
+            assert abs(float(found_BT[row, t]) - sum(values[t + 1 :])) < TOLERANCE, "credit for an earlier position"
+
+
+def check_alpha(kind: str, kd: KdCredit) -> None:
+    """(1 - α) g_r + α g_D, by the loss and by `TermGradients`; balanced: α is the share of the norm."""
+    place, reduction = world(kind), DivergenceReduction.sequence_mean
+    draws, divergence = place.draws("one"), FAMILY["jsd_0.9_unit"]
+    settings = CreditSettings(1, kd_credit=kd, divergence_reduction=reduction)
+    recipe = Recipe(Objective(reduction, SEQUENCE_SUM), settings, divergence)
+    facts = place.facts(draws)
+    g_r = place.gradient(-facts.reward())
+    g_D = place.gradient(facts.divergence(divergence, reduction, fixed=kd is KdCredit.none))
+    whole = expected(place, draws, recipe)
+    for alpha in (0.0, 0.3, 1.0):
+        assert_same(place.gradient(whole.loss(alpha)), (1 - alpha) * g_r + alpha * g_D)
+    for alpha, balanced in ((0.0, False), (0.3, False), (0.3, True), (0.8, True), (1.0, True)):
+        apart = TermGradients(place.parameters, Accelerator(cpu=True))
+        for part in draws.indices.split(16):  # two micro-batches
+            apart.add(expected(place, replace(draws, indices=part), recipe, again=True))
+        with doubled():
+            metrics = apart.finish(alpha, balanced)
+        found = torch.cat([one.grad.flatten() for one in place.parameters if one.grad is not None])
+        a = metrics["alpha_effective"]
+        assert_same(found, (1 - a) * g_r + a * g_D)
+        share = float(a * g_D.norm() / ((1 - a) * g_r.norm() + a * g_D.norm()))
+        assert abs((share if balanced else a) - alpha) < TOLERANCE
+        assert abs(metrics["gradient/divergence_share"] - share) < TOLERANCE
+        assert abs(metrics["gradient/cosine"] - float(torch.cosine_similarity(g_r, g_D, dim=0))) < TOLERANCE
+        for name, gradient in (("reward", g_r), ("divergence", g_D)):
+            assert abs(metrics[f"gradient/{name}_norm"] / float(gradient.norm()) - 1) < TOLERANCE
+
+
+def check_policy_gradient(kind: str, name: str) -> Tensor:
+    """Returns the gradient that the case climbs in the mean."""
+    case, place = CASES[name], world(kind)
+    draws = place.draws(case.batch)
+    fields = {"divergence_reduction": DivergenceReduction.sequence_mean, "surrogate_reduction": SEQUENCE_SUM}
+    recipe = Recipe(Objective(**fields | case.objective), CreditSettings(1, **case.credit), **case.recipe)
+    facts = place.facts(draws, recipe.temperature)
+    found = -place.gradient(expected(place, draws, recipe).reward)
+    exact = place.gradient(case.exact(facts, place))
+    assert_same(found, exact, place.gradient(facts.reward()) if case.climbs == "0" else None)
+    return found
+
+
+def check_sampled_kl(kind: str, longest: int) -> None:
+    place = world(kind, 3, longest)
+    found, exact = sampled_gradients(place), named_gradients(place)
+    assert found.keys() == DESCENDS.keys()
+    for use, name in DESCENDS.items():
+        assert_same(found[use], exact[name], exact["R*"])
+    same = longest == 1
+    for one, other in (("R", "R*"), ("F", "F*")):
+        assert (float((exact[one] - exact[other]).norm()) < TOLERANCE) is same
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_completions_are_there(kind: str) -> None:
+    for words, longest, count in ((3, 3, 15), (4, 2, 13), (3, 1, 3)):
+        place = world(kind, words, longest)
+        terms, _ = place.read(None)
+        chances = terms.logp_BT.sum(dim=1).exp()
+        assert place.size == count
+        assert chances[:count].sum().item() == pytest.approx(1.0, abs=1e-12)
+        assert chances[count:].sum().item() == pytest.approx(1.0, abs=1e-12)
+        assert chances.min() > 1e-4
+        assert place.rollout.truncated_B.tolist() == place.oracle.truncated_B.tolist()
+
+
+@pytest.mark.parametrize("reduction", DivergenceReduction, ids=lambda one: one.value)
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_divergence(kind: str, name: str, reduction: DivergenceReduction) -> None:
+    for kd in KdCredit:
+        check_divergence(kind, name, kd, reduction)
+
+
+@pytest.mark.parametrize("reduction", DivergenceReduction, ids=lambda one: one.value)
+@pytest.mark.parametrize("name", ["forward_kl", "jsd_0.9_unit", "reverse_kl_top_2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_divergence_of_two_completions(kind: str, name: str, reduction: DivergenceReduction) -> None:
+    for kd in KdCredit:
+        check_divergence(kind, name, kd, reduction, "pair")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_credit_is_for_later_positions(kind: str) -> None:
+    check_credit_is_for_later_positions(kind)
+
+
+@pytest.mark.parametrize("kd", KdCredit, ids=lambda one: one.value)
+@pytest.mark.parametrize("kind", KINDS)
+def test_alpha_and_balanced_alpha(kind: str, kd: KdCredit) -> None:
+    check_alpha(kind, kd)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_policy_gradient(kind: str, name: str) -> None:
+    check_policy_gradient(kind, name)
+
+
+@pytest.mark.parametrize("longest", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sampled_kl(kind: str, longest: int) -> None:
+    check_sampled_kl(kind, longest)
+
+
+def tables() -> dict[str, str]:
+    place = world("t5")
+    found = {name: check_policy_gradient("t5", name) for name in CASES}
+    climbs = {name: case.climbs for name, case in CASES.items()}
+    return {
+        "policy gradients": policy_table(climbs, found, place.gradient(place.facts(place.draws("one")).reward())),
+        "sampled KL": estimator_table({longest: world("t5", 3, longest) for longest in (1, 3)}),
+    }
+
+
+def test_the_page_has_these_numbers() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_tables(page, tables()) == page, "write them with: python tests/test_gradients.py"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")

@@ -1,0 +1,167 @@
+"""Defects that the checks of tests/test_gradients.py have to find; each stands for a mistake that is easily made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import test_gradients as gradients
+import torch
+from exact import END
+from torch import Tensor
+
+from gkd_rl import credit, divergence, masking, objective, policy_gradient
+from gkd_rl.choices import DivergenceName, DivergenceReduction, KdCredit, KlEstimator
+from gkd_rl.types import LossTerms
+
+Defect = Callable[[pytest.MonkeyPatch], None]
+Check = Callable[[], object]
+
+completion_mask, to_go, gae = masking.completion_mask, policy_gradient.to_go, policy_gradient.gae
+surrogate, sampled_kl = policy_gradient.surrogate, policy_gradient.sampled_kl
+divergence_credit = policy_gradient.divergence_credit
+
+
+def attribute(owner: object, name: str, value: Any) -> Defect:
+    return lambda patch: patch.setattr(owner, name, value)
+
+
+def masked(change: Callable[[Tensor, Tensor], Tensor]) -> Defect:
+    """`change(mask_BT, ids_BT)` comes out as the mask."""
+
+    def defective(ids_BT: Tensor, eos_ids: list[int]) -> tuple[Tensor, Tensor]:
+        mask_BT, truncated_B = completion_mask(ids_BT, eos_ids)
+        return change(mask_BT, ids_BT), truncated_B
+
+    return attribute(masking, "completion_mask", defective)
+
+
+def named(name: DivergenceName, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Defect:
+    functions = divergence._FUNCTIONS
+    return lambda patch: patch.setitem(functions, name, change(functions[name]))
+
+
+def swapped_models(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda teacher, student, parameter: function(student, teacher, parameter)
+
+
+def inclusive(values_BT: Tensor, mask_BT: Tensor, *rest: Any) -> Tensor:
+    """As `divergence_credit`, with the token's own position."""
+    return divergence_credit(values_BT, mask_BT, *rest) + torch.where(mask_BT, values_BT, 0.0)
+
+
+def one_late(values_BT: Tensor, mask_BT: Tensor, *rest: Any) -> Tensor:
+    """As `divergence_credit`, without the next position."""
+    following_BT = torch.nn.functional.pad(torch.where(mask_BT, values_BT, 0.0)[:, 1:], (0, 1))
+    return divergence_credit(values_BT, mask_BT, *rest) - following_BT
+
+
+def including_itself(rewards_PK: Tensor, *_: Any) -> Tensor:
+    return rewards_PK - rewards_PK.sum(dim=1, keepdim=True) / (rewards_PK.shape[1] - 1)
+
+
+def bootstrapping(finished: bool) -> Defect:
+    """Every completion ends in V, or none does."""
+
+    def defective(rewards_BT: Tensor, values: Tensor, mask_BT: Tensor, truncated_B: Tensor, *rest: float) -> Tensor:
+        return gae(rewards_BT, values, mask_BT, torch.full_like(truncated_B, finished), *rest)
+
+    return attribute(credit, "gae", defective)
+
+
+def swapped_loss(self: LossTerms, alpha: float) -> Tensor:
+    assert self.reward is not None
+    assert self.divergence is not None
+    return alpha * self.reward + (1 - alpha) * self.divergence
+
+
+def mean_over_columns(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    return masking.sequence_sum(values_BT, mask_BT) / mask_BT.shape[1]
+
+
+def policy(name: str) -> Check:
+    return lambda: gradients.check_policy_gradient("llama", name)
+
+
+def taught(name: str, kd: KdCredit, reduction: DivergenceReduction, batch: str = "one") -> Check:
+    return lambda: gradients.check_divergence("llama", name, kd, reduction, batch)
+
+
+NONE, TO_GO = KdCredit
+MEAN, TOKENS, SUM = DivergenceReduction
+DEFECTS: dict[str, tuple[Defect, Check]] = {
+    "the surrogate's sign": (
+        attribute(objective, "surrogate", lambda *given: -surrogate(*given)),
+        policy("REINFORCE"),
+    ),
+    "the sign of the credit": (
+        attribute(objective, "surrogate", lambda *given: -surrogate(*given)),
+        taught("forward_kl", TO_GO, SUM),
+    ),
+    "the mask one column to the right": (
+        masked(lambda mask, _: torch.nn.functional.pad(mask[:, :-1], (1, 0))),
+        policy("REINFORCE"),
+    ),
+    "the mask one column longer": (
+        masked(lambda mask, _: torch.nn.functional.pad(mask[:, :-1], (1, 0), value=True)),
+        policy("REINFORCE"),
+    ),
+    "no end in the mask": (masked(lambda mask, ids: mask & (ids != END)), policy("REINFORCE")),
+    "no end in the mask, divergence": (
+        masked(lambda mask, ids: mask & (ids != END)),
+        taught("reverse_kl", NONE, SUM),
+    ),
+    "credit for the token's own position": (
+        attribute(credit, "divergence_credit", inclusive),
+        lambda: gradients.check_credit_is_for_later_positions("llama"),
+    ),
+    "credit from the position after next": (
+        attribute(credit, "divergence_credit", one_late),
+        taught("reverse_kl", TO_GO, SUM),
+    ),
+    "others that include the completion itself": (
+        attribute(policy_gradient, "minus_others", lambda values, _: values - values.mean(dim=0)),
+        taught("forward_kl", TO_GO, SUM, "pair"),
+    ),
+    "leave_one_out that includes itself": (attribute(credit, "advantages", including_itself), policy("leave_one_out")),
+    "teacher and student": (named(DivergenceName.forward_kl, swapped_models), taught("forward_kl", NONE, MEAN)),
+    "beta and 1 - beta": (
+        named(DivergenceName.jsd, lambda function: lambda p, q, beta: function(p, q, 1 - beta)),
+        taught("jsd_0.9_raw", NONE, MEAN),
+    ),
+    "a finished completion that is bootstrapped": (bootstrapping(True), policy("learned, gae_lambda 1, any V")),
+    "a truncated completion that is not": (bootstrapping(False), policy("learned, gae_lambda 1, any V")),
+    "k3 for k2": (
+        attribute(objective, "sampled_kl", lambda logp, initial, _: sampled_kl(logp, initial, KlEstimator.k3)),
+        policy("KL in the loss, c"),
+    ),
+    "a sampled KL of the token alone": (
+        attribute(credit, "to_go", lambda values, mask: values * mask),
+        policy("kl_in_reward c"),
+    ),
+    "alpha and 1 - alpha": (
+        attribute(LossTerms, "loss", swapped_loss),
+        lambda: gradients.check_alpha("llama", NONE),
+    ),
+    "a mean over columns": (attribute(objective, "sequence_mean", mean_over_columns), taught("tvd", NONE, MEAN)),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_worlds() -> Iterator[None]:
+    """Rollouts hold masks, and no defective one may outlive its test."""
+    gradients.world.cache_clear()
+    yield
+    gradients.world.cache_clear()
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_the_defect_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    defect, check = DEFECTS[name]
+    defect(monkeypatch)
+    with pytest.raises(AssertionError, match=r"relative distance \d|credit for an earlier position"):
+        check()
+    monkeypatch.undo()
+    gradients.world.cache_clear()
+    check()  # nothing else fails it
