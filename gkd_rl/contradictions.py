@@ -23,7 +23,7 @@ ALLOWED_PACKAGES = ("gkd_rl", "reward_models")
 _PACKAGES = " or ".join(ALLOWED_PACKAGES)
 _FOLLOWS = {  # (estimator, place): what its expected gradient is; see docs/estimators.md
     (KlEstimator.k1, KlPlace.loss): "its expected gradient is 0",
-    (KlEstimator.k3, KlPlace.loss): "its expected gradient is that of the forward KL(initial student || student)",
+    (KlEstimator.k3, KlPlace.loss): "its expected gradient is that of the forward KL(initial || student)",
     (KlEstimator.k2, KlPlace.reward): "its expected gradient is that of no KL",
     (
         KlEstimator.k3,
@@ -65,8 +65,8 @@ def _objective(config: Config) -> Iterator[str]:
             f"alpha={config.alpha} with lmbda=0 never samples from the student, so the reward is never used: "
             "set alpha=1, or lmbda above 0."
         )
-    if not alpha.has_divergence and 0 < lmbda < 1:
-        yield f"lmbda={lmbda} with alpha=0 leaves steps on data without any term: set lmbda=1, or alpha above 0."
+    if alpha.reaches_zero and 0 < lmbda < 1:
+        yield f"lmbda={lmbda} with alpha=0 leaves steps on data without any term: set lmbda=1, or keep alpha above 0."
     if cross_entropy and lmbda > 0 and alpha.has_divergence:
         yield (
             f"divergence.name=cross_entropy with lmbda={lmbda} would imitate the student's own samples: "

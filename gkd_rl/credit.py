@@ -110,10 +110,11 @@ def whitened(weights_BT: Tensor, mask_BT: Tensor, sums: Tensor) -> Tensor:
     count, total, squares = sums
     mean = total / count.clamp(min=1)
     variance = squares / count.clamp(min=1) - mean**2
-    return torch.where(mask_BT, (weights_BT - mean) / (variance.clamp(min=0).sqrt() + 1e-8), 0.0)
+    scaled_BT = (weights_BT.double() - mean) / (variance.clamp(min=0).sqrt() + 1e-8)
+    return torch.where(mask_BT, scaled_BT, 0.0).to(weights_BT.dtype)
 
 
 def moments(weights_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Number, sum and sum of squares of the valid tokens' weights, shape (3,), to be summed over ranks."""
-    valid = weights_BT[mask_BT]
+    """Number, sum and sum of squares of the valid tokens' weights, shape (3,), float64, to be summed over ranks."""
+    valid = weights_BT[mask_BT].double()  # the variance of equal advantages would be rounding in float32
     return torch.stack([mask_BT.sum().to(valid.dtype), valid.sum(), (valid**2).sum()])

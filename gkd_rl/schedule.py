@@ -53,6 +53,11 @@ class Schedule:
         """Some step has a divergence term."""
         return any(self(step) > 0 for step in self._corners())
 
+    @property
+    def reaches_zero(self) -> bool:
+        """Some step has no divergence term."""
+        return any(self(step) == 0 for step in self._corners())
+
     def _corners(self) -> set[int]:
         """Steps between which alpha is a line."""
         return {0, 1, max(self.steps - 2, 0), self.steps - 1}

@@ -67,31 +67,32 @@ def named_gradients(place: World) -> dict[str, Tensor]:
 
 def estimator_table(places: dict[int, World]) -> str:
     """Distance of each mean gradient to each candidate, in units of |∇R*|, by the longest completion."""
-    rows = []
+    rows, names = [], []
     for longest, place in places.items():
         exact = named_gradients(place)
+        names = list(exact)
         size = exact["R*"].norm()
         for use, gradient in sorted(sampled_gradients(place).items(), key=lambda item: item[0][2:]):
             rows.append([use, str(longest), *(_number((gradient - one).norm() / size) for one in exact.values())])
-    return _markdown(["estimator", "tokens", *(f"∇({name})" if " " in name else f"∇{name}" for name in exact)], rows)
+    return _markdown(["estimator", "tokens", *names], rows)
 
 
-def policy_table(climbs: dict[str, str], found: dict[str, Tensor], reward: Tensor) -> str:
+def policy_table(climbs: dict[str, str], found: dict[str, tuple[Tensor, Tensor]]) -> str:
     """What each policy gradient climbs, and how it lies to ∇E[r]."""
     rows = []
-    for name, gradient in found.items():
+    for name, (gradient, reward) in found.items():
         size = float(gradient.norm() / reward.norm())
         cosine = _number(torch.cosine_similarity(gradient, reward, dim=0)) if size > 1e-9 else ""
         rows.append([name, climbs[name], _number(size), cosine])
-    return _markdown(["setting", "climbs the gradient of", "length", "cosine"], rows)
+    return _markdown(["setting", "climbs the gradient of", "length in units of ∇E[r]", "cosine with ∇E[r]"], rows)
 
 
 def with_tables(page: str, tables: dict[str, str]) -> str:
-    """The page with what stands below each `<!-- table: NAME -->` replaced, up to the next empty line but one."""
+    """The page with the table below each `<!-- table: NAME -->` replaced."""
     for name, table in tables.items():
         mark = f"<!-- table: {name} -->"
         assert mark in page, f"{PAGE} has no {mark}"
-        page = re.sub(re.escape(mark) + r"\n(\|.*\n)*", lambda _, text=f"{mark}\n{table}": text, page)
+        page = re.sub(re.escape(mark) + r"\n\n?(\|.*\n)*", lambda _, text=f"{mark}\n\n{table}": text, page)
     return page
 
 

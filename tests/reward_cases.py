@@ -60,8 +60,8 @@ def whitened(rewards: list[float], lengths: list[int]) -> list[list[float]]:
 
 
 REWARD = "E[r]"
-ENDS = "E[r + 1(truncated) V(s_T)], V held fixed"
-SURROGATE = "its own surrogate, batch by batch; no objective of whole completions"
+ENDS = "E[r + V(end)]"
+SURROGATE = "U"
 LEARNED = {"baseline": Baseline.learned}
 CASES = {
     "REINFORCE": Case(REWARD, lambda f, w: f.reward()),
@@ -75,7 +75,7 @@ CASES = {
         REWARD, lambda f, w: f.reward(), "pair", {"baseline": Baseline.leave_one_out}, {"clip": (0.1, 0.2)}
     ),
     "clip, later epoch": Case(
-        "E_old[Σ_t min(ρ A, clip(ρ) A)]",
+        "E_old[Σ min(ρ A, clip(ρ) A)]",
         lambda f, w: f.clipped((0.1, 0.2)),
         objective={"clip": (0.1, 0.2)},
         recipe={"second_epoch": True},
@@ -90,28 +90,38 @@ CASES = {
         recipe={"values": "true"},
     ),
     "kl_in_reward c": Case(
-        "E[r] - c KL(S‖S₀)", lambda f, w: f.reward() - COEFFICIENT * f.kl(), credit={"kl_in_reward": COEFFICIENT}
+        "E[r] - c R*", lambda f, w: f.reward() - COEFFICIENT * f.kl(), credit={"kl_in_reward": COEFFICIENT}
     ),
     "kl_in_reward c, leave_one_out": Case(
-        "E[r] - c KL(S‖S₀)",
+        "E[r] - c R*",
         lambda f, w: f.reward() - COEFFICIENT * f.kl(),
         "pair",
         {"baseline": Baseline.leave_one_out, "kl_in_reward": COEFFICIENT},
     ),
     "kl_in_reward c, learned, gae_lambda 1, any V": Case(
-        "E[r + 1(truncated) V(s_T)] - c KL(S‖S₀)",
+        "E[r + V(end)] - c R*",
         lambda f, w: f.bootstrapped(f.end_values(w.value_head)) - COEFFICIENT * f.kl(),
         credit=LEARNED | {"kl_in_reward": COEFFICIENT},
         recipe={"values": "any"},
     ),
     "KL in the loss, c": Case(
-        "E[r] - c R, R below",
+        "E[r] - c R",
         lambda f, w: f.reward() - COEFFICIENT * f.position_kl(DivergenceName.reverse_kl),
         objective={"kl_coefficient": COEFFICIENT},
     ),
     "fixed_advantage -1": Case("0", lambda f, w: 0 * f.reward(), credit={"fixed_advantage": -1.0}),
     "sequence_mean": Case(
-        SURROGATE, surrogate_of(SEQUENCE_MEAN, list), "pair", objective={"surrogate_reduction": SEQUENCE_MEAN}
+        "E[r / L], L the length",
+        lambda f, w: f.mean(f.rewards_B / f.oracle.lengths_B),
+        "pair",
+        objective={"surrogate_reduction": SEQUENCE_MEAN},
+    ),
+    "leave_one_out, sequence_mean": Case(
+        "E[(r - b) / L], b = E[r] held fixed",
+        lambda f, w: f.mean((f.rewards_B - f.reward().detach()) / f.oracle.lengths_B),
+        "pair",
+        {"baseline": Baseline.leave_one_out},
+        {"surrogate_reduction": SEQUENCE_MEAN},
     ),
     "token_mean": Case(
         SURROGATE, surrogate_of(TOKEN_MEAN, list), "pair", objective={"surrogate_reduction": TOKEN_MEAN}
