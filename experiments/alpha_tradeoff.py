@@ -20,8 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.study import Run, changes, levels, markdown_rows, read_runs, shown, shown_change
-from gkd_rl.json_files import write_json
+from experiments.study import Run, changes, levels, markdown_rows, read_runs, report, shown, shown_change
 
 METRICS = {
     "rouge2": "ROUGE-2",
@@ -94,7 +93,7 @@ def main() -> None:
     parser.add_argument("--alphas", default="0,0.25,0.5,0.75,1", help="comma-separated alphas")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated seeds")
     parser.add_argument("--read", type=Path, nargs="+", help="folders with finished runs; nothing is run")
-    parser.add_argument("--out", type=Path, help="write the result as JSON here")
+    parser.add_argument("--out", type=Path, help="write the result here as JSON, and the tables beside it as Markdown")
     parser.add_argument("overrides", nargs="*", help="further overrides for every run, e.g. task.seed=7")
     arguments = parser.parse_args()
     folders = arguments.read
@@ -102,9 +101,7 @@ def main() -> None:
         folders = [Path("multirun") / "alpha_tradeoff" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")]
         run_sweeps(arguments.alphas, arguments.seeds, folders[0], arguments.overrides)
     summary = summarise(read_runs(folders, method_of))
-    if arguments.out is not None:
-        write_json(arguments.out, summary)
-    sys.stdout.write(markdown(summary) + "\n")
+    report(summary, markdown(summary), arguments.out)
 
 
 if __name__ == "__main__":

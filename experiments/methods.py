@@ -35,11 +35,11 @@ from experiments.study import (
     markdown_rows,
     over_seeds,
     read_runs,
+    report,
     run_jobs,
     shown,
     shown_change,
 )
-from gkd_rl.json_files import write_json
 
 ROOM = 0.2
 ALPHAS = (0.25, 0.5, 0.75)
@@ -88,7 +88,8 @@ COSTS = {
     "time/total": "seconds",
     "flops/total": "FLOPs",
 }
-EMBEDDED = (*("trainer.steps=250", "task.test_size=1000", "scale.threads=1", "tracking=none", "save_model=false"),)
+SCALE = ("student=t5_narrow", "trainer.steps=200", "task.test_size=1000", "scale.threads=1")
+QUIET = ("tracking=none", "save_model=false")
 
 
 def slug(method: str) -> str:
@@ -102,7 +103,7 @@ def jobs_of(methods: Sequence[str], seeds: Sequence[int], overrides: Sequence[st
     first = [("more SFT", seeds[0]), ("self-distillation", seeds[-1])]
     ordered = [pair for pair in first if pair in pairs] + [pair for pair in pairs if pair not in first]
     return [
-        Job(f"{slug(method)}/seed_{seed}", (*METHODS[method], f"seed={seed}", *EMBEDDED, *overrides))
+        Job(f"{slug(method)}/seed_{seed}", (*METHODS[method], f"seed={seed}", *SCALE, *QUIET, *overrides))
         for method, seed in ordered
     ]
 
@@ -193,10 +194,10 @@ def frontier_areas(groups: dict[str, list[Run]], method: str, quality: str, rewa
     members = [run for name, group in groups.items() if name.startswith(f"{method}, alpha") for run in group]
     for seed in sorted({run.seed for run in members}):
         own = [run for run in members if run.seed == seed]
-        points = [
-            (run.value("student after", quality) or 0.0, run.value("student after", reward) or 0.0) for run in own
-        ]
-        areas[seed] = dominated_area(points)
+        pairs = [(run.value("student after", quality), run.value("student after", reward)) for run in own]
+        points = [(x, y) for x, y in pairs if x is not None and y is not None]
+        if points:
+            areas[seed] = dominated_area(points)
     return areas
 
 
@@ -244,7 +245,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--folder", type=Path, help="the study's folder; finished runs in it are kept")
     parser.add_argument("--read", type=Path, help="a folder with finished runs; nothing is run")
-    parser.add_argument("--out", type=Path, help="write the result as JSON here")
+    parser.add_argument("--out", type=Path, help="write the result here as JSON, and the tables beside it as Markdown")
     parser.add_argument("overrides", nargs="*", help="further overrides for every run, e.g. task.seed=7")
     arguments = parser.parse_args()
     folder, failed, start = arguments.read, [], time.monotonic()
@@ -259,9 +260,7 @@ def main() -> None:
         seeds = [int(seed) for seed in arguments.seeds.split(",")]
         failed = run_jobs(jobs_of(wanted, seeds, arguments.overrides), folder, arguments.workers)
     summary = summarise(read_runs([folder], method_of))
-    if arguments.out is not None:
-        write_json(arguments.out, summary)
-    sys.stdout.write(markdown(summary) + "\n")
+    report(summary, markdown(summary), arguments.out)
     sys.stderr.write(f"{(time.monotonic() - start) / 60:.1f} minutes\n")
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}")

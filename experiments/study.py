@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from gkd_rl.json_files import write_json
 from gkd_rl.uncertainty import Estimate, estimate
 
 BOOTSTRAP_SAMPLES = 10_000
@@ -137,3 +138,11 @@ def markdown_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     """A Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def report(summary: dict[str, Any], tables: str, out: Path | None) -> None:
+    """Print the tables; with `out`, write the summary there as JSON and the tables beside it as Markdown."""
+    sys.stdout.write(tables + "\n")
+    if out is not None:
+        write_json(out, summary)
+        out.with_suffix(".md").write_text(tables + "\n", encoding="utf-8")

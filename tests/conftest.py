@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from gkd_rl.architecture import DECODER_ONLY, HiddenStateModel
+from gkd_rl.build import Models, build_critic
+from gkd_rl.build_trainer import build_trainer
+from gkd_rl.config import Config
 from gkd_rl.embedded.tokenizer import SPECIAL, build_tokenizer
 from gkd_rl.loading import build_model
+from gkd_rl.prompt_stream import PromptStream
+from gkd_rl.rollout import TextCodec
+from gkd_rl.run import find_config_dir
+from gkd_rl.trainer import StepRecord, Trainer
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
+from reward_models.composite import Composite
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 transformers_logging.disable_progress_bar()
@@ -44,11 +59,14 @@ LLAMA = {
     "initializer_range": 0.5,  # so that a word of the past, and its distance, weigh as much as the last one
 }
 
+PROMPTS, PER_PROMPT, LONGEST = 4, 2, 8
+SIZES = (f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}", "trainer.diagnose_every=0")
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
 MakeModel = Callable[..., HiddenStateModel]
 MakeExamples = Callable[..., list[Example]]
 MakePrompts = Callable[..., PromptBatch]
 MakeRollout = Callable[..., Rollout]
+MakeTrainer = Callable[..., Trainer]
 
 
 @pytest.fixture(scope="session")
@@ -158,3 +176,85 @@ def make_rollout() -> MakeRollout:
         )
 
     return make
+
+
+def share_of_a(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    """A reward."""
+    return [text.split().count("a") / (len(text.split()) + 1) for text in completions]
+
+
+def config_of(*overrides: str) -> Config:
+    """The configuration at the sizes of a few words."""
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", [*SIZES, *overrides]))
+    assert isinstance(config, Config)
+    return config
+
+
+def models_of(student: HiddenStateModel, teacher: HiddenStateModel | None, codec: TextCodec) -> Models:
+    """Both models and the student's frozen copy."""
+    return Models(student, teacher, copy.deepcopy(student).requires_grad_(False).eval(), codec)
+
+
+@pytest.fixture
+def codec(few_words: PreTrainedTokenizerFast) -> TextCodec:
+    return TextCodec(few_words, 20, LONGEST, torch.device("cpu"))
+
+
+@pytest.fixture
+def make_trainer(make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast) -> MakeTrainer:
+    """`make_trainer("alpha=0.5", reward=stub)`: as `build.py` wires it, with models and prompts of a few words.
+
+    `kind="llama"` for decoder-only models, `same=True` for a teacher that is the student, `samples` of the teacher.
+    """
+
+    def make(
+        *overrides: str,
+        reward: Callable[..., list[float]] = share_of_a,
+        dropout: float = 0.0,
+        seed: int = 0,
+        kind: str = "t5",
+        same: bool = False,
+        samples: list[list[int]] | None = None,
+    ) -> Trainer:
+        config = config_of(*overrides)
+        llama = kind == "llama"
+        codec = TextCodec(few_words, 20, LONGEST, torch.device("cpu"), decoder_only=llama)
+        changes, width = ({"model_type": kind}, "hidden_size") if llama else ({"dropout_rate": dropout}, "d_model")
+        student = make_model(few_words, seed=8, lively=True, **changes)
+        teacher = copy.deepcopy(student) if same else None
+        if teacher is None:
+            base = changes if llama else {}
+            teacher = make_model(few_words, seed=28, lively=True, **base, **{width: 24})
+        models = models_of(student, teacher.requires_grad_(False).eval(), codec)
+        models = dataclasses.replace(models, critic=build_critic(config, student), samples=samples)
+        stream = PromptStream(make_examples(12), config.trainer.prompts_per_step, seed)
+        return build_trainer(config, models, Composite({"stub": reward}, {"stub": 1.0}), stream, Accelerator(cpu=True))
+
+    return make
+
+
+class Recorder(SGD):
+    """Takes no step; keeps the gradient that it was given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        super().__init__(model.parameters(), lr=1.0)
+
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.model.parameters()]
+        self.gradient = torch.cat([one.flatten().clone() for one in gradients])
+
+
+def gradient_of(trainer: Trainer, step: int = 0, model: nn.Module | None = None) -> tuple[Tensor, StepRecord]:
+    """The gradient of a step that is not taken, of the student unless another module is named."""
+    recorder = Recorder(trainer.student if model is None else model)
+    trainer.optimizer, trainer.schedule = recorder, LambdaLR(recorder, lambda _: 1.0)
+    record = trainer.step(step)
+    return recorder.gradient, record
+
+
+def assert_close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
+    """Within `tolerance` of the other's norm."""
+    assert other.norm() > 0
+    assert (one - other).norm() / other.norm() < tolerance

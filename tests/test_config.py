@@ -26,7 +26,7 @@ COUNTS = {
     "reward": 2,
     "rollout": 1,
     "scale": 1,
-    "student": 1,
+    "student": 2,
     "sweep": 1,
     "task": 1,
     "teacher": 4,

@@ -13,7 +13,8 @@ PACKAGES = ("gkd_rl", "reward_models", "experiments")
 
 # A file imports from its own floor or a lower one. Folders end in a slash and hold all their files.
 FLOORS = {
-    "__init__": 0, "types": 0, "masking": 0, "choices": 0, "config": 0, "setting_words": 0, "errors": 0, "json_files": 0,
+    "__init__": 0, "types": 0, "masking": 0, "choices": 0, "config": 0, "setting_words": 0, "errors": 0,
+    "json_files": 0,
     "divergence": 1, "policy_gradient": 1, "schedule": 1, "uncertainty": 1,
     "objective": 2, "fused_head": 2, "mixing": 2, "credit": 2, "contradictions": 2, "validation": 2,
     "loading": 3, "architecture": 3, "rollout": 3, "prompt_stream": 3, "optim": 3, "value_head": 3, "cost": 3,

@@ -2,103 +2,39 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from conftest import (
+    PER_PROMPT,
+    PROMPTS,
+    MakeExamples,
+    MakeModel,
+    MakePrompts,
+    MakeRollout,
+    MakeTrainer,
+    assert_close,
+    config_of,
+    gradient_of,
+    models_of,
+    share_of_a,
+)
 from torch import Tensor, nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import Models, build_evaluator
+from gkd_rl.build import build_evaluator
 from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
 from gkd_rl.choices import DivergenceReduction, SurrogateReduction
-from gkd_rl.config import Config
 from gkd_rl.errors import RewardError
 from gkd_rl.mixing import choose
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import Sampler, TextCodec
-from gkd_rl.run import find_config_dir
 from gkd_rl.trainer import StepRecord, Trainer, score
 from gkd_rl.types import Example, Projection, PromptBatch, Rollout, Source
 from reward_models.composite import Composite
-
-PROMPTS, PER_PROMPT, LONGEST = 4, 2, 8
-SIZES = (f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}", "trainer.diagnose_every=0")
-MakeTrainer = Callable[..., Trainer]
-
-
-def share_of_a(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    return [text.split().count("a") / (len(text.split()) + 1) for text in completions]
-
-
-def config_of(*overrides: str) -> Config:
-    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", [*SIZES, *overrides]))
-    assert isinstance(config, Config)
-    return config
-
-
-def models_of(student: HiddenStateModel, teacher: HiddenStateModel | None, codec: TextCodec) -> Models:
-    return Models(student, teacher, copy.deepcopy(student).requires_grad_(False).eval(), codec)
-
-
-@pytest.fixture
-def codec(few_words: PreTrainedTokenizerFast) -> TextCodec:
-    return TextCodec(few_words, 20, LONGEST, torch.device("cpu"))
-
-
-@pytest.fixture
-def make_trainer(make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec) -> MakeTrainer:
-    """`make_trainer("alpha=0.5", reward=stub)`: as `build.py` wires it, with models and prompts of a few words."""
-
-    def make(
-        *overrides: str, reward: Callable[..., list[float]] = share_of_a, dropout: float = 0.0, seed: int = 0
-    ) -> Trainer:
-        student = make_model(codec.tokenizer, seed=8, lively=True, dropout_rate=dropout)
-        teacher = make_model(codec.tokenizer, seed=28, lively=True, d_model=24).requires_grad_(False).eval()
-        return build_trainer(
-            config_of(*overrides),
-            models_of(student, teacher, codec),
-            Composite({"stub": reward}, {"stub": 1.0}),
-            PromptStream(make_examples(12), PROMPTS, seed),
-            Accelerator(cpu=True),
-        )
-
-    return make
-
-
-class Recorder(SGD):
-    """Takes no step; keeps the gradient that it was given."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        super().__init__(model.parameters(), lr=1.0)
-
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.model.parameters()]
-        self.gradient = torch.cat([one.flatten().clone() for one in gradients])
-
-
-def gradient_of(trainer: Trainer, step: int = 0) -> tuple[Tensor, StepRecord]:
-    recorder = Recorder(trainer.student)
-    trainer.optimizer, trainer.schedule = recorder, LambdaLR(recorder, lambda _: 1.0)
-    record = trainer.step(step)
-    return recorder.gradient, record
-
-
-def assert_close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
-    assert other.norm() > 0
-    assert (one - other).norm() / other.norm() < tolerance
 
 
 class Padded(Sampler):
