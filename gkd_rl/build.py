@@ -26,6 +26,7 @@ from gkd_rl.fused_head import FusedHead
 from gkd_rl.loading import build_model, is_decoder_only, load_model, load_tokenizer
 from gkd_rl.rollout import Sampling, TextCodec
 from gkd_rl.tasks.task import Task
+from gkd_rl.teacher_samples import TeacherSamples
 from gkd_rl.types import Example
 from gkd_rl.value_head import FILE as VALUE_HEAD_FILE
 from gkd_rl.value_head import ValueHead
@@ -52,7 +53,7 @@ class Models:
     initial: HiddenStateModel
     codec: TextCodec
     critic: Critic | None = None
-    samples: list[list[int]] | None = None
+    samples: TeacherSamples | None = None
 
 
 def construct(node: dict[str, Any], key: str) -> Any:

@@ -34,7 +34,7 @@ from gkd_rl.outputs import Results, model_card_of, write_results
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
 from gkd_rl.tasks.task import Task
-from gkd_rl.teacher_samples import write_samples
+from gkd_rl.teacher_samples import TeacherSamples, write_samples
 from gkd_rl.tracking import Tracker
 from gkd_rl.trainer import StepRecord, Trainer
 from gkd_rl.types import Example
@@ -125,10 +125,10 @@ def _write_samples(config: Config, models: build.Models, train: list[Example], c
             bar.update(done - bar.n)
 
         seed = config.fixed_data.seed
-        samples = write_samples(folder, models.teacher, sampler, train, seed, after_chunk=after_chunk)
+        ids = write_samples(folder, models.teacher, sampler, train, seed, after_chunk=after_chunk)
     cost.add({"time/teacher_samples": time.perf_counter() - start})
     log.info("teacher: samples in %s", folder)
-    return replace(models, samples=samples)
+    return replace(models, samples=TeacherSamples(models.teacher, ids))
 
 
 def _prepare_model(

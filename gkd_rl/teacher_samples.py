@@ -10,6 +10,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +21,14 @@ from gkd_rl.rollout import Sampler
 from gkd_rl.types import Example
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TeacherSamples:
+    """Who wrote them, and the token ids of one completion for each training row."""
+
+    author: HiddenStateModel
+    ids: list[list[int]]
 
 
 def write_samples(

@@ -31,6 +31,7 @@ from gkd_rl.readers import Readers
 from gkd_rl.rollout import Sampler, TextCodec
 from gkd_rl.schedule import Schedule
 from gkd_rl.step_metrics import loss_metrics, rollout_metrics
+from gkd_rl.teacher_samples import TeacherSamples
 from gkd_rl.types import Credits, Projection, Rollout, Source, Survey
 from reward_models.composite import Composite, Scores
 
@@ -96,7 +97,7 @@ class Trainer:
     codec: TextCodec
     reward: Composite | None
     stream: PromptStream
-    samples: list[list[int]] | None
+    samples: TeacherSamples | None
     optimizer: Optimizer
     schedule: LRScheduler
     settings: StepSettings
@@ -144,7 +145,9 @@ class Trainer:
         if source is Source.teacher:
             if self.samples is None:
                 raise ValueError("a step on the teacher's samples needs them.")
-            return self.codec.completions(examples, [self.samples[row] for row in rows], source)
+            rollout = self.codec.completions(examples, [self.samples.ids[row] for row in rows], source)
+            self._meter.flops("teacher_samples", self.samples.author, Pass.generation, rollout)
+            return rollout
         generator = torch.Generator(self.student.device)
         generator.manual_seed(random.Random(f"rollout {self.settings.seed} {step} {rank}").getrandbits(63))
         prompts = self.codec.prompts(examples)

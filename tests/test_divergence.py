@@ -7,10 +7,21 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from gkd_rl.choices import DivergenceName, DivergenceScale
-from gkd_rl.divergence import TokenDivergence, cross_entropy, forward_kl, jsd, reverse_kl
+from gkd_rl.divergence import (
+    TokenDivergence,
+    cross_entropy,
+    forward_kl,
+    jsd,
+    reverse_kl,
+    reverse_skew_kl,
+    skew_kl,
+    tvd,
+)
+from gkd_rl.run import find_config_dir
 
 P = torch.tensor([[0.6, 0.35, 0.05]], dtype=torch.float64).log()
 Q = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64).log()
@@ -101,27 +112,25 @@ def test_a_teacher_word_that_the_student_rules_out_costs_infinity_only_forward()
     assert reverse_kl(teacher, student).isfinite().all()
 
 
-def test_unit_scale_is_continuous_toward_both_kls() -> None:
+def test_scale_divides_the_jsd_and_leaves_the_kls() -> None:
     teacher, student = random_logits(6, 9, seed=1), random_logits(6, 9, seed=2)
     ids = torch.zeros(6, dtype=torch.long)
 
-    def value_and_gradient(divergence: TokenDivergence) -> tuple[Tensor, Tensor]:
-        logits = student.clone().requires_grad_()
-        value = divergence(teacher, logits, ids)
-        return value.detach(), torch.autograd.grad(value.sum(), logits)[0]
+    def raw_and_unit(name: DivergenceName, parameter: float | None = None) -> list[Tensor]:
+        return [TokenDivergence(name, parameter, scale=scale)(teacher, student, ids) for scale in DivergenceScale]
 
-    for name, beta in ((DivergenceName.forward_kl, 1e-6), (DivergenceName.reverse_kl, 1 - 1e-6)):
-        near = value_and_gradient(TokenDivergence(DivergenceName.jsd, beta, scale=DivergenceScale.unit))
-        end = value_and_gradient(TokenDivergence(name))
-        for one, other in zip(near, end, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    raw, unit = (
-        value_and_gradient(TokenDivergence(DivergenceName.jsd, 0.1, scale=scale))[0] for scale in DivergenceScale
-    )
+    raw, unit = raw_and_unit(DivergenceName.jsd, 0.1)
     torch.testing.assert_close(unit, raw / 0.09)
-    for name in (DivergenceName.forward_kl, DivergenceName.reverse_kl, DivergenceName.cross_entropy):
-        values = [TokenDivergence(name, scale=scale)(teacher, student, ids) for scale in DivergenceScale]
-        torch.testing.assert_close(*values)
+    for name in (DivergenceName.skew_kl, DivergenceName.reverse_skew_kl):
+        raw, unit = raw_and_unit(name, 0.1)
+        torch.testing.assert_close(unit, raw / 0.81)
+    for name in (
+        DivergenceName.forward_kl,
+        DivergenceName.reverse_kl,
+        DivergenceName.tvd,
+        DivergenceName.cross_entropy,
+    ):
+        torch.testing.assert_close(*raw_and_unit(name))
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
@@ -167,3 +176,190 @@ def test_refusals() -> None:
         TokenDivergence(DivergenceName.forward_kl)(None, Q, IDS)
     assert not TokenDivergence(DivergenceName.cross_entropy).needs_teacher
     assert TokenDivergence(DivergenceName.cross_entropy)(None, Q, IDS).item() == pytest.approx(-math.log(0.2))
+
+
+SMOOTH = [
+    *((DivergenceName.jsd, beta) for beta in BETAS),
+    *((name, skew) for name in (DivergenceName.skew_kl, DivergenceName.reverse_skew_kl) for skew in (0.1, 0.5, 0.9)),
+    (DivergenceName.forward_kl, None),
+    (DivergenceName.reverse_kl, None),
+]
+EVERY = [*SMOOTH, (DivergenceName.tvd, None)]
+
+
+def value_and_gradient(divergence: TokenDivergence, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    logits = student.clone().requires_grad_()
+    value = divergence(teacher, logits, torch.zeros(len(teacher), dtype=torch.long))
+    return value.detach(), torch.autograd.grad(value.sum(), logits)[0]
+
+
+def test_every_name_has_a_function_and_a_file() -> None:
+    names = {name.value for name in DivergenceName}
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (find_config_dir() / "divergence").glob("*.yaml")}
+    assert {stem: content["name"] for stem, content in files.items()} == {name: name for name in names}
+    assert {name for name, _ in EVERY} == set(DivergenceName) - {DivergenceName.cross_entropy}
+
+
+ENDS = [
+    (DivergenceName.jsd, DivergenceName.forward_kl, 0),
+    (DivergenceName.jsd, DivergenceName.reverse_kl, 1),
+    (DivergenceName.skew_kl, DivergenceName.forward_kl, 0),
+    (DivergenceName.reverse_skew_kl, DivergenceName.reverse_kl, 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "distance", "tolerance"), [(torch.float64, 1e-7, 1e-5), (torch.float32, 1e-6, 1e-3)], ids=str
+)
+@pytest.mark.parametrize(("name", "end", "side"), ENDS)
+def test_limits_are_the_kls(
+    name: DivergenceName, end: DivergenceName, side: int, dtype: torch.dtype, distance: float, tolerance: float
+) -> None:
+    """JSD(b)/b and JSD(b)/(1-b), the same in unit scale, and the skew KLs without skew; value and gradient."""
+    teacher, student = (random_logits(50, 9, seed=seed, spread=1.0).to(dtype) for seed in (1, 2))
+    limit = value_and_gradient(TokenDivergence(end), teacher, student)
+    near = abs(side - distance)
+    raw = value_and_gradient(TokenDivergence(name, near), teacher, student)
+    unit = value_and_gradient(TokenDivergence(name, near, scale=DivergenceScale.unit), teacher, student)
+    factor = distance if name is DivergenceName.jsd else 1.0
+    for one, other, expected in zip(raw, unit, limit, strict=True):
+        size = expected.abs().max()
+        assert ((one / factor - expected).abs() / size).max() < tolerance
+        assert ((other - expected).abs() / size).max() < tolerance
+
+
+def test_unit_scale_has_no_jump_between_the_ends() -> None:
+    """Toward either end the distance to the KL shrinks with the parameter."""
+    teacher, student = random_logits(6, 9, seed=1), random_logits(6, 9, seed=2)
+
+    def gap(name: DivergenceName, near: float, end: DivergenceName) -> float:
+        one, other = TokenDivergence(name, near, scale=DivergenceScale.unit), TokenDivergence(end)
+        pairs = zip(*(value_and_gradient(which, teacher, student) for which in (one, other)), strict=True)
+        return max(float((a - b).abs().max()) for a, b in pairs)
+
+    for name, end, side in ENDS:
+        gaps = [gap(name, abs(side - distance), end) for distance in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)]
+        assert gaps == sorted(gaps, reverse=True)
+        assert gaps[-1] < 1e-2 * gaps[0]
+
+
+@pytest.mark.parametrize(("name", "parameter"), EVERY)
+@pytest.mark.parametrize("scale", list(DivergenceScale))
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_models_that_agree_have_no_divergence(
+    name: DivergenceName, parameter: float | None, scale: DivergenceScale, top_k: int | None
+) -> None:
+    logits = random_logits(5, 11)
+    divergence = TokenDivergence(name, parameter, scale=scale, teacher_top_k=top_k)
+    for part in value_and_gradient(divergence, logits, logits):
+        torch.testing.assert_close(part, torch.zeros_like(part), rtol=0, atol=1e-10)
+    apart = divergence(logits, random_logits(5, 11, seed=1), torch.zeros(5, dtype=torch.long))
+    assert (apart > 1e-3 * (parameter or 1) * (1 - (parameter or 0))).all()
+
+
+@pytest.mark.parametrize(("name", "parameter"), SMOOTH)
+def test_unit_scale_gives_one_curvature(name: DivergenceName, parameter: float | None) -> None:
+    """D(P, P + d) -> χ²/2 = 1/2 Σ d²/P, for the KLs in either scale."""
+    p = random_logits(4, 6, seed=3, spread=1.0).softmax(-1)
+    step = random_logits(4, 6, seed=4, spread=1.0)
+    step = 1e-4 * p * (step - (p * step).sum(-1, keepdim=True))  # sums to 0
+    value = TokenDivergence(name, parameter, scale=DivergenceScale.unit)(
+        p.log(), (p + step).log(), torch.zeros(4).long()
+    )
+    torch.testing.assert_close(value, 0.5 * (step**2 / p).sum(-1), rtol=2e-3, atol=1e-13)
+
+
+def test_tvd_is_half_the_l1_distance() -> None:
+    assert tvd(P, Q).item() == pytest.approx(0.5 * (0.4 + 0.05 + 0.45))
+    teacher, student = random_logits(20, 7, seed=1), random_logits(20, 7, seed=2)
+    expected = 0.5 * (teacher.softmax(-1) - student.softmax(-1)).abs().sum(-1)
+    torch.testing.assert_close(tvd(teacher.log_softmax(-1), student.log_softmax(-1)), expected)
+    assert ((expected >= 0) & (expected <= 1)).all()
+    far = torch.tensor([[0.0, -math.inf]]), torch.tensor([[-math.inf, 0.0]])
+    assert tvd(*far).item() == 1.0
+
+
+def test_which_divergences_are_symmetric() -> None:
+    teacher, student = (random_logits(20, 7, seed=seed).log_softmax(-1) for seed in (1, 2))
+    torch.testing.assert_close(jsd(teacher, student, 0.5), jsd(student, teacher, 0.5))
+    torch.testing.assert_close(tvd(teacher, student), tvd(student, teacher))
+    for beta in (0.1, 0.3):
+        torch.testing.assert_close(jsd(teacher, student, beta), jsd(student, teacher, 1 - beta))
+        assert not torch.allclose(jsd(teacher, student, beta), jsd(student, teacher, beta))
+    for forward, reverse in ((forward_kl, reverse_kl), (skew_kl, reverse_skew_kl)):
+        torch.testing.assert_close(forward(teacher, student, 0.1), reverse(student, teacher, 0.1))
+
+
+@pytest.mark.parametrize("skew", [0.1, 0.5, 0.9])
+def test_skew_kls_by_hand_and_their_bound(skew: float) -> None:
+    p, q = [0.6, 0.35, 0.05], [0.2, 0.3, 0.5]
+    for function, own, other in ((skew_kl, p, q), (reverse_skew_kl, q, p)):
+        expected = sum(a * math.log(a / (skew * a + (1 - skew) * b)) for a, b in zip(own, other, strict=True))
+        assert function(P, Q, skew).item() == pytest.approx(expected, rel=1e-9)
+        far = (random_logits(50, 5, seed=seed, spread=30.0).log_softmax(-1) for seed in (1, 2))
+        assert (function(*far, skew) <= -math.log(skew) + 1e-9).all()
+        for wrong in (0.0, 1.0):
+            with pytest.raises(ValueError, match="skew="):
+                function(P, Q, wrong)
+
+
+def bucketed(name: DivergenceName, parameter: float | None, p: list[float], q: list[float], k: int) -> float:
+    """The divergence of the teacher's k likeliest words and a bucket of the others, by loops over probabilities."""
+    top = sorted(range(len(p)), key=lambda word: -p[word])[:k]
+    own = [p[word] for word in top] + [sum(p[word] for word in range(len(p)) if word not in top)]
+    other = [q[word] for word in top] + [sum(q[word] for word in range(len(q)) if word not in top)]
+
+    def kl(one: list[float], two: list[float]) -> float:
+        return sum(a * math.log(a / b) for a, b in zip(one, two, strict=True))
+
+    def mixture(weight: float) -> list[float]:
+        return [weight * a + (1 - weight) * b for a, b in zip(own, other, strict=True)]
+
+    if name is DivergenceName.tvd:
+        return 0.5 * sum(abs(a - b) for a, b in zip(own, other, strict=True))
+    if parameter is None:
+        return kl(own, other) if name is DivergenceName.forward_kl else kl(other, own)
+    if name is DivergenceName.jsd:
+        return parameter * kl(own, mixture(parameter)) + (1 - parameter) * kl(other, mixture(parameter))
+    return kl(own, mixture(parameter)) if name is DivergenceName.skew_kl else kl(other, mixture(1 - parameter))
+
+
+@pytest.mark.parametrize(("name", "parameter"), EVERY)
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_teacher_top_k_compares_the_buckets(name: DivergenceName, parameter: float | None, k: int) -> None:
+    teacher, student = random_logits(4, 8, seed=1), random_logits(4, 8, seed=2)
+    value, gradient = value_and_gradient(TokenDivergence(name, parameter, teacher_top_k=k), teacher, student)
+    rows = zip(teacher.softmax(-1).tolist(), student.softmax(-1).tolist(), strict=True)
+    assert value.tolist() == pytest.approx([bucketed(name, parameter, p, q, k) for p, q in rows], rel=1e-6, abs=1e-12)
+    assert gradient.isfinite().all()
+    assert gradient.norm() > 0
+
+
+@pytest.mark.parametrize(("name", "parameter"), EVERY)
+def test_teacher_top_k_is_a_lower_bound_and_reaches_the_full_one(name: DivergenceName, parameter: float | None) -> None:
+    teacher, student = random_logits(30, 8, seed=1), random_logits(30, 8, seed=2)
+    full = value_and_gradient(TokenDivergence(name, parameter), teacher, student)
+    last = torch.zeros(30, dtype=torch.float64)
+    for k in range(1, 7):
+        value, _ = value_and_gradient(TokenDivergence(name, parameter, teacher_top_k=k), teacher, student)
+        assert (value >= last - 1e-12).all()  # a finer cut tells more apart
+        assert (value <= full[0] + 1e-12).all()
+        last = value
+    for k in (7, 8, 100):
+        for one, other in zip(
+            value_and_gradient(TokenDivergence(name, parameter, teacher_top_k=k), teacher, student), full, strict=True
+        ):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("name", "parameter"), EVERY)
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_gradients_stay_finite_where_float32_underflows(
+    name: DivergenceName, parameter: float | None, top_k: int | None
+) -> None:
+    teacher, student = torch.tensor([[200.0, 0.0, -90.0, 5.0]]), torch.tensor([[-120.0, 90.0, 3.0, -1.0]])
+    divergence = TokenDivergence(name, parameter, scale=DivergenceScale.unit, teacher_top_k=top_k)
+    for one, other in ((teacher, student), (student, teacher)):
+        value, gradient = value_and_gradient(divergence, one, other)
+        assert value.isfinite().all()
+        assert gradient.isfinite().all()
