@@ -131,6 +131,7 @@ def _credit(config: Config) -> CreditSettings:
         divergence_reduction=config.divergence.reduction,
         discount=1.0 if value is None else value.discount,
         gae_lambda=1.0 if value is None else value.gae_lambda,
+        bootstrap=value is None or value.bootstrap,
     )
 
 

@@ -116,6 +116,7 @@ class ValueConfig:
     learning_rate: float = number(0, open_low=True)
     discount: float = number(0, 1)
     gae_lambda: float = number(0, 1)
+    bootstrap: bool = MISSING
     clip: float | None = number(0, open_low=True)
 
 

@@ -164,6 +164,19 @@ def _policy_gradient(config: Config) -> Iterator[str]:
     if settings.baseline is Baseline.learned and settings.divide_by_std:
         yield f"{key}.divide_by_std=true has no effect with {key}.baseline=learned: set {key}.divide_by_std=false."
     kl = settings.sampled_kl
+    if settings.fixed_advantage is not None:
+        shaped = {
+            "whiten": (settings.whiten, "false"),
+            "divide_by_std": (settings.divide_by_std, "false"),
+            "baseline": (settings.baseline is Baseline.learned, "none"),
+            "sampled_kl.coefficient": (kl.coefficient > 0 and kl.place is KlPlace.reward, "0"),
+        }
+        for name, (is_set, instead) in shaped.items():
+            if is_set:
+                yield (
+                    f"{key}.fixed_advantage={settings.fixed_advantage} replaces every advantage and leaves "
+                    f"{key}.{name} without effect: set {key}.{name}={instead}, or {key}.fixed_advantage=null."
+                )
     follows = _FOLLOWS.get((kl.estimator, kl.place))
     if kl.coefficient > 0 and follows:
         yield (

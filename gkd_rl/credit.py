@@ -39,6 +39,7 @@ class CreditSettings:
         divergence_reduction: of the divergence.
         discount: gamma.
         gae_lambda: lambda of the advantage estimate.
+        bootstrap: truncated completions end in their last state's value.
     """
 
     per_prompt: int
@@ -51,6 +52,7 @@ class CreditSettings:
     divergence_reduction: DivergenceReduction = DivergenceReduction.sequence_mean
     discount: float = 1.0
     gae_lambda: float = 1.0
+    bootstrap: bool = True
 
 
 def reward_weights(settings: CreditSettings, rewards_B: Tensor, rollout: Rollout, survey: Survey) -> Tensor:
@@ -73,7 +75,8 @@ def reward_weights(settings: CreditSettings, rewards_B: Tensor, rollout: Rollout
         rewards_BT = at_last_token(rewards_B, mask_BT)
         if kl_BT is not None:
             rewards_BT = rewards_BT - settings.kl_in_reward * kl_BT
-        return gae(rewards_BT, survey.values_BT1, mask_BT, rollout.truncated_B, settings.discount, settings.gae_lambda)
+        cut_B = rollout.truncated_B & settings.bootstrap
+        return gae(rewards_BT, survey.values_BT1, mask_BT, cut_B, settings.discount, settings.gae_lambda)
     advantages_B = advantages(rewards_B.view(-1, settings.per_prompt), settings.baseline, settings.divide_by_std)
     weights_BT = advantages_B.view(-1, 1) * mask_BT
     if kl_BT is not None:

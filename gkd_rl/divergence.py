@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,13 +23,14 @@ _FLOOR = -1e4  # exp(_FLOOR) is 0 in every float, and differences stay finite
 _LARGE = 60.0  # exp(_LARGE) is finite in float32
 
 Function = Callable[[Tensor, Tensor, float], Tensor]
+Named = TypeVar("Named", bound=Function)
 _FUNCTIONS: dict[DivergenceName, Function] = {}
 
 
-def _named(name: DivergenceName) -> Callable[[Function], Function]:
+def _named(name: DivergenceName) -> Callable[[Named], Named]:
     """Register a function of (teacher_logp_NV, student_logp_NV, parameter) under its name in the configuration."""
 
-    def register(function: Function) -> Function:
+    def register(function: Named) -> Named:
         _FUNCTIONS[name] = function
         return function
 

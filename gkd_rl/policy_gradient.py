@@ -71,15 +71,16 @@ def gae(
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, Eq. 16), shape (B, T).
 
-    δ_t = r_t + γ V_{t+1} - V_t, A_t = Σ_s (γλ)^(s-t) δ_s. With λ = γ = 1 the expected gradient is that of E[r] for any
-    V, and with λ < 1 if V is the true value. A finished completion ends in value 0, a truncated one in the value of the
-    state that it was cut at.
+    δ_t = r_t + γ V_{t+1} - V_t, A_t = Σ_s (γλ)^(s-t) δ_s. A finished completion ends in value 0, a truncated one in
+    V(end), the value of the state that it was cut at. With λ = γ = 1 the expected gradient is that of E[r + V(end)] for
+    any V, and with λ < 1 if V is the true value. Where truncated completions are rewarded too, γ = 1 pays twice for not
+    finishing: take γ < 1, or pass none as truncated.
 
     Args:
         rewards_BT: reward of each token.
         values_BT1: V before each token, and in column L the state after the last of L tokens.
         mask_BT: valid tokens.
-        truncated_B: completions without an end-of-sequence token.
+        truncated_B: completions that end in the value of their last state.
         discount: γ.
         gae_lambda: λ.
     """

@@ -60,4 +60,4 @@ class Schedule:
 
     def _corners(self) -> set[int]:
         """Steps between which alpha is a line."""
-        return {0, 1, max(self.steps - 2, 0), self.steps - 1}
+        return {step for step in (0, 1, self.steps - 2, self.steps - 1) if 0 <= step < self.steps}

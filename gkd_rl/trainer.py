@@ -129,6 +129,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         for epoch in range(epochs):
             first, sums = self._accumulate(work, keep=epochs > 1)
+            work.diagnose = False  # the first update is the one that is described
             metrics |= sums if epoch == 0 else {name: sums[name] for name in ("clipped_share",)}
             metrics |= self._update()
             work.credits = replace(work.credits, old_logp_BT=first if epoch == 0 else work.credits.old_logp_BT)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -29,6 +32,7 @@ from gkd_rl.loading import build_model
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import TextCodec
 from gkd_rl.run import find_config_dir
+from gkd_rl.teacher_samples import TeacherSamples
 from gkd_rl.trainer import StepRecord, Trainer
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 from reward_models.composite import Composite
@@ -183,12 +187,25 @@ def share_of_a(prompts: list[str], completions: list[str], **columns: object) ->
     return [text.split().count("a") / (len(text.split()) + 1) for text in completions]
 
 
-def config_of(*overrides: str) -> Config:
-    """The configuration at the sizes of a few words."""
-    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", [*SIZES, *overrides]))
+def configured(*overrides: str) -> Config:
+    """The configuration as the command line gives it; what Hydra composed once serves every change of a value."""
+    groups = [one for one in overrides if one[0] in "+~" or (find_config_dir() / one.partition("=")[0]).is_dir()]
+    values = OmegaConf.from_dotlist([one for one in overrides if one not in groups])
+    config = OmegaConf.to_object(OmegaConf.merge(_composed(*groups), values))
     assert isinstance(config, Config)
     return config
+
+
+@functools.cache
+def _composed(*groups: str) -> DictConfig:
+    ready = GlobalHydra.instance().is_initialized()
+    with nullcontext() if ready else initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        return compose("config", list(groups))
+
+
+def config_of(*overrides: str) -> Config:
+    """The configuration at the sizes of a few words."""
+    return configured(*SIZES, *overrides)
 
 
 def models_of(student: HiddenStateModel, teacher: HiddenStateModel | None, codec: TextCodec) -> Models:
@@ -227,7 +244,8 @@ def make_trainer(make_model: MakeModel, make_examples: MakeExamples, few_words: 
             base = changes if llama else {}
             teacher = make_model(few_words, seed=28, lively=True, **base, **{width: 24})
         models = models_of(student, teacher.requires_grad_(False).eval(), codec)
-        models = dataclasses.replace(models, critic=build_critic(config, student), samples=samples)
+        written = None if samples is None else TeacherSamples(teacher, samples)
+        models = dataclasses.replace(models, critic=build_critic(config, student), samples=written)
         stream = PromptStream(make_examples(12), config.trainer.prompts_per_step, seed)
         return build_trainer(config, models, Composite({"stub": reward}, {"stub": 1.0}), stream, Accelerator(cpu=True))
 

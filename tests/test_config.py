@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
+from conftest import configured
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -56,7 +57,7 @@ def config_of(*overrides: str) -> Config:
 
 def problems_of(*overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        validate(config_of(*overrides))
+        validate(configured(*overrides))
     return caught.value.problems
 
 
@@ -150,6 +151,96 @@ def test_ranges(override: str, allowed: str) -> None:
 )
 def test_contradictions_are_refused(overrides: list[str], says: str) -> None:
     assert any(says in problem for problem in problems_of(*overrides))
+
+
+PG, KL = "policy_gradient", "policy_gradient.sampled_kl"
+LINEAR, WARMUP, SWITCH = (f"alpha_schedule={kind}" for kind in ("linear", "warmup", "switch"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([LINEAR, "alpha_schedule.start=null"], "alpha_schedule.start=null with alpha_schedule=linear"),
+        ([WARMUP, "alpha_schedule.start=null"], "alpha_schedule.start=null with alpha_schedule=warmup"),
+        ([WARMUP, "alpha_schedule.until=null"], "alpha_schedule.until=null with alpha_schedule=warmup"),
+        ([SWITCH, "alpha_schedule.start=null"], "alpha_schedule.start=null with alpha_schedule=switch"),
+        ([SWITCH, "alpha_schedule.until=null"], "alpha_schedule.until=null with alpha_schedule=switch"),
+        ([LINEAR, "alpha_schedule.until=0.5"], "alpha_schedule.until=0.5 has no effect"),
+        (["alpha_schedule.start=0.5"], "alpha_schedule.start=0.5 has no effect"),
+        (["alpha_schedule=balanced", "alpha_schedule.start=0.5"], "alpha_schedule.start=0.5 has no effect"),
+        (["alpha_schedule.until=0.5"], "alpha_schedule.until=0.5 has no effect"),
+        (["alpha_schedule=balanced", "alpha=0"], "alpha=0.0 with alpha_schedule=balanced leaves one term"),
+        (["alpha_schedule=balanced", "alpha=1"], "alpha=1.0 with alpha_schedule=balanced leaves one term"),
+        ([SWITCH, "alpha=0", "lmbda=0.5"], "lmbda=0.5 with alpha=0 leaves steps"),
+        ([SWITCH, "alpha=1", "alpha_schedule.start=0", "lmbda=0"], "lmbda=0 never samples"),
+        ([SWITCH, "alpha=0", "teacher=none"], "teacher is null"),
+        (
+            ["experiment=sft", "fixed_data=teacher_samples", "teacher=none"],
+            "fixed_data=teacher_samples needs a teacher",
+        ),
+        (["divergence=skew_kl", "divergence.skew=null"], "divergence.skew takes a number > 0 and < 1, e.g. 0.1"),
+        (["divergence=reverse_skew_kl", "divergence.skew=null"], "divergence.skew=null"),
+        (["divergence=skew_kl", "divergence.beta=0.5"], "divergence.beta=0.5 has no effect"),
+        (["divergence.skew=0.1"], "divergence.skew=0.1 has no effect with divergence.name=jsd"),
+        (["experiment=sft", "divergence.teacher_top_k=5"], "teacher_top_k=5 has no effect with cross_entropy"),
+        (["experiment=sft", "divergence.kd_credit=reward_to_go"], "reward_to_go has no effect with cross_entropy"),
+        (["experiment=supervised_kd", "divergence.kd_credit=reward_to_go"], "lmbda=0 has no samples to credit"),
+        (["experiment=minillm", "rollout.top_p=0.9"], "or set divergence.kd_credit=none"),
+        (["rollout.top_p=0.9"], "rollout.top_p must be 1; or set alpha=1"),
+        ([f"{PG}.baseline=none", f"{PG}.divide_by_std=true", "rollout.per_prompt=1"], f"{PG}.divide_by_std=true takes"),
+        ([f"{PG}=grpo", "rollout.per_prompt=1"], f"{PG}.baseline=group_mean takes rollout.per_prompt >= 2"),
+        ([f"{PG}.clip_low=0.2"], f"{PG}.clip_low=0.2 with {PG}.clip_high=None: set both"),
+        ([f"{PG}.clip_high=0.2"], f"{PG}.clip_low=None with {PG}.clip_high=0.2: set both"),
+        ([f"{PG}.epochs=2"], f"{PG}.epochs=2 without a clip"),
+        ([f"{PG}.baseline=learned"], f"{PG}.value is null with {PG}.baseline=learned"),
+        ([f"{PG}=ppo", f"{PG}.value=null"], f"{PG}.value is null with {PG}.baseline=learned"),
+        ([f"{PG}=ppo", f"{PG}.baseline=none"], f"{PG}.value is set with {PG}.baseline=none"),
+        ([f"{PG}=ppo", f"{PG}.divide_by_std=true"], "divide_by_std=true has no effect"),
+        ([f"{PG}=ppo", f"{PG}.fixed_advantage=1"], f"without effect: set {PG}.whiten=false"),
+        ([f"{PG}=ppo", f"{PG}.fixed_advantage=1"], f"without effect: set {PG}.baseline=none"),
+        ([f"{PG}.fixed_advantage=1", f"{PG}.divide_by_std=true"], f"without effect: set {PG}.divide_by_std=false"),
+        ([f"{PG}.fixed_advantage=1", f"{KL}.coefficient=1"], f"without effect: set {KL}.coefficient=0"),
+        ([f"{KL}.coefficient=1", f"{KL}.place=loss"], "its expected gradient is 0"),
+        ([f"{KL}.coefficient=1", f"{KL}.estimator=k3", f"{KL}.place=loss"], "that of the forward KL"),
+        ([f"{KL}.coefficient=1", f"{KL}.estimator=k2"], "that of no KL"),
+        ([f"{KL}.coefficient=1", f"{KL}.estimator=k3"], "minus KL(initial || student)'s"),
+        (["experiment=shuffled_teacher", "trainer.prompts_per_step=1"], "leaves no other prompt"),
+        (["teacher.path=somewhere"], "teacher.architecture=null"),
+        (["teacher=initial_student", "teacher.path=somewhere"], "teacher takes exactly one of the two"),
+        (["teacher.sft=null"], "teacher.sft=null leaves a model of random weights"),
+        (["reward=none"], "reward.weights are all 0"),
+        (["+teacher.architecture._target_=os.system"], "teacher.architecture._target_=os.system is outside"),
+        (["~reward.components.all_supported._target_"], "reward.components.all_supported._target_ is missing"),
+    ],
+)
+def test_methods_that_contradict_themselves_are_refused(overrides: list[str], says: str) -> None:
+    problems = problems_of(*overrides)
+    assert any(says in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["teacher=initial_student", "teacher.architecture=null"],
+        ["alpha=0", "lmbda=1", "teacher=none"],
+        [SWITCH, "alpha=0"],
+        [SWITCH, "alpha=0.5", "lmbda=0.5"],
+        ["alpha_schedule=balanced", "alpha=0.5", "lmbda=0.5"],
+        ["divergence.teacher_top_k=5", "divergence.kd_credit=reward_to_go", "lmbda=0.5"],
+        [f"{PG}=ppo", "rollout.per_prompt=1"],
+        [f"{PG}=dapo", f"{PG}.epochs=4"],
+        [f"{PG}.baseline=none", "rollout.per_prompt=1", "trainer.prompts_per_step=1"],
+        [f"{PG}.fixed_advantage=-1", "rollout.per_prompt=1"],
+        [f"{PG}.fixed_advantage=-1", f"{KL}.coefficient=1", f"{KL}.place=loss", f"{KL}.estimator=k2"],
+        [f"{KL}.coefficient=1"],
+        [f"{KL}.coefficient=1", f"{KL}.estimator=k2", f"{KL}.place=loss"],
+        [f"{KL}.estimator=k3", f"{KL}.place=loss"],
+        ["experiment=f_distill", "alpha=0.5", "rollout.per_prompt=2"],
+        ["experiment=seqkd", "fixed_data=references"],
+    ],
+)
+def test_methods_that_go_together_are_taken(overrides: list[str]) -> None:
+    validate(configured(*overrides))
 
 
 def test_every_problem_is_reported_at_once() -> None:

@@ -296,8 +296,8 @@ def test_skew_kls_by_hand_and_their_bound(skew: float) -> None:
     for function, own, other in ((skew_kl, p, q), (reverse_skew_kl, q, p)):
         expected = sum(a * math.log(a / (skew * a + (1 - skew) * b)) for a, b in zip(own, other, strict=True))
         assert function(P, Q, skew).item() == pytest.approx(expected, rel=1e-9)
-        far = (random_logits(50, 5, seed=seed, spread=30.0).log_softmax(-1) for seed in (1, 2))
-        assert (function(*far, skew) <= -math.log(skew) + 1e-9).all()
+        far, away = (random_logits(50, 5, seed=seed, spread=30.0).log_softmax(-1) for seed in (1, 2))
+        assert (function(far, away, skew) <= -math.log(skew) + 1e-9).all()
         for wrong in (0.0, 1.0):
             with pytest.raises(ValueError, match="skew="):
                 function(P, Q, wrong)

@@ -76,7 +76,11 @@ def test_a_claim_shows_only_if_it_holds_in_every_seed_with_room() -> None:
         return methods.summarise(runs)
 
     def verdict(found: dict[str, Any]) -> str:
-        (line,) = [one for one in methods.markdown(found).splitlines() if one.startswith("| on-policy GKD < ")]
+        (line,) = [
+            one
+            for one in methods.markdown(found).splitlines()
+            if one.startswith("| on-policy < supervised in forward KL")
+        ]
         return line
 
     assert "| 2 of 2 | shows |" in verdict(summary([-0.01, -0.02], [0.3, 0.4]))

@@ -41,3 +41,36 @@ def test_optimizers_descend(name: OptimizerName) -> None:
         schedule.step()
     assert parameter.square().sum().item() < 0.2 * start
     assert frozen.item() == 1
+
+
+@pytest.mark.parametrize("name", list(OptimizerName))
+def test_further_parameters_have_a_rate_of_their_own_on_the_same_schedule(name: OptimizerName) -> None:
+    student, head = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    frozen = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    settings = OptimizerSettings(6, name, 0.1, 0.0, 2, Decay.linear)
+    optimizer, schedule = settings.build([student, frozen], [([head], 0.02)])
+    assert [group["params"] for group in optimizer.param_groups] == [[student], [head]]
+    for shape in (0.0, 0.5, 1.0, 0.75, 0.5, 0.25):
+        assert schedule.get_last_lr() == pytest.approx([0.1 * shape, 0.02 * shape])
+        before = head.detach().clone()
+        student.square().sum().backward()
+        head.square().sum().backward()
+        optimizer.step()
+        schedule.step()
+        assert torch.equal(before, head) is (shape == 0)
+
+
+def test_the_rate_of_further_parameters_leaves_the_first_alone() -> None:
+    def trained(*extra: float) -> torch.Tensor:
+        parameter, other = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+        settings = OptimizerSettings(4, OptimizerName.adamw, 0.1, 0.01, 0, Decay.cosine)
+        optimizer, schedule = settings.build([parameter], [([other], rate) for rate in extra])
+        for _ in range(4):
+            (parameter.square().sum() + other.sum()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        return parameter.detach()
+
+    assert torch.equal(trained(), trained(0.5))
+    assert torch.equal(trained(0.001), trained(0.5))

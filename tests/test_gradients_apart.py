@@ -1,0 +1,162 @@
+"""The gradients of the two terms: kept apart they are the ordinary step's, and what is measured on them is right."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from conftest import MakeTrainer, assert_close, gradient_of
+
+from gkd_rl.choices import AlphaSchedule
+from gkd_rl.schedule import Schedule
+from gkd_rl.trainer import Trainer
+from gkd_rl.types import Source
+
+FREE = ("trainer.max_grad_norm=1e9", "trainer.warmup_steps=0", "trainer.micro_batch_size=3")
+MEASURED = ("gradient/", "kl_to_", "alpha_effective")
+
+
+def measured(metrics: dict[str, float]) -> set[str]:
+    return {name for name in metrics if name.startswith(MEASURED)}
+
+
+def at(trainer: Trainer, alpha: float, every: int, kind: AlphaSchedule = AlphaSchedule.constant) -> Trainer:
+    trainer.alpha = Schedule(kind, alpha, trainer.alpha.steps)
+    trainer.settings = dataclasses.replace(trainer.settings, diagnose_every=every)
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize("method", ["policy_gradient=reinforce", "policy_gradient=ppo policy_gradient.epochs=1"])
+@pytest.mark.parametrize("credit", ["none", "reward_to_go"])
+def test_apart_they_add_up_to_the_ordinary_step(kind: str, method: str, credit: str, make_trainer: MakeTrainer) -> None:
+    """With both terms and with one."""
+    trainer = make_trainer("alpha=0.5", *FREE, *method.split(), f"divergence.kd_credit={credit}", kind=kind)
+    for alpha in (0.3, 0.0, 1.0):
+        ordinary, plain = gradient_of(at(trainer, alpha, every=0))
+        apart, record = gradient_of(at(trainer, alpha, every=1))
+        if ordinary.norm() == 0:
+            assert apart.norm() == 0
+            continue
+        assert_close(apart, ordinary, 1e-6)
+        assert not measured(plain.metrics)
+        shared = {name for name in plain.metrics if not name.startswith(("time/", "flops/"))}
+        assert {name: record.metrics[name] for name in shared} == pytest.approx({n: plain.metrics[n] for n in shared})
+
+
+def test_norms_and_cosine_are_of_the_two_gradients(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.5", *FREE)
+    reward, _ = gradient_of(at(trainer, 0.0, every=0))
+    divergence, _ = gradient_of(at(trainer, 1.0, every=0))
+    whole, record = gradient_of(at(trainer, 0.3, every=1))
+    metrics = record.metrics
+    assert metrics["gradient/reward_norm"] == pytest.approx(float(reward.norm()), rel=1e-5)
+    assert metrics["gradient/divergence_norm"] == pytest.approx(float(divergence.norm()), rel=1e-5)
+    cosine = torch.cosine_similarity(reward, divergence, dim=0)
+    assert metrics["gradient/cosine"] == pytest.approx(float(cosine), abs=1e-5)
+    own, other = 0.3 * float(divergence.norm()), 0.7 * float(reward.norm())
+    assert metrics["gradient/divergence_share"] == pytest.approx(own / (own + other), rel=1e-5)
+    assert metrics["alpha_effective"] == 0.3
+    assert_close(whole, 0.7 * reward + 0.3 * divergence)
+
+
+def test_with_one_term_there_is_nothing_to_compare(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.5", *FREE)
+    for alpha, term in ((0.0, "reward"), (1.0, "divergence")):
+        _, record = gradient_of(at(trainer, alpha, every=1))
+        found = {name for name in measured(record.metrics) if not name.startswith("kl_to")}
+        assert found == {f"gradient/{term}_norm"}
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.9])
+def test_balanced_alpha_is_the_share_of_the_norm_at_every_step(alpha: float, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(f"alpha={alpha}", "alpha_schedule=balanced", *FREE)
+    weights = set()
+    for step in range(5):
+        metrics = trainer.step(step).metrics
+        assert metrics["alpha"] == alpha
+        assert metrics["gradient/reward_norm"] > 0
+        assert metrics["gradient/divergence_share"] == pytest.approx(alpha, rel=1e-5)
+        assert "kl_to_initial" not in metrics
+        a = metrics["alpha_effective"]
+        own, other = a * metrics["gradient/divergence_norm"], (1 - a) * metrics["gradient/reward_norm"]
+        assert own / (own + other) == pytest.approx(alpha, rel=1e-5)
+        weights.add(a)
+    assert len(weights) == 5
+
+
+def test_balanced_alpha_takes_the_gradient_that_it_names(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.4", *FREE)
+    reward, _ = gradient_of(at(trainer, 0.0, every=0))
+    divergence, _ = gradient_of(at(trainer, 1.0, every=0))
+    whole, record = gradient_of(at(trainer, 0.4, every=0, kind=AlphaSchedule.balanced))
+    a = record.metrics["alpha_effective"]
+    assert_close(whole, (1 - a) * reward + a * divergence)
+
+
+def test_equal_rewards_leave_nothing_to_balance(make_trainer: MakeTrainer) -> None:
+    """The reward's gradient is 0: the divergence keeps the weight alpha instead of one that is divided by 0."""
+
+    def equal(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+        return [1.0] * len(completions)
+
+    trainer = make_trainer("alpha=0.4", "alpha_schedule=balanced", *FREE, reward=equal)
+    whole, record = gradient_of(trainer)
+    divergence, _ = gradient_of(at(trainer, 1.0, every=0))
+    assert record.metrics["alpha_effective"] == 0.4
+    assert record.metrics["gradient/reward_norm"] == 0
+    assert "gradient/cosine" not in record.metrics
+    assert_close(whole, 0.4 * divergence)
+
+
+def test_measured_every_few_steps_and_at_the_last(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.5", *FREE, "trainer.diagnose_every=3", "trainer.steps=6")
+    metrics = [trainer.step(step).metrics for step in range(6)]
+    every = {"gradient/reward_norm", "gradient/divergence_norm", "gradient/cosine", "gradient/divergence_share"}
+    every |= {"alpha_effective", "kl_to_initial", "kl_to_teacher"}
+    assert [measured(one) for one in metrics] == [every, set(), set(), every, set(), every]
+    assert metrics[0]["kl_to_initial"] == pytest.approx(0, abs=1e-6)
+    assert metrics[3]["kl_to_initial"] > 1e-4
+    assert metrics[5]["kl_to_initial"] > 1e-4
+    assert all(metrics[step]["kl_to_teacher"] > 0.01 for step in (0, 3, 5))
+
+
+def test_distances_are_only_of_the_students_own_text(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.5", "lmbda=0.5", *FREE, "trainer.diagnose_every=1")
+    sources = set()
+    for step in range(6):
+        record = trainer.step(step)
+        of_student = record.rollout.source is Source.student
+        sources.add(record.rollout.source)
+        assert ("kl_to_initial" in record.metrics) is ("kl_to_teacher" in record.metrics) is of_student
+        assert ("gradient/reward_norm" in record.metrics) is of_student
+        assert "gradient/divergence_norm" in record.metrics
+    assert len(sources) == 2
+
+
+def test_distances_are_the_reverse_kls_per_token(make_trainer: MakeTrainer) -> None:
+    """Σ_v q (log q - log p) on transformers' logits, a mean over the step's tokens, before the update."""
+    trainer = make_trainer("alpha=0.5", *FREE, "trainer.diagnose_every=1", "trainer.learning_rate=0.02")
+    trainer.step(0)
+    models = {"kl_to_initial": trainer.readers.initial, "kl_to_teacher": trainer.readers.teacher}
+    _, record = gradient_of(trainer, step=1)
+    rollout = record.rollout
+
+    def logp(model: Any) -> torch.Tensor:
+        prompts, index = rollout.prompts, rollout.prompt_index_B
+        labels = rollout.ids_BT.masked_fill(~rollout.mask_BT, -100)
+        out = model.model(input_ids=prompts.ids_PS[index], attention_mask=prompts.mask_PS[index], labels=labels)
+        return out.logits.log_softmax(-1)[rollout.mask_BT]
+
+    with torch.no_grad():
+        own = logp(trainer.student)
+        for name, model in models.items():
+            expected = (own.exp() * (own - logp(model))).sum(-1).mean()
+            assert record.metrics[name] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_without_a_teacher_the_distance_to_the_initial_student_remains(make_trainer: MakeTrainer) -> None:
+    metrics = make_trainer("experiment=rl", *FREE, "trainer.diagnose_every=1").step(0).metrics
+    assert measured(metrics) == {"gradient/reward_norm", "kl_to_initial"}

@@ -1,0 +1,437 @@
+"""PPO's learned baseline, ratio and clip against plain loops, and the group-relative advantages against trl's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import MakeTrainer, assert_close, config_of, gradient_of
+from torch import Tensor, nn
+
+from gkd_rl import objective as objective_module
+from gkd_rl.build import build_critic
+from gkd_rl.checkpoint import save_model
+from gkd_rl.choices import Baseline
+from gkd_rl.config import Config
+from gkd_rl.credit import CreditSettings, moments, reward_weights, whitened
+from gkd_rl.critic import Critic
+from gkd_rl.errors import ModelError
+from gkd_rl.policy_gradient import advantages, clipped, gae, surrogate
+from gkd_rl.trainer import Trainer
+from gkd_rl.types import PromptBatch, Rollout, Source, Survey
+from gkd_rl.value_head import value_loss
+
+PPO = ("alpha=0", "policy_gradient=ppo", "trainer.max_grad_norm=1e9", "trainer.warmup_steps=0")
+SIZES = (8, 3)  # one micro-batch, and 3 + 3 + 2
+KINDS = ("t5", "llama")
+
+
+def letters(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    """A reward that few completions share."""
+    return [sum((i + 1) * ord(letter) for i, letter in enumerate(text)) % 11 / 5 for text in completions]
+
+
+def ragged(rows: int = 7, width: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mask, truncation, rewards and values (T + 1) of completions of every length, with garbage where masked."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, width + 1, (rows,), generator=generator)
+    lengths[:2] = torch.tensor([1, width])
+    mask = torch.arange(width) < lengths.unsqueeze(1)
+    truncated = torch.rand(rows, generator=generator) < 0.5
+    rewards, values = (torch.randn(rows, n, generator=generator, dtype=torch.float64) for n in (width, width + 1))
+    return mask, truncated, rewards, values
+
+
+def gae_by_loops(
+    rewards: list[float], values: list[float], truncated: bool, discount: float, gae_lambda: float
+) -> list[float]:
+    """Schulman et al. 2016, Eq. 16: every sum written out; `values` has one more than `rewards`."""
+    length = len(rewards)
+    state = [*values[:length], values[length] if truncated else 0.0]
+    delta = [rewards[t] + discount * state[t + 1] - state[t] for t in range(length)]
+    return [sum((discount * gae_lambda) ** (s - t) * delta[s] for s in range(t, length)) for t in range(length)]
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9, 0.0])
+@pytest.mark.parametrize("gae_lambda", [1.0, 0.95, 0.0])
+def test_gae(discount: float, gae_lambda: float) -> None:
+    for seed in range(4):
+        mask, truncated, rewards, values = ragged(seed=seed)
+        found = gae(rewards, values, mask, truncated, discount, gae_lambda)
+        assert (found[~mask] == 0).all()
+        for row in range(len(mask)):
+            length = int(mask[row].sum())
+            expected = gae_by_loops(
+                rewards[row, :length].tolist(),
+                values[row, : length + 1].tolist(),
+                bool(truncated[row]),
+                discount,
+                gae_lambda,
+            )
+            assert found[row, :length].tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_only_truncated_completions_bootstrap() -> None:
+    mask, _, rewards, values = ragged()
+    ends = torch.zeros_like(values, dtype=torch.bool)
+    ends[torch.arange(len(mask)), mask.sum(1)] = True  # the state after the last token
+    other = torch.where(ends, values + 100.0, values)
+    for truncated in (False, True):
+        flags = torch.full((len(mask),), truncated)
+        one, two = (gae(rewards, which, mask, flags, 0.9, 0.8) for which in (values, other))
+        moved = (one != two) & mask
+        assert torch.equal(moved, mask if truncated else torch.zeros_like(mask))
+
+
+def test_with_both_factors_one_the_advantage_is_what_came_minus_the_value() -> None:
+    mask, _, rewards, values = ragged()
+    found = gae(rewards, values, mask, torch.zeros(len(mask), dtype=torch.bool), 1.0, 1.0)
+    for row, t in mask.nonzero().tolist():
+        assert found[row, t].item() == pytest.approx(float((rewards * mask)[row, t:].sum() - values[row, t]))
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_value_loss(clip: float | None) -> None:
+    for seed in range(4):
+        mask, _, returns, old = ragged(seed=seed)
+        _, _, values, _ = ragged(seed=seed + 100)
+        values.requires_grad_()
+        loss = value_loss(values, old[:, :-1], returns, mask, clip)
+        expected, slopes = 0.0, torch.zeros_like(values)
+        for row, t in mask.nonzero().tolist():
+            v, v_old, target = values[row, t].item(), old[row, t].item(), returns[row, t].item()
+            plain, slope = (v - target) ** 2, v - target
+            if clip is not None:
+                held = min(max(v, v_old - clip), v_old + clip)
+                if (held - target) ** 2 > plain:
+                    plain, slope = (held - target) ** 2, v - target if held == v else 0.0
+            expected += plain / 2
+            slopes[row, t] = slope
+        assert loss.item() == pytest.approx(expected)
+        torch.testing.assert_close(torch.autograd.grad(loss, values)[0], slopes)
+
+
+@pytest.mark.parametrize("clip", [(0.2, 0.5), (0.5, 0.2), (0.1, 3.0)])
+def test_the_clip_masks_exactly_the_tokens_that_have_moved_far_enough(clip: tuple[float, float]) -> None:
+    low, high = clip
+    ratios = torch.tensor([0.3, 1 - low - 1e-6, 1 - low + 1e-6, 1.0, 1 + high - 1e-6, 1 + high + 1e-6, 9.0]).double()
+    weights = torch.tensor([-2.0, 0.0, 3.0], dtype=torch.float64)
+    old = torch.full((3, 7), -2.0, dtype=torch.float64)
+    logp = (old + ratios.log()).requires_grad_()
+    weights_BT = weights.unsqueeze(1).expand(3, 7)
+    loss = surrogate(logp, old, weights_BT, clip)
+    gradient = torch.autograd.grad(loss.sum(), logp)[0]
+    for row, weight in enumerate(weights.tolist()):
+        for t, ratio in enumerate(ratios.tolist()):
+            gone = ratio > 1 + high if weight > 0 else ratio < 1 - low if weight < 0 else False
+            assert bool(clipped(logp, old, weights_BT, clip)[row, t]) is gone
+            held = min(max(ratio, 1 - low), 1 + high)
+            assert loss[row, t].item() == pytest.approx(-min(ratio * weight, held * weight))
+            assert gradient[row, t].item() == pytest.approx(0.0 if gone else -ratio * weight, rel=1e-12, abs=0)
+
+
+def test_whitening() -> None:
+    mask, _, weights, _ = ragged(rows=40)
+    weights = 5 + 3 * weights
+    found = whitened(weights, mask, moments(weights, mask))
+    valid = found[mask]
+    assert valid.mean().item() == pytest.approx(0, abs=1e-9)
+    assert valid.std(correction=0).item() == pytest.approx(1, rel=1e-6)
+    assert (found[~mask] == 0).all()
+    parts = [moments(weights[rows], mask[rows]) for rows in (slice(0, 11), slice(11, 40))]  # two ranks
+    torch.testing.assert_close(whitened(weights, mask, parts[0] + parts[1]), found)
+    same = torch.full_like(weights, 2.0)
+    torch.testing.assert_close(whitened(same, mask, moments(same, mask)), torch.zeros_like(same))
+
+
+class Spied:
+    """What `surrogate` was given and gave, call by call."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[Tensor, Tensor | None, Tensor, Tensor]] = []
+
+        def spy(logp: Tensor, old: Tensor | None, weights: Tensor, clip: tuple[float, float] | None) -> Tensor:
+            loss = surrogate(logp, old, weights, clip)
+            self.calls.append((logp.detach(), old, weights, loss.detach()))
+            return loss
+
+        monkeypatch.setattr(objective_module, "surrogate", spy)
+
+
+def lively_critic(trainer: Trainer) -> Critic:
+    """A value head that says something: a fresh one is 0 everywhere."""
+    assert trainer.critic is not None
+    nn.init.normal_(trainer.critic.head.outer.weight, generator=torch.Generator().manual_seed(0))
+    return trainer.critic
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", ["policy_gradient=ppo", "policy_gradient=dapo policy_gradient.epochs=3"])
+def test_the_ratio_is_one_until_the_first_update(
+    kind: str, settings: str, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(*PPO, *settings.split(), "trainer.learning_rate=0.02", reward=letters, kind=kind)
+    spied = Spied(monkeypatch)
+    metrics = trainer.step(0).metrics
+    (first, none, weights, loss), *later = spied.calls
+    assert len(later) == trainer.settings.epochs - 1
+    assert none is None
+    assert torch.equal(loss, -weights)  # ratio 1, bit by bit
+    for logp, old, again, _ in later:
+        assert old is not None and torch.equal(old, first)
+        assert torch.equal(again, weights)
+        assert ((logp - old).abs() > 1e-3).any()
+    assert metrics["clipped_share"] > 0  # of the last epoch
+    assert trainer.objective.clip is not None
+    logp, old, weights, _ = later[-1]
+    assert old is not None
+    share = clipped(logp, old, weights, trainer.objective.clip).sum() / metrics["tokens/student_trained"]
+    assert metrics["clipped_share"] == pytest.approx(share.item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cut_changes_neither_gradient_nor_advantages(
+    kind: str, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the student and of the value head, with whitening over the step and a divergence beside the reward."""
+    trainer = make_trainer(
+        *PPO, "alpha=0.4", "policy_gradient.epochs=1", "policy_gradient.value.clip=0.1", reward=letters, kind=kind
+    )
+    critic = lively_critic(trainer)
+    spied, found = Spied(monkeypatch), []
+    for size in SIZES:
+        spied.calls.clear()
+        trainer.settings = dataclasses.replace(trainer.settings, micro_batch_size=size)
+        both, record = gradient_of(trainer, model=nn.ModuleList([trainer.student, critic.head]))
+        students = sum(one.numel() for one in trainer.student.parameters())
+        weights = [row[row != 0] for _, _, part, _ in spied.calls for row in part]
+        found.append((both[:students], both[students:], torch.cat(weights), record.metrics))
+        assert len({*record.rollout.truncated_B.tolist()}) == 2
+    (student, head, weights, metrics), (student_cut, head_cut, weights_cut, metrics_cut) = found
+    assert_close(student_cut, student)
+    assert_close(head_cut, head)
+    assert_close(weights_cut, weights)
+    assert metrics_cut["value_loss"] == pytest.approx(metrics["value_loss"], rel=1e-5)
+    assert len(weights) == metrics["tokens/student_trained"]
+    assert weights.mean().item() == pytest.approx(0, abs=1e-5)
+    assert weights.std(correction=0).item() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_of_the_states_before_and_after_each_token(kind: str, make_trainer: MakeTrainer) -> None:
+    """From transformers' own hidden states, one completion at a time without padding."""
+    trainer = make_trainer(*PPO, kind=kind)
+    critic, rollout = lively_critic(trainer), trainer.step(0).rollout
+    for size in SIZES:
+        survey, _ = trainer.readers.survey(rollout, size, rewarded=True, alpha=0.0, critic=critic)
+        assert survey.values_BT1 is not None
+        for row in range(rollout.n_sequences):
+            prompt = int(rollout.prompt_index_B[row])
+            ids = rollout.prompts.ids_PS[prompt][rollout.prompts.mask_PS[prompt]].unsqueeze(0)
+            written = rollout.ids_BT[row][rollout.mask_BT[row]].unsqueeze(0)
+            model: Any = trainer.student.model
+            with torch.no_grad():
+                if kind == "llama":
+                    states = model.model(torch.cat([ids, written], 1)).last_hidden_state[0, -written.shape[1] - 1 :]
+                else:
+                    start = torch.zeros(1, 1, dtype=torch.long)
+                    out = model(
+                        input_ids=ids, decoder_input_ids=torch.cat([start, written], 1), output_hidden_states=True
+                    )
+                    states = out.decoder_hidden_states[-1][0]
+                expected = critic.head(states)
+            torch.testing.assert_close(survey.values_BT1[row, : len(expected)], expected, rtol=1e-4, atol=1e-5)
+
+
+def rollout_of(mask: Tensor, truncated: Tensor) -> Rollout:
+    rows = len(mask)
+    prompts = PromptBatch([], torch.zeros(rows, 1), torch.ones(rows, 1, dtype=torch.bool))
+    return Rollout(prompts, torch.arange(rows), mask.long(), mask, truncated, [""] * rows, Source.student)
+
+
+def test_the_reward_comes_with_the_last_token_less_the_sampled_kl() -> None:
+    """PPO's token rewards: -c (log p - log p0) at each, the reward at the last."""
+    mask, truncated, logp, values = ragged()
+    initial, rewards = logp + 0.1 * values[:, 1:], values[:, 0] * 2
+    settings = CreditSettings(1, Baseline.learned, kl_in_reward=0.3, discount=0.9, gae_lambda=0.8)
+    found = reward_weights(settings, rewards, rollout_of(mask, truncated), Survey(logp, None, initial, values))
+    for row in range(len(mask)):
+        length = int(mask[row].sum())
+        given = [-0.3 * (logp[row, t] - initial[row, t]).item() for t in range(length)]
+        given[-1] += rewards[row].item()
+        expected = gae_by_loops(given, values[row, : length + 1].tolist(), bool(truncated[row]), 0.9, 0.8)
+        assert found[row, :length].tolist() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="value head"):
+        reward_weights(settings, rewards, rollout_of(mask, truncated), Survey(logp, None, initial, None))
+
+
+def test_without_bootstrap_truncated_completions_end_like_finished_ones() -> None:
+    mask, truncated, logp, values = ragged()
+    survey, rewards = Survey(logp, None, None, values), values[:, 0] * 2
+    settings = CreditSettings(1, Baseline.learned, bootstrap=False)
+    found = reward_weights(settings, rewards, rollout_of(mask, truncated), survey)
+    finished = torch.zeros_like(truncated)
+    with_bootstrap = dataclasses.replace(settings, bootstrap=True)
+    assert torch.equal(found, reward_weights(with_bootstrap, rewards, rollout_of(mask, finished), survey))
+    assert not torch.equal(found, reward_weights(with_bootstrap, rewards, rollout_of(mask, truncated), survey))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_value_head_leaves_the_student_alone(kind: str, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(*PPO, "policy_gradient.whiten=false", "policy_gradient.epochs=1", reward=letters, kind=kind)
+    critic = lively_critic(trainer)
+    with_head, record = gradient_of(trainer)
+    assert record.metrics["value_loss"] > 0
+    assert critic.head.outer.weight.grad is not None
+    seen: list[Any] = []
+    trainer.student.register_forward_hook(lambda _, __, hidden: seen.append(hidden))
+    trainer.critic = dataclasses.replace(critic, head=Scaled(critic.head))  # pyright: ignore[reportArgumentType]
+    again, record = gradient_of(trainer)
+    assert record.metrics["value_loss"] > 0
+    assert torch.equal(with_head, again)
+    hidden = seen[-1]
+    assert hidden.requires_grad
+    loss = critic.head(hidden).square().sum()
+    assert all(g is None for g in torch.autograd.grad(loss, list(trainer.student.parameters()), allow_unused=True))
+
+
+class Scaled(nn.Module):
+    """The same values, with a value loss whose gradient is another."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        values = self.head(hidden)
+        return values + 100 * (values - values.detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_value_head_learns_a_fixed_reward(kind: str, make_trainer: MakeTrainer) -> None:
+    def fixed(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+        return [2.0] * len(completions)
+
+    settings = ("trainer.learning_rate=1e-6", "policy_gradient.value.learning_rate=0.05", "trainer.decay=constant")
+    trainer = make_trainer(*PPO, *settings, "policy_gradient.value.gae_lambda=1", reward=fixed, kind=kind)
+    sample = trainer.sampler.sample
+
+    def finished(*args: Any) -> Rollout:  # a truncated one aims at 2 and its own last value
+        rollout = sample(*args)
+        return dataclasses.replace(rollout, truncated_B=torch.zeros_like(rollout.truncated_B))
+
+    trainer.sampler.sample = finished  # pyright: ignore[reportAttributeAccessIssue]
+    losses = [trainer.step(step).metrics["value_loss"] for step in range(14)]
+    assert losses[0] == pytest.approx(0.5 * 2.0**2)  # a fresh head says 0
+    assert sum(losses[-3:]) / 3 < 0.2 * losses[0]
+
+
+def test_the_gradient_of_the_value_head_is_clipped_on_its_own(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(*PPO, "policy_gradient.epochs=1", "trainer.max_grad_norm=0.01")
+    critic = lively_critic(trainer)
+    both, _ = gradient_of(trainer, model=nn.ModuleList([trainer.student, critic.head]))
+    students = sum(one.numel() for one in trainer.student.parameters())
+    assert [float(part.norm()) for part in (both[:students], both[students:])] == pytest.approx([0.01] * 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("credit", ["none", "reward_to_go"])
+def test_the_teacher_reads_a_rollout_once_for_all_epochs(kind: str, credit: str, make_trainer: MakeTrainer) -> None:
+    settings = ("alpha=0.5", "policy_gradient.epochs=3", f"divergence.kd_credit={credit}", "trainer.micro_batch_size=3")
+    trainer = make_trainer(*PPO, *settings, kind=kind)
+    read: list[Rollout] = []
+    assert trainer.readers.teacher is not None
+    trainer.readers.teacher.register_forward_hook(lambda _, args, __: read.append(args[0]))
+    record = trainer.step(0)
+    assert [text for part in read for text in part.texts] == list(record.rollout.texts)
+    assert len(read) == 3
+
+
+def test_a_step_without_a_reward_is_one_update(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(*PPO, "alpha=0.5", "lmbda=0.5", "policy_gradient.epochs=2")
+    updates: list[int] = []
+    step_of = trainer.optimizer.step
+    trainer.optimizer.step = lambda *args: updates.append(step) or step_of(*args)  # pyright: ignore
+    sources = []
+    for step in range(6):
+        record = trainer.step(step)
+        sources.append(record.rollout.source)
+        assert ("value_loss" in record.metrics) is (record.scores is not None)
+    assert set(sources) == {Source.student, Source.dataset}
+    assert [updates.count(step) for step in range(6)] == [2 if one is Source.student else 1 for one in sources]
+
+
+def saved(trainer: Trainer, folder: Path) -> Callable[..., Config]:
+    """Keep student and value head; returns the configuration of a run that starts from them."""
+    assert trainer.critic is not None
+    save_model(folder, trainer.student.model, trainer.codec.tokenizer, "card", trainer.critic.head)
+    start = (f"student.path={folder}", "student.architecture=null", "student.sft=null")
+    return lambda *overrides: config_of(*PPO, *start, *overrides)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_value_head_goes_on_with_its_student(kind: str, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(*PPO, reward=letters, kind=kind)
+    rollout = [trainer.step(step) for step in range(2)][-1].rollout
+    config = saved(trainer, tmp_path / "model")
+    loaded = build_critic(config("seed=5"), trainer.student)
+    fresh = build_critic(config_of(*PPO, "seed=5"), trainer.student)
+    assert trainer.critic is not None and loaded is not None and fresh is not None
+    hidden = trainer.student(rollout)
+    assert torch.equal(loaded.values(hidden), trainer.critic.values(hidden))
+    assert loaded.values(hidden).abs().max() > 0
+    assert fresh.values(hidden).abs().max() == 0
+    assert build_critic(config("policy_gradient=reinforce"), trainer.student) is None
+
+
+def test_a_value_head_that_does_not_fit_is_named(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(*PPO)
+    config = saved(trainer, tmp_path / "model")
+    with pytest.raises(ModelError, match=r"policy_gradient\.value\.hidden_size"):
+        build_critic(config("policy_gradient.value.hidden_size=7"), trainer.student)
+    (tmp_path / "model" / "value_head.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="value_head"):
+        build_critic(config(), trainer.student)
+
+
+def test_group_relative_advantages_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 2.0], [5.0, 5.0, 5.0]], dtype=torch.float64)
+    found = advantages(rewards, Baseline.group_mean, divide_by_std=True)
+    expected = [[0.0, -1 / (1 + 1e-4), 1 / (1 + 1e-4)], [0.0, 0.0, 0.0]]  # the std of 1, 0, 2 over n - 1 is 1
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    centred = advantages(rewards, Baseline.group_mean)
+    torch.testing.assert_close(centred, torch.tensor([[0.0, -1.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.float64))
+    torch.testing.assert_close(centred * 3 / 2, advantages(rewards, Baseline.leave_one_out))
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_group_relative_advantages_are_trls(divide: bool) -> None:
+    """trl's own lines, with its nanstd, for scale_rewards = group and none."""
+    from trl.trainer.utils import nanstd
+
+    per_prompt = 4
+    rewards = torch.randn(6 * per_prompt, generator=torch.Generator().manual_seed(0))
+    mean = torch.nanmean(rewards.view(-1, per_prompt), dim=1).repeat_interleave(per_prompt, dim=0)
+    expected = rewards - mean
+    if divide:
+        expected = expected / (nanstd(rewards.view(-1, per_prompt), dim=1).repeat_interleave(per_prompt, dim=0) + 1e-4)
+    found = advantages(rewards.view(-1, per_prompt), Baseline.group_mean, divide_by_std=divide)
+    torch.testing.assert_close(found.flatten(), expected)
+
+
+@pytest.mark.parametrize("settings", ["grpo", "dapo"])
+def test_every_token_of_a_completion_has_its_advantage(
+    settings: str, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(*PPO, f"policy_gradient={settings}", "rollout.per_prompt=4")
+    spied = Spied(monkeypatch)
+    record = trainer.step(0)
+    assert record.scores is not None
+    ((_, _, weights, _),) = spied.calls
+    rewards = torch.tensor(record.scores.total).view(-1, 4)
+    expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
+    torch.testing.assert_close(weights, expected.view(-1, 1) * record.rollout.mask_BT)
