@@ -101,6 +101,21 @@ class TeacherPrompts(Enum):
     shuffled = "shuffled"
 
 
+class AdapterKind(Enum):
+    """LoRA (Hu et al. 2021), or DoRA (Liu et al. 2024), which learns the length of each row apart from its direction."""
+
+    lora = "lora"
+    dora = "dora"
+
+
+class Quantization(Enum):
+    """Weights of a frozen teacher through bitsandbytes: LLM.int8() (8 bit) or NF4 (4 bit)."""
+
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
 class OptimizerName(Enum):
     """Optimisers on offer; the paper uses Adafactor."""
 

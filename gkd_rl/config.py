@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from gkd_rl.choices import (
+    AdapterKind,
     AlphaSchedule,
     Baseline,
     Decay,
@@ -26,6 +27,7 @@ from gkd_rl.choices import (
     KlEstimator,
     KlPlace,
     OptimizerName,
+    Quantization,
     SurrogateReduction,
     TeacherPrompts,
     WandbMode,
@@ -55,6 +57,7 @@ class OptimizerConfig:
     decay: Decay = MISSING
     max_grad_norm: float = number(0, open_low=True)
     head_chunk_tokens: int = number(1)
+    gradient_checkpointing: bool = MISSING
 
 
 @dataclass
@@ -70,19 +73,53 @@ class ModelConfig:
 
     path: str | None = MISSING
     revision: str | None = MISSING
+    gguf_file: str | None = MISSING
+    trust_remote_code: bool = MISSING
+    use_safetensors: bool = MISSING
+    keep_layers: list[int] | None = MISSING
     architecture: dict[str, Any] | None = MISSING
     tokenizer: str | None = MISSING
+    chat: bool = MISSING
     dtype: Dtype = MISSING
     seed: int = number(0)
     sft: SftConfig | None = MISSING
 
 
 @dataclass
+class AdapterConfig:
+    """Low-rank adapters of the student; its own weights then stay as they are."""
+
+    kind: AdapterKind = MISSING
+    rank: int = number(1)
+    alpha: float = number(0, open_low=True)
+    dropout: float = number(0, 1, open_high=True)
+    targets: list[str] | None = MISSING
+    rslora: bool = MISSING
+
+
+@dataclass
+class EndpointConfig:
+    """A teacher behind an OpenAI-compatible server that gives the log-probabilities of a prompt's tokens (vLLM)."""
+
+    url: str = MISSING
+    model: str = MISSING
+    top_k: int = number(1)
+    api_key_variable: str | None = MISSING
+    timeout: float = number(0, open_low=True)
+    parallel: int = number(1)
+
+
+@dataclass
 class TeacherConfig(ModelConfig):
-    """The model that is imitated: a model of its own, or the student as it was before training."""
+    """The model that is imitated: a model of its own, one behind an endpoint, or the student before training."""
 
     initial_student: bool = MISSING
     prompts: TeacherPrompts = MISSING
+    quantization: Quantization = MISSING
+    device: str | None = MISSING
+    offload: bool = MISSING
+    audit_prompts: int = number(0)
+    endpoint: EndpointConfig | None = MISSING
 
 
 @dataclass
@@ -226,6 +263,7 @@ class Config:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     task: dict[str, Any] = MISSING
     student: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig | None = MISSING
     teacher: TeacherConfig | None = field(default_factory=TeacherConfig)
     fixed_data: FixedDataConfig = field(default_factory=FixedDataConfig)
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)

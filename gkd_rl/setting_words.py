@@ -71,5 +71,7 @@ def _describe_type(hint: Any, metadata: dict[str, Any]) -> str:
     if hint in (int, float):
         limits = describe_range(metadata["range"]) if "range" in metadata else ""
         return ("a whole number " if hint is int else "a number ") + limits if limits else "a number"
+    if get_origin(hint) is list:
+        return f"a list of {'whole numbers' if get_args(hint)[0] is int else 'names'}"
     named = {bool: "true or false", str: "text", Any: "any value"}
     return named.get(hint, "a mapping of names to values")

@@ -18,6 +18,7 @@ from gkd_rl.validation import validate
 
 CONF = find_config_dir()
 COUNTS = {
+    "adapter": 3,
     "alpha_schedule": 5,
     "divergence": 7,
     "evaluation": 1,
