@@ -91,7 +91,7 @@ class AdapterConfig:
 
     kind: AdapterKind = MISSING
     rank: int = number(1)
-    alpha: float = number(0, open_low=True)
+    lora_alpha: float = number(0, open_low=True)
     dropout: float = number(0, 1, open_high=True)
     targets: list[str] | None = MISSING
     rslora: bool = MISSING
