@@ -7,6 +7,8 @@ same three methods.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -15,10 +17,14 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from gkd_rl.errors import ModelError
 from gkd_rl.masking import shift_right
-from gkd_rl.types import OutputHead, PromptBatch, Rollout
+from gkd_rl.types import Example, OutputHead, PromptBatch, Rollout
 
-ENCODER_DECODERS = ("t5", "mt5", "umt5", "longt5", "bart")  # whose log-probabilities equal transformers' own
-DECODER_ONLY = ("llama", "qwen2", "qwen3", "mistral", "gemma")  # and whose greedy decoding equals its generate
+# Model types whose log-probabilities equal transformers' own and whose greedy decoding equals its generate, by test.
+ENCODER_DECODERS = ("t5", "mt5", "umt5", "longt5", "bart", "mbart")
+DECODER_ONLY = (
+    *("llama", "smollm3", "qwen2", "qwen3", "mistral", "ministral", "phi3", "gemma", "gemma2", "gemma3_text"),
+    *("granite", "cohere", "cohere2", "olmo2", "olmo3"),
+)
 
 
 class DecodingState(Protocol):
@@ -148,9 +154,15 @@ class DecoderOnly:
         return decoded.last_hidden_state[torch.arange(len(last_B), device=last_B.device).unsqueeze(1), columns_BT]
 
     def output_head(self, model: PreTrainedModel) -> OutputHead:
-        """The language-model head."""
+        """The language-model head, with the logit scale of Cohere, the divisor of Granite and the cap of Gemma."""
         head: Any = model.get_output_embeddings()
-        return OutputHead(weight_VD=head.weight, bias_V=head.bias)
+        config = model.config
+        return OutputHead(
+            weight_VD=head.weight,
+            bias_V=head.bias,
+            scale=getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
 
     def start(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> DecoderOnlyState:
         """Read each prompt once and repeat its cache for its completions."""
@@ -232,17 +244,39 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
     return decoder
 
 
-class HiddenStateModel(nn.Module):
-    """A model whose forward gives the hidden states of completions, so that wrappers such as DDP see one forward."""
+class PromptCodec(Protocol):
+    """What turns prompts into ids, see `rollout.TextCodec`."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def prompts(self, examples: Sequence[Example]) -> PromptBatch:
+        """Token ids of the examples' prompts."""
+        ...
+
+
+class HiddenStateModel(nn.Module):
+    """A model whose forward gives the hidden states of completions, so that wrappers such as DDP see one forward.
+
+    Attributes:
+        codec: how this model reads prompts, where it is not how the run does (a chat template of its own). Completions
+            are the same ids for every model.
+    """
+
+    def __init__(self, model: PreTrainedModel, codec: PromptCodec | None = None) -> None:
         super().__init__()
         self.model = model
         self.architecture = architecture_of(model)
+        self.codec = codec
 
     def forward(self, rollout: Rollout) -> Tensor:
         """Hidden states that predict each completion token, shape (B, T, D)."""
-        return self.architecture.hidden_states(self.model, rollout)
+        return self.architecture.hidden_states(self.model, replace(rollout, prompts=self._own(rollout.prompts)))
+
+    def start(self, prompts: PromptBatch, per_prompt: int) -> DecodingState:
+        """Read the prompts once and open `per_prompt` empty completions of each."""
+        return self.architecture.start(self.model, self._own(prompts), per_prompt)
+
+    def _own(self, prompts: PromptBatch) -> PromptBatch:
+        """The prompts as this model reads them."""
+        return prompts if self.codec is None else self.codec.prompts(prompts.examples)
 
     def head(self) -> OutputHead:
         """The model's output head."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,24 @@ from hydra.utils import instantiate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.chat import ChatTemplate
 from gkd_rl.checkpoint import cache_key, folder_digest, rows_digest
 from gkd_rl.choices import DivergenceName
-from gkd_rl.config import Config, DivergenceConfig, ModelConfig
+from gkd_rl.config import Config, DivergenceConfig, ModelConfig, TeacherConfig
 from gkd_rl.critic import Critic
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.errors import ConfigError, GkdRlError, ModelError
 from gkd_rl.evaluation import EvaluationSettings, Evaluator
 from gkd_rl.fused_head import FusedHead
-from gkd_rl.loading import build_model, is_decoder_only, load_model, load_tokenizer
+from gkd_rl.loading import (
+    build_model,
+    check_same_ends,
+    check_same_vocabulary,
+    is_decoder_only,
+    load_model,
+    load_tokenizer,
+)
+from gkd_rl.model_files import LoadOptions, end_ids
 from gkd_rl.rollout import Sampling, TextCodec
 from gkd_rl.tasks.task import Task
 from gkd_rl.teacher_samples import TeacherSamples
@@ -92,7 +101,11 @@ def build_tokenizer(model: ModelConfig, task: Task, key: str) -> PreTrainedToken
     """
     path = model.tokenizer or model.path
     if path is not None:
-        return load_tokenizer(path, model.revision, f"{key}.tokenizer" if model.tokenizer else f"{key}.path")
+        named = f"{key}.tokenizer" if model.tokenizer else f"{key}.path"
+        options = load_options(model)
+        return load_tokenizer(
+            path, model.revision, named, replace(options, gguf_file=None) if model.tokenizer else options
+        )
     tokenizer = task.tokenizer()
     if tokenizer is None:
         raise ModelError(
@@ -102,20 +115,67 @@ def build_tokenizer(model: ModelConfig, task: Task, key: str) -> PreTrainedToken
     return tokenizer
 
 
+def load_options(model: ModelConfig) -> LoadOptions:
+    """How the model's checkpoint is read."""
+    return LoadOptions(model.gguf_file, model.trust_remote_code, model.use_safetensors, model.keep_layers)
+
+
 def build_codec(
-    student: ModelConfig, tokenizer: PreTrainedTokenizerBase, task: Task, accelerator: Accelerator
+    model: ModelConfig, tokenizer: PreTrainedTokenizerBase, task: Task, accelerator: Accelerator, key: str = "student"
 ) -> TextCodec:
-    """Text <-> ids for the student's kind of model, with the task's length limits."""
-    decoder_only = is_decoder_only(student.path, student.revision, student.architecture, "student")
+    """Text <-> ids for a model's kind, its ends and its chat template, with the task's length limits; loads no weights.
+
+    Raises:
+        ModelError: no chat template where one is asked for, or no configuration.
+    """
+    options = load_options(model)
+    decoder_only = is_decoder_only(model.path, model.revision, model.architecture, key, options)
+    chat = ChatTemplate(tokenizer, f"{key}.chat") if model.chat else None
+    ends = () if model.path is None else end_ids(model.path, model.revision, f"{key}.path", options)
     limits = task.max_prompt_tokens, task.max_completion_tokens
-    return TextCodec(tokenizer, *limits, accelerator.device, decoder_only=decoder_only)
+    return TextCodec(tokenizer, *limits, accelerator.device, decoder_only=decoder_only, eos_ids=ends, chat=chat)
+
+
+def build_codecs(
+    config: Config, teacher: TeacherConfig | None, task: Task, accelerator: Accelerator
+) -> tuple[TextCodec, TextCodec | None]:
+    """The run's codec, which is the student's, and one of the teacher's own where it renders prompts otherwise.
+
+    What ends a text of either model ends every text of the run.
+
+    Args:
+        config: the run.
+        teacher: its teacher, if it is a model of its own.
+        task: the data.
+        accelerator: its device.
+
+    Raises:
+        ModelError: the two do not mean the same by the same ids.
+    """
+    codec = build_codec(config.student, build_tokenizer(config.student, task, "student"), task, accelerator)
+    if teacher is None:
+        return codec, None
+    tokenizer = build_tokenizer(teacher, task, "teacher")
+    check_same_vocabulary(codec.tokenizer, tokenizer)
+    own = build_codec(teacher, tokenizer, task, accelerator, "teacher")
+    if own.decoder_only != codec.decoder_only:
+        kinds = [("decoder-only" if one.decoder_only else "encoder-decoder") for one in (codec, own)]
+        raise ModelError(
+            f"student.path={config.student.path} is {kinds[0]} and teacher.path={teacher.path} is {kinds[1]}, which "
+            "read prompts and completions as different ids: choose a teacher of the student's kind."
+        )
+    check_same_ends(codec.eos_ids, own.eos_ids)
+    codec.eos_ids = own.eos_ids = tuple(dict.fromkeys((*codec.eos_ids, *own.eos_ids)))
+    probe = [Example("a", "a", {})]
+    same = codec.chat is own.chat is None or torch.equal(codec.prompts(probe).ids_PS, own.prompts(probe).ids_PS)
+    return codec, None if same else own
 
 
 def fresh_model(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedModel:
     """The checkpoint, or a model with random weights."""
     dtype = getattr(torch, model.dtype.value)
     if model.path is not None:
-        return load_model(model.path, model.revision, dtype, f"{key}.path")
+        return load_model(model.path, model.revision, dtype, f"{key}.path", load_options(model))
     if model.architecture is None:
         raise ConfigError([f"{key}.path=null and {key}.architecture=null: set one."])
     return build_model(model.architecture, tokenizer, model.seed, dtype, key)
@@ -129,6 +189,8 @@ def model_key(model: ModelConfig, codec: TextCodec, train: list[Example]) -> str
         rows=rows_digest(train),
         limits=[codec.max_prompt_tokens, codec.max_completion_tokens],
         vocabulary=sorted(codec.tokenizer.get_vocab().items()),
+        end=codec.eos_ids[0],
+        template=None if codec.chat is None else codec.tokenizer.chat_template,
         threads=torch.get_num_threads(),
     )
 
@@ -157,6 +219,7 @@ def samples_cache(config: Config, teacher_key: str, codec: TextCodec, train: lis
         teacher=teacher_key,
         rows=rows_digest(train),
         limits=[codec.max_prompt_tokens, codec.max_completion_tokens],
+        ends=codec.eos_ids,
         temperature=config.fixed_data.temperature,
         seed=config.fixed_data.seed,
         threads=torch.get_num_threads(),

@@ -21,7 +21,7 @@ from gkd_rl.value_head import ValueHead
 NOT_TRAINING = {
     *("run", "precheck", "validation", "pipeline", "outputs", "evaluation", "metrics", "uncertainty", "tracking"),
     *("json_files", "environment", "report_table", "model_card", "checkpoint", "setting_words", "contradictions"),
-    *("cost", "meter", "step_metrics"),
+    *("cost", "meter", "step_metrics", "loading_contradictions"),
 }
 
 
@@ -73,12 +73,12 @@ def rows_digest(examples: Iterable[Example]) -> str:
 
 
 def folder_digest(path: str | None) -> str | None:
-    """Hash of the files of a local checkpoint; None for a Hub id, which its revision identifies."""
-    folder = None if path is None else Path(path).expanduser()
-    if folder is None or not folder.is_dir():
+    """Hash of the files of a local checkpoint, folder or GGUF file; None for a Hub id, which its revision identifies."""
+    place = None if path is None else Path(path).expanduser()
+    if place is None or not place.exists():
         return None
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
+    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
         if file.is_file():
             digest.update(file.name.encode())
             with file.open("rb") as stream:

@@ -17,6 +17,7 @@ from gkd_rl.choices import (
     TeacherPrompts,
 )
 from gkd_rl.config import Config
+from gkd_rl.loading_contradictions import check_loading
 from gkd_rl.schedule import Schedule
 
 ALLOWED_PACKAGES = ("gkd_rl", "reward_models")
@@ -253,4 +254,7 @@ def _find_targets(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _find_targets(child, f"{prefix}.{name}")
 
 
-CONTRADICTIONS = (_alpha, _objective, _divergence, _sampling, _policy_gradient, _models, _reward, _targets)
+CONTRADICTIONS = (
+    *(_alpha, _objective, _divergence, _sampling, _policy_gradient, _models, _reward, _targets),
+    check_loading,
+)

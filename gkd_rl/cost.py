@@ -18,7 +18,7 @@ from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.errors import ModelError
 from gkd_rl.types import Rollout
 
-QUERY = {"q", "q_proj"}
+OUTPUT = {"o", "o_proj", "out_proj"}  # reads what the heads give, so that its inputs are heads times head width
 KEY_VALUE = {"k", "v", "k_proj", "v_proj"}
 CROSS_ATTENTION = {"EncDecAttention", "encoder_attn"}
 COUNTED = ("tokens/", "time/", "flops/")
@@ -57,12 +57,12 @@ class StackCost:
             # a quantised matrix keeps its sizes here, while its weight has another shape
             weights = module.in_features * module.out_features
             sizes["cross_weights" if cross and KEY_VALUE & path else "weights"] += weights
-            if QUERY & path and "lora_" not in name:
-                sizes[f"{cross}attention"] += module.out_features
+            if OUTPUT & path and "lora_" not in name:
+                sizes[f"{cross}attention"] += module.in_features
         if sizes["attention"] == 0:
             raise ModelError(
-                f"the cost of {type(stack).__name__} cannot be estimated: it has no query projection called "
-                f"{' or '.join(sorted(QUERY))}. Choose a T5-like, BART-like or Llama-like model."
+                f"the cost of {type(stack).__name__} cannot be estimated: its attention has no output projection "
+                f"called {' or '.join(sorted(OUTPUT))}. Choose a T5-like, BART-like or Llama-like model."
             )
         return cls(**sizes)
 

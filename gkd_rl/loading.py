@@ -1,7 +1,12 @@
-"""Models and tokenizers from a local folder, the Hub, or a configuration with fresh weights."""
+"""Models from a local folder, the Hub, a GGUF file, or a configuration with fresh weights.
+
+Safetensors only and no remote code unless asked. Every refusal is one `ModelError` that names the setting; what the
+configuration file alone can tell is refused before any weights are read.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,28 +17,36 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from gkd_rl.architecture import DECODER_ONLY, ENCODER_DECODERS
+from gkd_rl.depth_pruning import check_layers, prune
 from gkd_rl.errors import ModelError
+from gkd_rl.model_files import PLAIN, UNREADABLE, LoadOptions, first_line, locate, read_config, refusal
 
 
-def load_tokenizer(path: str, revision: str | None, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or on the Hub.
+def load_tokenizer(path: str, revision: str | None, key: str, options: LoadOptions = PLAIN) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, on the Hub or in a GGUF file.
 
     Raises:
         ModelError: there is none, with the setting that named it.
     """
+    place = locate(path, key, options)
+    given = {"config": read_config(path, revision, key, options)} if place.gguf else {}  # slow to read from the file
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{key}={path}: no tokenizer could be loaded ({_first_line(error)}). "
-            f"Set {key} to a folder with tokenizer files or to a Hub id."
-        ) from error
+        return AutoTokenizer.from_pretrained(
+            place.path, revision=revision, trust_remote_code=options.trust_remote_code, **place.gguf, **given
+        )
+    except UNREADABLE as error:
+        owner = key.rpartition(".")[0]
+        instead = f"Set {owner}.tokenizer to a folder with tokenizer files or to a Hub id."
+        if "trust_remote_code" in str(error):
+            instead = f"It comes with code of its own: set {owner}.trust_remote_code=true to run it."
+        raise ModelError(f"{key}={path}: no tokenizer could be loaded ({first_line(error)}). {instead}") from error
 
 
 def model_class(config: PreTrainedConfig) -> str:
@@ -41,7 +54,9 @@ def model_class(config: PreTrainedConfig) -> str:
     return _auto_class(config).__name__
 
 
-def is_decoder_only(path: str | None, revision: str | None, architecture: dict[str, Any] | None, key: str) -> bool:
+def is_decoder_only(
+    path: str | None, revision: str | None, architecture: dict[str, Any] | None, key: str, options: LoadOptions = PLAIN
+) -> bool:
     """Whether completions continue their prompts, told from the configuration alone.
 
     Raises:
@@ -49,31 +64,55 @@ def is_decoder_only(path: str | None, revision: str | None, architecture: dict[s
     """
     if path is None:
         return (architecture or {}).get("model_type") in DECODER_ONLY
-    try:
-        return not AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False).is_encoder_decoder
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{key}.path={path}: no model could be loaded ({_first_line(error)}). "
-            f"Set {key}.path to a folder with config.json and model.safetensors or to a Hub id."
-        ) from error
+    return not read_config(path, revision, f"{key}.path", options).is_encoder_decoder
 
 
-def load_model(path: str, revision: str | None, dtype: torch.dtype, key: str) -> PreTrainedModel:
-    """The weights in a folder or on the Hub; safetensors only, no remote code.
+def load_model(
+    path: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    key: str,
+    options: LoadOptions = PLAIN,
+    **placement: Any,
+) -> PreTrainedModel:
+    """The weights in a folder, on the Hub or in a GGUF file, with the layers that are kept.
+
+    Args:
+        path: folder, Hub id or GGUF file.
+        revision: of the Hub repository.
+        dtype: of the weights in memory.
+        key: the setting that named `path`, for messages.
+        options: how to read it.
+        placement: goes on to `from_pretrained`: `quantization_config`, `device_map`, ...
 
     Raises:
         ModelError: nothing usable is there, with the setting that named it.
     """
+    config = read_config(path, revision, key, options)
+    if options.keep_layers is not None:
+        check_layers(config, options.keep_layers, f"{key.rpartition('.')[0]}.keep_layers")
+    place = locate(path, key, options)
+    if place.gguf:
+        placement = {"quantization_config": GgufConfig(dequantize=True), **placement}
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-        return _auto_class(config).from_pretrained(
-            path, revision=revision, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        model, info = _auto_class(config).from_pretrained(
+            place.path,
+            revision=revision,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True if options.use_safetensors else None,
+            weights_only=True,
+            trust_remote_code=options.trust_remote_code,
+            output_loading_info=True,
+            **place.gguf,
+            **placement,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{key}={path}: no model could be loaded ({_first_line(error)}). "
-            f"Set {key} to a folder with config.json and model.safetensors or to a Hub id."
-        ) from error
+    except torch.OutOfMemoryError:
+        raise
+    except UNREADABLE as error:
+        raise refusal(key, path, error) from error
+    _check_complete(key, path, info)
+    return model if options.keep_layers is None else prune(model, options.keep_layers)
 
 
 def build_model(
@@ -104,7 +143,7 @@ def build_model(
             model = _auto_class(config).from_config(config, dtype=dtype)
     except (KeyError, ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
         raise ModelError(
-            f"{key}.architecture={architecture}: transformers cannot build it ({_first_line(error)}). "
+            f"{key}.architecture={architecture}: transformers cannot build it ({first_line(error)}). "
             "It takes model_type and the fields of that model's configuration."
         ) from error
     return model
@@ -112,6 +151,16 @@ def build_model(
 
 def _auto_class(config: PreTrainedConfig) -> type[AutoModelForSeq2SeqLM] | type[AutoModelForCausalLM]:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _check_complete(key: str, path: str, info: dict[str, Any]) -> None:
+    """Refuse weights that are not all there; transformers would draw the others at random."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{key}={path} lacks {len(missing)} weights of its configuration, the first is {missing[0]}: set {key} to "
+            "a checkpoint of the whole model."
+        )
 
 
 def _check_fields(architecture: dict[str, Any], key: str) -> None:
@@ -135,21 +184,36 @@ def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedT
     """Refuse models that do not mean the same by the same id.
 
     Raises:
-        ModelError: with the first difference.
+        ModelError: with the first word whose ids differ, in the order of the student's, and the vocabularies' sizes.
     """
-    student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
-    for word in sorted(student_ids.keys() | teacher_ids.keys()):
-        if student_ids.get(word) != teacher_ids.get(word):
-            raise ModelError(
-                f"student and teacher have different tokenizers: {word!r} is id {student_ids.get(word)} of the student "
-                f"and {teacher_ids.get(word)} of the teacher. Choose a teacher with the student's tokenizer."
-            )
-    if student.eos_token_id != teacher.eos_token_id:
+    own, other = student.get_vocab(), teacher.get_vocab()
+    differing = [word for word in own.keys() | other.keys() if own.get(word) != other.get(word)]
+    if differing:
+        beyond = max(len(own), len(other))
+        word = min(differing, key=lambda one: (own.get(one, beyond), other.get(one, beyond), one))
         raise ModelError(
-            f"student ends sequences with id {student.eos_token_id}, teacher with {teacher.eos_token_id}: "
+            f"student and teacher have different tokenizers: {word!r} is {_id_of(word, own)} of the student and "
+            f"{_id_of(word, other)} of the teacher ({len(own)} and {len(other)} words, {len(differing)} differ). "
+            "Choose a teacher with the student's tokenizer."
+        )
+
+
+def check_same_ends(student: Sequence[int], teacher: Sequence[int]) -> None:
+    """Refuse a teacher that goes on where the student's texts end.
+
+    Args:
+        student: ids that end the student's texts, the one that ends its references first.
+        teacher: ids that end the teacher's.
+
+    Raises:
+        ModelError: the teacher does not know the end of the student's references.
+    """
+    if student[0] not in teacher:
+        raise ModelError(
+            f"student ends sequences with id {student[0]}, teacher with {' or '.join(map(str, teacher))}: "
             "choose models that share the end-of-sequence token."
         )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
+def _id_of(word: str, ids: dict[str, int]) -> str:
+    return f"id {ids[word]}" if word in ids else "no word"

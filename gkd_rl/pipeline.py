@@ -29,7 +29,7 @@ from gkd_rl.cost import CostTotals
 from gkd_rl.environment import environment_record
 from gkd_rl.evaluation import Evaluation
 from gkd_rl.json_files import write_json
-from gkd_rl.loading import check_same_vocabulary, model_class
+from gkd_rl.loading import model_class
 from gkd_rl.outputs import Results, model_card_of, write_results
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
@@ -98,12 +98,13 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker,
 
 def _prepare_models(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> build.Models:
     """Teacher and student, each loaded, reused from the cache, or trained on the references."""
-    tokenizer = build.build_tokenizer(config.student, task, "student")
-    codec = build.build_codec(config.student, tokenizer, task, accelerator)
     teacher, settings = None, config.teacher
-    if settings is not None and (settings.path is not None or settings.architecture is not None):
-        check_same_vocabulary(tokenizer, build.build_tokenizer(settings, task, "teacher"))
-        teacher = _prepare_model(config, settings, "teacher", codec, train, accelerator)
+    if settings is not None and settings.path is None and settings.architecture is None:
+        settings = None
+    codec, own = build.build_codecs(config, settings, task, accelerator)
+    if settings is not None:
+        teacher = _prepare_model(config, settings, "teacher", own or codec, train, accelerator)
+        teacher.codec = own
         teacher.requires_grad_(False).eval()
     student = _prepare_model(config, config.student, "student", codec, train, accelerator)
     initial = copy.deepcopy(student).requires_grad_(False).eval()
@@ -115,7 +116,8 @@ def _write_samples(config: Config, models: build.Models, train: list[Example], c
     reads = config.fixed_data.source is FixedSource.teacher and config.lmbda < 1
     if not reads or models.teacher is None or config.teacher is None:
         return models
-    key = build.model_key(config.teacher, models.codec, train)
+    own = models.teacher.codec
+    key = build.model_key(config.teacher, own if isinstance(own, TextCodec) else models.codec, train)
     folder = build.samples_cache(config, key, models.codec, train)
     sampler = Sampler(models.codec, Sampling(config.fixed_data.temperature))
     start = time.perf_counter()

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.errors import DataError
+from gkd_rl.chat import ChatTemplate
+from gkd_rl.errors import DataError, ModelError
 from gkd_rl.masking import completion_mask
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 
@@ -54,7 +55,13 @@ class TextCodec:
 
     For an encoder-decoder, prompt and completion are texts of their own, each with the special tokens that the
     tokenizer adds. For a decoder-only model they are two parts of one: the prompt has the tokenizer's start token, if
-    there is one, and no end; the completion has the end-of-sequence token and nothing else.
+    there is one, and no end; the completion has the end-of-sequence token and nothing else. With a chat template the
+    prompt is a user's turn, and the completion the answer up to the end of its turn.
+
+    Attributes:
+        eos_ids: ids that end a completion; the first ends references.
+        pad_id: fills up rows. It may be one of `eos_ids`: masks alone tell what is padding.
+        vocabulary: words that can be sampled; an embedding may have more rows.
     """
 
     def __init__(
@@ -65,17 +72,40 @@ class TextCodec:
         device: torch.device,
         *,
         decoder_only: bool = False,
+        eos_ids: Sequence[int] = (),
+        chat: ChatTemplate | None = None,
     ) -> None:
+        """Make the codec of a tokenizer.
+
+        Args:
+            tokenizer: the model's.
+            max_prompt_tokens: longer prompts are cut.
+            max_completion_tokens: longer completions are cut.
+            device: of the ids.
+            decoder_only: completions continue their prompts.
+            eos_ids: what else ends a completion, from the model's configuration.
+            chat: renders prompts.
+
+        Raises:
+            ModelError: nothing ends a completion.
+        """
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
         self.max_completion_tokens = max_completion_tokens
         self.device = device
         self.decoder_only = decoder_only
-        self.eos_ids = (int(tokenizer.eos_token_id),)  # pyright: ignore[reportArgumentType]
+        self.chat = chat
+        ends = (None if chat is None else chat.end_id, tokenizer.eos_token_id, *eos_ids)
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(int(end) for end in ends if isinstance(end, int)))
+        if not self.eos_ids:
+            raise ModelError(
+                "neither the tokenizer nor the model's configuration names an end-of-sequence token: choose a "
+                "tokenizer that has an eos_token."
+            )
         pad_id = tokenizer.pad_token_id
         self.pad_id = self.eos_ids[0] if pad_id is None else int(pad_id)  # pyright: ignore[reportArgumentType]
         self.vocabulary = len(tokenizer)
-        self._adds_end = tokenizer("a")["input_ids"][-1:] == list(self.eos_ids)  # pyright: ignore[reportIndexIssue]
+        self._adds_end = self._tokenise(["a"], None)[0][-1:] == [tokenizer.eos_token_id]
 
     def prompts(self, examples: Sequence[Example]) -> PromptBatch:
         """Tokenise and right-pad; longer prompts are cut to `max_prompt_tokens`.
@@ -84,7 +114,9 @@ class TextCodec:
             DataError: a prompt without any token.
         """
         texts = [example.prompt for example in examples]
-        if self.decoder_only and self._adds_end:
+        if self.chat is not None:
+            ids = [self.chat.ids(text, self.max_prompt_tokens) for text in texts]
+        elif self.decoder_only and self._adds_end:
             ids = [row[:-1] for row in self._tokenise(texts, self.max_prompt_tokens + 1)]
         else:
             ids = self._tokenise(texts, self.max_prompt_tokens)
@@ -122,9 +154,10 @@ class TextCodec:
         rows = [ids[mask].tolist() for ids, mask in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True)]
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
-    def _tokenise(self, texts: list[str], max_length: int, add_special_tokens: bool = True) -> list[list[int]]:
+    def _tokenise(self, texts: list[str], max_length: int | None, add_special_tokens: bool = True) -> list[list[int]]:
         """Ids of texts; the tokenizer's special tokens stay when a text is cut."""
-        encoded = self.tokenizer(texts, truncation=True, max_length=max_length, add_special_tokens=add_special_tokens)
+        cut = max_length is not None
+        encoded = self.tokenizer(texts, truncation=cut, max_length=max_length, add_special_tokens=add_special_tokens)
         return encoded["input_ids"]  # pyright: ignore[reportReturnType]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -174,7 +207,7 @@ class Sampler:
         self, model: HiddenStateModel, prompts: PromptBatch, per_prompt: int, generator: torch.Generator | None
     ) -> Tensor:
         """Token ids (B, T), padded with the end-of-sequence id after it; T is the longest completion."""
-        state = model.architecture.start(model.model, prompts, per_prompt)
+        state = model.start(prompts, per_prompt)
         head, vocabulary = model.head(), self.codec.vocabulary
         sequences = len(prompts.examples) * per_prompt
         eos_ids = torch.tensor(self.codec.eos_ids, device=prompts.ids_PS.device)

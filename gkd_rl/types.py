@@ -120,22 +120,25 @@ def _used_width(mask: Tensor) -> int:
 
 @dataclass(frozen=True)
 class OutputHead:
-    """Hidden state -> logits: `scale * (h @ weight.T) + bias`.
+    """Hidden state -> logits: z = scale · (h @ weight.T) + bias, and cap · tanh(z / cap) where logits are capped.
 
     Attributes:
         weight_VD: output embedding.
         bias_V: additive bias, if the model has one.
-        scale: factor on the hidden state (d_model^-0.5 for T5 v1.0's tied head, else 1).
+        scale: d_model^-0.5 of T5 v1.0's tied head, Cohere's logit_scale, 1 / Granite's logits_scaling; else 1.
+        softcap: Gemma's final_logit_softcapping; None without one.
     """
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
     scale: float = 1.0
+    softcap: float | None = None
 
     def logits(self, hidden_ND: Tensor, vocabulary: int) -> Tensor:
         """Logits over the first `vocabulary` entries, in float32, shape (N, vocabulary)."""
         bias = None if self.bias_V is None else self.bias_V[:vocabulary]
-        return torch.nn.functional.linear(hidden_ND * self.scale, self.weight_VD[:vocabulary], bias).float()
+        logits = torch.nn.functional.linear(hidden_ND * self.scale, self.weight_VD[:vocabulary], bias).float()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 @dataclass(frozen=True)

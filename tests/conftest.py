@@ -63,6 +63,21 @@ LLAMA = {
     "initializer_range": 0.5,  # so that a word of the past, and its distance, weigh as much as the last one
 }
 
+BART = {
+    "model_type": "bart",
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+    "init_std": 0.5,
+    "forced_eos_token_id": None,
+}
+
 PROMPTS, PER_PROMPT, LONGEST = 4, 2, 8
 SIZES = (f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}", "trainer.diagnose_every=0")
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
@@ -112,7 +127,8 @@ def make_model() -> MakeModel:
     def make(
         tokenizer: PreTrainedTokenizerBase, seed: int = 0, *, lively: bool = False, **changes: object
     ) -> HiddenStateModel:
-        base = LLAMA if changes.get("model_type") in DECODER_ONLY else ARCHITECTURE
+        kind = str(changes.get("model_type"))
+        base = LLAMA if kind in DECODER_ONLY else BART if kind.endswith("bart") else ARCHITECTURE
         model = build_model({**base, **changes}, tokenizer, seed, torch.float32, "student")
         if lively:
             head: Any = model.get_output_embeddings()

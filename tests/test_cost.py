@@ -39,6 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "llama wide heads": LLAMA | {"head_dim": 12, "num_hidden_layers": 1},
     "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 8},
+    "phi3": LLAMA | {"model_type": "phi3"},
 }
 
 
@@ -176,7 +177,7 @@ def test_completions_of_a_prompt_share_what_is_read_once(few_words: PreTrainedTo
 
 
 def test_an_unknown_attention_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"Sequential cannot be estimated.*q or q_proj"):
+    with pytest.raises(ModelError, match=r"Sequential cannot be estimated.*o or o_proj"):
         StackCost.of(nn.Sequential(nn.Linear(3, 3)))
 
 

@@ -17,28 +17,52 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from gkd_rl import rollout as rollout_module
 from gkd_rl.architecture import DECODER_ONLY, DecoderOnlyState, HiddenStateModel
 from gkd_rl.checkpoint import save_model
+from gkd_rl.choices import DivergenceName
+from gkd_rl.divergence import TokenDivergence
 from gkd_rl.errors import DataError, ModelError
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.loading import load_model, model_class
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
-from gkd_rl.types import Example, Projection, PromptBatch, Rollout, Source
+from gkd_rl.types import Example, Projection, PromptBatch, Rollout, Source, TokenTerms
 
 PROMPTS = [[3, 4, 5, 6, 7], [5], [7, 7, 3]]  # one of them far shorter than the longest: a gap if it is padded
 COMPLETIONS = [[4, 5, 1], [3, 3, 3, 3, 6, 1], [1], [2, 0, 4, 4], [6, 1], [5, 7, 0, 0, 1]]
+WINDOW = {"sliding_window": 3, "num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
+GEMMA2 = {"head_dim": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": 2, "sliding_window": 3}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama, tied": {"tie_word_embeddings": True, "num_hidden_layers": 2},
+    "smollm3": {"num_hidden_layers": 2, "no_rope_layers": [1, 0]},
+    "smollm3, window": {**WINDOW, "use_sliding_window": True, "no_rope_layers": [0, 1]},
     "qwen2": {"num_hidden_layers": 2},
-    "qwen2, window": {
-        "use_sliding_window": True,
-        "sliding_window": 3,
-        "num_hidden_layers": 2,
-        "layer_types": ["full_attention", "sliding_attention"],
-    },
+    "qwen2, window": {**WINDOW, "use_sliding_window": True},
     "qwen3": {"head_dim": 8},
-    "mistral": {},
+    "mistral": {"sliding_window": None},
     "mistral, window": {"sliding_window": 3, "num_hidden_layers": 2},
+    "ministral, window": WINDOW,
+    "phi3": {"num_hidden_layers": 2},
+    "phi3, window": {"sliding_window": 3, "num_hidden_layers": 2},
     "gemma": {"head_dim": 8},
+    "gemma2, window": {**GEMMA2, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 5.0},
+    "gemma2, uncapped": {**GEMMA2, "final_logit_softcapping": None, "attn_logit_softcapping": None},
+    "gemma3_text, window": {**WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text, capped": {**WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 1.5},
+    "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    "granite, tied": {"logits_scaling": 3.0, "tie_word_embeddings": True},
+    "cohere": {"logit_scale": 0.3},
+    "cohere, untied": {"logit_scale": 0.3, "tie_word_embeddings": False},
+    "cohere2, window": {**WINDOW, "logit_scale": 0.3},
+    "olmo2": {"num_hidden_layers": 2},
+    "olmo3, window": WINDOW,
+}
+HEADS = {  # the factor and the cap of each head that has one
+    "gemma2, window": (1.0, 2.0),
+    "gemma3_text, capped": (1.0, 1.5),
+    "granite": (1 / 3, None),
+    "granite, tied": (1 / 3, None),
+    "cohere": (0.3, None),
+    "cohere, untied": (0.3, None),
+    "cohere2, window": (0.3, None),
 }
 
 
@@ -110,6 +134,19 @@ def test_log_probability_equals_transformers_cross_entropy(model: HiddenStateMod
     torch.testing.assert_close(logp_of(model, rollout), torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
+def test_the_head_gives_the_logits_of_transformers(
+    kind: str, model: HiddenStateModel, rollout: Rollout, make_prompts: MakePrompts
+) -> None:
+    """Every word of every position, in bounds that a wrong scale or cap would leave."""
+    head = model.head()
+    assert (head.scale, head.softcap) == (pytest.approx(HEADS.get(kind, (1.0, None))[0]), HEADS.get(kind, (1.0, None))[1])
+    hidden = model(rollout)
+    for i, completion in enumerate(COMPLETIONS):
+        row = torch.tensor([[*PROMPTS[i // 2], 1, *completion]])
+        logits = model.model(input_ids=row).logits[0, -len(completion) - 1 : -1]
+        torch.testing.assert_close(head.logits(hidden[i, : len(completion)], 8), logits, rtol=1e-4, atol=1e-4)
+
+
 def test_padding_changes_neither_values_nor_gradients(
     model: HiddenStateModel, rollout: Rollout, make_prompts: MakePrompts, make_rollout: MakeRollout
 ) -> None:
@@ -179,6 +216,65 @@ def test_greedy_equals_generate(
     assert ended > 10
     assert cut > 10
     assert kept, "finished rows did not leave the batch"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2, window"])
+def test_greedy_equals_generate_with_two_ends_one_of_which_pads(
+    kind: str, make_model: MakeModel, make_examples: MakeExamples
+) -> None:
+    tokenizer = tokenizer_of("$A", pad_token="</s>")
+    codec = TextCodec(tokenizer, 20, 12, torch.device("cpu"), decoder_only=True, eos_ids=(7, END))
+    assert (codec.eos_ids, codec.pad_id) == ((END, 7), END)
+    ends: set[int] = set()
+    for seed in range(4):
+        changes = {"model_type": kind.partition(",")[0], **KINDS[kind]}
+        model = make_model(tokenizer, seed=seed, lively=True, **changes).eval()
+        prompts = codec.prompts(make_examples(7, seed))
+        left = left_padded(prompts, prompts.ids_PS.shape[1])
+        generate: Any = model.model.generate
+        expected = generate(
+            input_ids=left.ids_PS,
+            attention_mask=left.mask_PS.long(),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=list(codec.eos_ids),
+            pad_token_id=END,
+        )[:, left.ids_PS.shape[1] :]
+        rollout = Sampler(codec, GREEDY).sample(model, prompts, 1, None)
+        assert rollout.ids_BT.tolist() == expected.tolist()
+        ends |= {int(row[mask][-1]) for row, mask in zip(rollout.ids_BT, rollout.mask_BT, strict=True)}
+        for row, mask, cut in zip(rollout.ids_BT, rollout.mask_BT, rollout.truncated_B, strict=True):
+            assert [word in codec.eos_ids for word in row[mask].tolist()] == [False] * (int(mask.sum()) - 1) + [not cut]
+    assert ends >= {END, 7}
+
+
+def test_padded_heads_of_two_sizes_share_the_vocabulary(
+    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec
+) -> None:
+    """As of Qwen models: words beyond the tokenizer are never drawn and have no probability."""
+    student, teacher = (make_model(codec.tokenizer, seed, model_type="qwen2") for seed in (1, 2))
+    own, other = student.head().weight_VD.shape[0], teacher.head().weight_VD.shape[0]
+    divergence = TokenDivergence(DivergenceName.reverse_kl)
+    rollout = Sampler(codec, GREEDY).sample(student, codec.prompts(make_examples(6)), 2, None)
+
+    def terms(vocabulary: int | None) -> TokenTerms:
+        sides = [Projection(one(rollout), one.head()) for one in (student, teacher)]
+        return FusedHead(divergence, vocabulary=vocabulary)(*sides, rollout.ids_BT, rollout.mask_BT)
+
+    expected = terms(None)
+    student.model.resize_token_embeddings(own + 16, mean_resizing=False)
+    teacher.model.resize_token_embeddings(other + 40, mean_resizing=False)
+    for model in (student, teacher):
+        weight: Any = model.head().weight_VD
+        weight.data[own:] = 9 * weight.data[:1]  # likelier than any word
+    assert (student.head().weight_VD.shape[0], teacher.head().weight_VD.shape[0]) == (own + 16, other + 40)
+    again = Sampler(codec, GREEDY).sample(student, codec.prompts(make_examples(6)), 2, None)
+    assert again.ids_BT.tolist() == rollout.ids_BT.tolist()
+    found = terms(codec.vocabulary)
+    assert expected.divergence_BT is not None
+    torch.testing.assert_close(found.logp_BT, expected.logp_BT, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.divergence_BT, expected.divergence_BT, rtol=1e-5, atol=1e-5)
+    assert (terms(None).logp_BT - expected.logp_BT).abs().max() > 0.1
 
 
 def test_finished_rows_that_leave_change_nothing(

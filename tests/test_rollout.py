@@ -45,12 +45,28 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+DEEP: dict[str, object] = {"num_layers": 2, "num_decoder_layers": 2}
+BART = {"encoder_layers": 2, "decoder_layers": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        DEEP,
+        {"model_type": "mt5", **DEEP},
+        {"model_type": "umt5", **DEEP},
+        {"model_type": "longt5", "local_radius": 4, **DEEP},
+        {"model_type": "bart", **BART},
+        {"model_type": "mbart", **BART},
+    ],
+    ids=lambda changes: str(changes.get("model_type", "t5")),
+)
 def test_greedy_equals_generate(
-    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec, kept: list[int]
+    changes: dict[str, object], make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec, kept: list[int]
 ) -> None:
     ended, cut = 0, 0
     for seed in (4, 7, 8, 12, 18, 21, 24, 28, 30, 37, 49, 58):
-        model = make_model(codec.tokenizer, seed=seed, lively=True, num_layers=2, num_decoder_layers=2).eval()
+        model = make_model(codec.tokenizer, seed=seed, lively=True, **changes).eval()
         prompts = codec.prompts(make_examples(7, seed))
         assert len(set(prompts.mask_PS.sum(dim=1).tolist())) > 1
         generate: Any = model.model.generate

@@ -1,0 +1,155 @@
+"""Where a checkpoint's files are, how they may be read, and what its configuration alone tells.
+
+What is refused here is refused before any weights are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.utils import is_gguf_available
+
+from gkd_rl.architecture import DECODER_ONLY, ENCODER_DECODERS
+from gkd_rl.errors import ModelError
+
+# All that transformers raises at files that are missing, foreign or broken.
+UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, EOFError, ImportError, NotImplementedError),
+    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
+)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is read.
+
+    Attributes:
+        gguf_file: name of a GGUF file in the folder or Hub repository; None where `path` names it, or for none.
+        trust_remote_code: run code that comes with the checkpoint.
+        use_safetensors: False also takes pickled weights (read with `weights_only`).
+        keep_layers: layers that are kept, in rising order; None: all of them.
+    """
+
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+    use_safetensors: bool = True
+    keep_layers: Sequence[int] | None = None
+
+
+PLAIN = LoadOptions()
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint's place in the words of `from_pretrained`.
+
+    Attributes:
+        path: folder or Hub id.
+        gguf: `gguf_file` as a keyword; empty without one.
+    """
+
+    path: str
+    gguf: dict[str, str]
+
+
+def locate(path: str, key: str, options: LoadOptions = PLAIN) -> Located:
+    """Folder or Hub id of a checkpoint, and its GGUF file.
+
+    Args:
+        path: as configured; a `.gguf` file stands for its folder and itself.
+        key: the setting that named it.
+        options: how to read it.
+
+    Raises:
+        ModelError: the folder or the GGUF file is missing, or `gguf` is not installed.
+    """
+    local, gguf_file = Path(path).expanduser(), options.gguf_file
+    if gguf_file is None and local.suffix == ".gguf":
+        local, gguf_file = local.parent, local.name
+    is_path = local.is_absolute() or path.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
+    if is_path and not local.is_dir():
+        raise ModelError(f"{key}={path}: there is no folder {local}. Set {key} to a folder that exists or to a Hub id.")
+    if gguf_file is None:
+        return Located(str(local) if local.is_dir() else path, {})
+    if local.is_dir() and not (local / gguf_file).is_file():
+        beside = ", ".join(sorted(one.name for one in local.glob("*.gguf"))) or "no GGUF file"
+        setting = key if options.gguf_file is None else f"{key.rpartition('.')[0]}.gguf_file"
+        raise ModelError(f"{setting}={gguf_file}: {local} has no such file, it has {beside}. Set {setting} to one.")
+    if not is_gguf_available():
+        raise ModelError(f"{key}={path}: reading {gguf_file} needs the package gguf; type `pip install gguf`.")
+    return Located(str(local) if local.is_dir() else path, {"gguf_file": gguf_file})
+
+
+def read_config(path: str, revision: str | None, key: str, options: LoadOptions = PLAIN) -> PreTrainedConfig:
+    """The configuration of a checkpoint, without its weights.
+
+    Raises:
+        ModelError: there is none, or not one of a model that can be trained here, with the setting that named it.
+    """
+    place = locate(path, key, options)
+    file = Path(place.path) / place.gguf.get("gguf_file", "")
+    try:
+        if place.gguf and file.is_file():
+            config = copy.deepcopy(_read_gguf(place.path, place.gguf["gguf_file"], file.stat().st_mtime_ns))
+        else:
+            trusted = options.trust_remote_code
+            config = AutoConfig.from_pretrained(place.path, revision=revision, trust_remote_code=trusted, **place.gguf)
+    except UNREADABLE as error:
+        raise refusal(key, path, error) from error
+    if config.model_type not in ENCODER_DECODERS + DECODER_ONLY:
+        raise ModelError(
+            f"{key}={path} has model_type={config.model_type}, which cannot be trained here: set {key} to a model of "
+            f"type {', '.join(ENCODER_DECODERS + DECODER_ONLY)}."
+        )
+    return config
+
+
+def end_ids(path: str, revision: str | None, key: str, options: LoadOptions = PLAIN) -> tuple[int, ...]:
+    """Ids that end a sequence as `generate` has it: those of generation_config.json, or else of the configuration.
+
+    Raises:
+        ModelError: there is no configuration at `path`.
+    """
+    place = locate(path, key, options)
+    found: int | list[int] | None = None
+    if not place.gguf:
+        try:
+            found = GenerationConfig.from_pretrained(place.path, revision=revision).eos_token_id
+        except (OSError, ValueError):  # most checkpoints of base models have no such file
+            found = None
+    if found is None:
+        found = read_config(path, revision, key, options).eos_token_id
+    return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_gguf(folder: str, gguf_file: str, stamp: int) -> PreTrainedConfig:
+    """The configuration in a file that was last written at `stamp`; reading one takes seconds, so it is kept."""
+    return AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
+
+
+def refusal(key: str, path: str, error: Exception) -> ModelError:
+    """The sentence for files that transformers could not read."""
+    instead = f"Set {key} to a folder with config.json and model.safetensors or to a Hub id."
+    owner = key.rpartition(".")[0]
+    if "trust_remote_code" in str(error):
+        instead = (
+            f"It comes with code of its own: set {owner}.trust_remote_code=true to run it, or choose another {key}."
+        )
+    elif "safetensors" in str(error) and list(Path(path).expanduser().glob("*.bin")):
+        instead = f"Its weights are pickled: set {owner}.use_safetensors=false to read them, or convert them."
+    return ModelError(f"{key}={path}: no model could be loaded ({first_line(error)}). {instead}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]
