@@ -8,6 +8,7 @@ same three methods.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -273,6 +274,10 @@ class HiddenStateModel(nn.Module):
     def start(self, prompts: PromptBatch, per_prompt: int) -> DecodingState:
         """Read the prompts once and open `per_prompt` empty completions of each."""
         return self.architecture.start(self.model, self._own(prompts), per_prompt)
+
+    def generating(self) -> AbstractContextManager[None]:
+        """Within it the model writes: an adapter is merged meanwhile."""
+        return nullcontext()
 
     def _own(self, prompts: PromptBatch) -> PromptBatch:
         """The prompts as this model reads them."""

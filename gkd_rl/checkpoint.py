@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gkd_rl.adapter import AdaptedModel
 from gkd_rl.types import Example
 from gkd_rl.value_head import ValueHead
 
@@ -27,16 +28,22 @@ NOT_TRAINING = {
 
 def save_model(
     folder: Path,
-    model: PreTrainedModel,
+    model: PreTrainedModel | AdaptedModel,
     tokenizer: PreTrainedTokenizerBase,
     card: str,
     value_head: ValueHead | None = None,
 ) -> None:
-    """Weights (safetensors), configuration, tokenizer and model card, as transformers loads them; PPO's value head."""
+    """Weights (safetensors), configuration, tokenizer and model card, as transformers loads them; PPO's value head.
+
+    Of a model with an adapter, the adapter as peft loads it, and `base/` where no checkpoint holds the frozen weights.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        model.save_pretrained(beside)
+        if isinstance(model, AdaptedModel):
+            model.save(beside, folder)
+        else:
+            model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         (beside / "README.md").write_text(card, encoding="utf-8")
         if value_head is not None:

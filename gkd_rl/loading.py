@@ -7,6 +7,8 @@ configuration file alone can tell is refused before any weights are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +25,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from gkd_rl.adapter import load_merged
 from gkd_rl.architecture import DECODER_ONLY, ENCODER_DECODERS
 from gkd_rl.depth_pruning import check_layers, prune
 from gkd_rl.errors import ModelError
-from gkd_rl.model_files import PLAIN, UNREADABLE, LoadOptions, first_line, locate, read_config, refusal
+from gkd_rl.model_files import PLAIN, UNREADABLE, LoadOptions, base_of, first_line, locate, read_config, refusal
 
 
 def load_tokenizer(path: str, revision: str | None, key: str, options: LoadOptions = PLAIN) -> PreTrainedTokenizerBase:
@@ -75,7 +78,7 @@ def load_model(
     options: LoadOptions = PLAIN,
     **placement: Any,
 ) -> PreTrainedModel:
-    """The weights in a folder, on the Hub or in a GGUF file, with the layers that are kept.
+    """The weights in a folder, on the Hub or in a GGUF file, with the layers that are kept; an adapter's merged in.
 
     Args:
         path: folder, Hub id or GGUF file.
@@ -88,6 +91,11 @@ def load_model(
     Raises:
         ModelError: nothing usable is there, with the setting that named it.
     """
+    base = base_of(path)
+    if base is not None:
+        model = load_model(base, None, dtype, key, replace(options, gguf_file=None, keep_layers=None), **placement)
+        model = load_merged(model, Path(path).expanduser(), key)
+        return model if options.keep_layers is None else prune(model, options.keep_layers)
     config = read_config(path, revision, key, options)
     if options.keep_layers is not None:
         check_layers(config, options.keep_layers, f"{key.rpartition('.')[0]}.keep_layers")

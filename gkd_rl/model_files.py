@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import pickle
 import re
 from collections.abc import Sequence
@@ -26,6 +27,10 @@ UNREADABLE = (
     *(OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, EOFError, ImportError, NotImplementedError),
     *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
 )
+
+
+ADAPTER_FILE = "adapter_config.json"
+BASE = "base"  # folder of the frozen weights beside an adapter
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,26 @@ def locate(path: str, key: str, options: LoadOptions = PLAIN) -> Located:
     return Located(str(local) if local.is_dir() else path, {"gguf_file": gguf_file})
 
 
+def base_of(path: str) -> str | None:
+    """The checkpoint that the adapter in a folder belongs to; None for a folder that holds no adapter.
+
+    What lies beside the adapter comes first, so that a folder that was moved still finds its own weights.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / ADAPTER_FILE).is_file():
+        return None
+    if (folder / BASE).is_dir():
+        return str(folder / BASE)
+    return json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+
+
 def read_config(path: str, revision: str | None, key: str, options: LoadOptions = PLAIN) -> PreTrainedConfig:
     """The configuration of a checkpoint, without its weights.
 
     Raises:
         ModelError: there is none, or not one of a model that can be trained here, with the setting that named it.
     """
+    path = base_of(path) or path
     place = locate(path, key, options)
     file = Path(place.path) / place.gguf.get("gguf_file", "")
     try:
@@ -119,6 +138,7 @@ def end_ids(path: str, revision: str | None, key: str, options: LoadOptions = PL
     Raises:
         ModelError: there is no configuration at `path`.
     """
+    path = base_of(path) or path
     place = locate(path, key, options)
     found: int | list[int] | None = None
     if not place.gguf:

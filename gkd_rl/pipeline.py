@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from gkd_rl import build
+from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
 from gkd_rl.checkpoint import save_model
@@ -91,7 +92,8 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker,
     if config.save_model:
         card = model_card_of(results, config, model_class(models.student.model.config))
         head = None if models.critic is None else models.critic.head
-        save_model(output_dir / "model", models.student.model, models.codec.tokenizer, card, head)
+        student = models.student if isinstance(models.student, AdaptedModel) else models.student.model
+        save_model(output_dir / "model", student, models.codec.tokenizer, card, head)
     print(f"{table}\nRun folder: {output_dir}")  # noqa: T201
     return results.objective(config.alpha)
 
@@ -107,7 +109,11 @@ def _prepare_models(config: Config, task: Task, train: list[Example], accelerato
         teacher.codec = own
         teacher.requires_grad_(False).eval()
     student = _prepare_model(config, config.student, "student", codec, train, accelerator)
-    initial = copy.deepcopy(student).requires_grad_(False).eval()
+    if config.adapter is None:
+        initial = copy.deepcopy(student).requires_grad_(False).eval()
+    else:
+        student = build.attach_adapter(config, student.model)
+        initial = InitialView(student)
     return build.Models(student, teacher, initial, codec, build.build_critic(config, student))
 
 
@@ -136,15 +142,18 @@ def _write_samples(config: Config, models: build.Models, train: list[Example], c
 def _prepare_model(
     config: Config, settings: ModelConfig, key: str, codec: TextCodec, train: list[Example], accelerator: Accelerator
 ) -> HiddenStateModel:
-    """One model after its supervised stage."""
+    """One model after its supervised stage, in which a student with an adapter trains one that is merged at the end."""
+    adapter = config.adapter if key == "student" else None
     if settings.sft is None:
         return HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
-    folder = build.supervised_cache(config, build.model_key(settings, codec, train))
+    folder = build.supervised_cache(config, build.model_key(settings, codec, train, adapter))
     if folder.is_dir():
         log.info("%s: reused the supervised model %s", key, folder)
         stored = build.load_model(str(folder), None, getattr(torch, settings.dtype.value), f"{key} (cached)")
         return HiddenStateModel(stored).to(accelerator.device)
     model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
+    if adapter is not None:
+        model = build.attach_adapter(config, model.model)
     trainer = build_supervised_trainer(model, settings, codec, train, accelerator)
     with tqdm(total=settings.sft.steps, desc=f"{key}: supervised", unit="step", mininterval=1.0) as bar:
 
@@ -153,6 +162,8 @@ def _prepare_model(
             bar.update()
 
         trainer.run(settings.sft.steps, after_step)
+    if isinstance(model, AdaptedModel):
+        model = HiddenStateModel(model.merge())
     if accelerator.is_main_process:
         save_model(folder, model.model, codec.tokenizer, f"Supervised {key} of gkd_rl, {settings.sft.steps} steps.\n")
     log.info("%s: kept the supervised model in %s", key, folder)

@@ -189,7 +189,8 @@ class Sampler:
         """
         training = model.training
         model.eval()
-        ids_BT = self._decode(model, prompts, per_prompt, generator)
+        with model.generating():
+            ids_BT = self._decode(model, prompts, per_prompt, generator)
         model.train(training)
         mask_BT, truncated_B = completion_mask(ids_BT, self.codec.eos_ids)
         ids_BT = ids_BT.masked_fill(~mask_BT, self.codec.pad_id)

@@ -139,7 +139,10 @@ def test_the_head_gives_the_logits_of_transformers(
 ) -> None:
     """Every word of every position, in bounds that a wrong scale or cap would leave."""
     head = model.head()
-    assert (head.scale, head.softcap) == (pytest.approx(HEADS.get(kind, (1.0, None))[0]), HEADS.get(kind, (1.0, None))[1])
+    assert (head.scale, head.softcap) == (
+        pytest.approx(HEADS.get(kind, (1.0, None))[0]),
+        HEADS.get(kind, (1.0, None))[1],
+    )
     hidden = model(rollout)
     for i, completion in enumerate(COMPLETIONS):
         row = torch.tensor([[*PROMPTS[i // 2], 1, *completion]])

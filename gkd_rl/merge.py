@@ -1,0 +1,57 @@
+"""`python -m gkd_rl.merge FOLDER OUT`: a saved adapter and its base -> one full model that transformers loads."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from gkd_rl.checkpoint import save_model
+from gkd_rl.errors import GkdRlError, ModelError
+from gkd_rl.loading import load_model, load_tokenizer
+from gkd_rl.model_files import ADAPTER_FILE, base_of, read_config
+from gkd_rl.value_head import FILE as VALUE_HEAD_FILE
+
+
+def merge(folder: Path, out: Path) -> None:
+    """Write the merged model to `out`, in the number format of the base's configuration; `folder` stays as it is.
+
+    Raises:
+        ModelError: `folder` holds no adapter, its base is missing, or `out` exists.
+    """
+    if not (folder / ADAPTER_FILE).is_file():
+        raise ModelError(f"FOLDER={folder} holds no {ADAPTER_FILE}: give the model/ folder of a run with an adapter.")
+    if out.exists():
+        raise ModelError(f"OUT={out} exists: give a folder that does not.")
+    base = base_of(str(folder))
+    if base is None:
+        raise ModelError(f"FOLDER={folder}: its {ADAPTER_FILE} names no base_model_name_or_path: put one there.")
+    dtype = read_config(base, None, "FOLDER").dtype
+    model = load_model(str(folder), None, dtype if isinstance(dtype, torch.dtype) else torch.float32, "FOLDER")
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"Merged from {folder.name}.\n"
+    save_model(out, model, load_tokenizer(str(folder), None, "FOLDER"), text)
+    if (folder / VALUE_HEAD_FILE).is_file():
+        shutil.copy2(folder / VALUE_HEAD_FILE, out / VALUE_HEAD_FILE)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m gkd_rl.merge", description=(__doc__ or "").partition(": ")[2])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="model/ of a run with an adapter")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write the full model to")
+    arguments = parser.parse_args()
+    transformers_logging.disable_progress_bar()
+    try:
+        merge(arguments.folder.expanduser(), arguments.out.expanduser())
+    except GkdRlError as error:
+        sys.exit(str(error))
+    sys.stdout.write(f"{arguments.out}\n")
+
+
+if __name__ == "__main__":
+    main()
