@@ -31,7 +31,7 @@ SAMPLED_METRICS = {
     "sampled/reward": "reward, sampled",
     "sampled/divergence": "D, sampled",
     "sampled/reverse_kl": "reverse KL, sampled",
-    "sampled/kl_to_initial": "KL to initial, sampled",
+    "sampled/kl_to_initial": "initial KL, sampled",
     "self_bleu": "Self-BLEU, sampled",
 }
 CHANGE = "after - before"
