@@ -31,8 +31,8 @@ def file_rows(path: str, key: str) -> list[dict[str, Any]]:
         ) from error
 
 
-def hub_rows(hub_id: str, split: str) -> list[dict[str, Any]]:
-    """All rows of one split of a Hub data set.
+def hub_rows(hub_id: str, split: str, name: str | None = None) -> list[dict[str, Any]]:
+    """All rows of one split of a Hub data set; `name` chooses one of its configurations, where it has several.
 
     Raises:
         DataError: it cannot be reached or has no such split.
@@ -40,7 +40,7 @@ def hub_rows(hub_id: str, split: str) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
     try:
-        return list(load_dataset(hub_id, split=split))  # pyright: ignore
+        return list(load_dataset(hub_id, name, split=split))  # pyright: ignore
     except Exception as error:  # network, authentication and naming errors have no common class
         raise DataError(
             f"task.hub_id={hub_id}: split {split!r} could not be loaded ({str(error).partition(chr(10))[0][:200]}). "
