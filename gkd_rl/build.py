@@ -12,14 +12,12 @@ import torch
 from accelerate import Accelerator
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gkd_rl.adapter import AdaptedModel
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.chat import ChatTemplate
 from gkd_rl.checkpoint import cache_key, folder_digest, rows_digest
-from gkd_rl.choices import AdapterKind, DivergenceName
+from gkd_rl.choices import DivergenceName
 from gkd_rl.config import AdapterConfig, Config, DivergenceConfig, ModelConfig, TeacherConfig
 from gkd_rl.critic import Critic
 from gkd_rl.divergence import TokenDivergence
@@ -34,7 +32,7 @@ from gkd_rl.loading import (
     load_model,
     load_tokenizer,
 )
-from gkd_rl.model_files import LoadOptions, base_of, end_ids
+from gkd_rl.model_files import LoadOptions, end_ids
 from gkd_rl.rollout import Sampling, TextCodec
 from gkd_rl.tasks.task import Task
 from gkd_rl.teacher_samples import TeacherSamples
@@ -181,33 +179,6 @@ def fresh_model(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, key: str
     if model.architecture is None:
         raise ConfigError([f"{key}.path=null and {key}.architecture=null: set one."])
     return build_model(model.architecture, tokenizer, model.seed, dtype, key)
-
-
-def attach_adapter(config: Config, model: PreTrainedModel) -> AdaptedModel:
-    """The student with the configured adapter, fresh.
-
-    Raises:
-        ModelError: the student has no such layers.
-    """
-    adapter, student = config.adapter, config.student
-    if adapter is None:
-        raise ConfigError(["adapter=null: there is nothing to attach."])
-    settings = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.lora_alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=adapter.dropout,
-        target_modules="all-linear" if adapter.targets is None else adapter.targets,
-        use_rslora=adapter.rslora,
-        use_dora=adapter.kind is AdapterKind.dora,
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-        revision=student.revision,
-    )
-    changed = (student.sft, student.keep_layers, student.gguf_file)
-    stands = student.path is not None and all(one is None for one in changed) and base_of(student.path) is None
-    path = student.path if stands else None
-    if path is not None and Path(path).expanduser().exists():
-        path = str(Path(path).expanduser().absolute())
-    return AdaptedModel(model, settings, student.seed, None if path is None or path.endswith(".gguf") else path)
 
 
 def model_key(model: ModelConfig, codec: TextCodec, train: list[Example], adapter: AdapterConfig | None = None) -> str:

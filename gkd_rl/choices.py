@@ -102,7 +102,7 @@ class TeacherPrompts(Enum):
 
 
 class AdapterKind(Enum):
-    """LoRA (Hu et al. 2021), or DoRA (Liu et al. 2024), which learns the length of each row apart from its direction."""
+    """LoRA (Hu et al. 2021), or DoRA (Liu et al. 2024), which learns lengths of rows apart from directions."""
 
     lora = "lora"
     dora = "dora"

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from gkd_rl import build
 from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.build_adapter import attach_adapter
 from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
 from gkd_rl.checkpoint import save_model
 from gkd_rl.choices import FixedSource
@@ -112,7 +113,7 @@ def _prepare_models(config: Config, task: Task, train: list[Example], accelerato
     if config.adapter is None:
         initial = copy.deepcopy(student).requires_grad_(False).eval()
     else:
-        student = build.attach_adapter(config, student.model)
+        student = attach_adapter(config, student.model)
         initial = InitialView(student)
     return build.Models(student, teacher, initial, codec, build.build_critic(config, student))
 
@@ -153,7 +154,7 @@ def _prepare_model(
         return HiddenStateModel(stored).to(accelerator.device)
     model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
     if adapter is not None:
-        model = build.attach_adapter(config, model.model)
+        model = attach_adapter(config, model.model)
     trainer = build_supervised_trainer(model, settings, codec, train, accelerator)
     with tqdm(total=settings.sft.steps, desc=f"{key}: supervised", unit="step", mininterval=1.0) as bar:
 

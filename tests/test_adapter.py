@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import Models, attach_adapter
+from gkd_rl.build import Models
+from gkd_rl.build_adapter import attach_adapter
 from gkd_rl.build_trainer import build_trainer
 from gkd_rl.checkpoint import save_model
 from gkd_rl.errors import ModelError
