@@ -137,7 +137,7 @@ def test_a_fresh_adapter_changes_nothing_and_its_seed_decides_it(
     rollout = rollout_of(plain, codec_of(kind), make_examples(4), Sampling())
     with torch.no_grad():
         expected = plain(rollout)
-    settings = dict(r=4, lora_alpha=8, target_modules="all-linear", **SETTINGS[name])
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **SETTINGS[name]}
     made = [AdaptedModel(copy.deepcopy(plain.model), LoraConfig(**settings), seed) for seed in (3, 3, 4)]
     with torch.no_grad():
         torch.testing.assert_close(made[0](rollout), expected, rtol=1e-5, atol=1e-6)
