@@ -9,6 +9,7 @@ import copy
 import functools
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from gkd_rl.errors import ModelError
 # All that transformers raises at files that are missing, foreign or broken.
 UNREADABLE = (
     *(OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, EOFError, ImportError, NotImplementedError),
-    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
+    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError, struct.error),
 )
 
 
