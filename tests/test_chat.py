@@ -152,11 +152,11 @@ def test_evaluation_measures_against_its_own_rendering(
     evaluator = build_evaluator(config, models_of(student, teacher, run), None, examples)
     heads = {"reverse_kl": evaluator.heads["reverse_kl"]}
     found = evaluator._divergences(student, teacher, heads, rollouts)["sampled/reverse_kl"]
-    sides = (
+    own_side, other_side = (
         Projection(model(rollout), model.head())
         for model, rollout in ((student, rollouts[0]), (aware(teacher), rendered[0]))
     )
-    terms = heads["reverse_kl"](*sides, rollouts[0].ids_BT, rollouts[0].mask_BT)
+    terms = heads["reverse_kl"](own_side, other_side, rollouts[0].ids_BT, rollouts[0].mask_BT)
     assert terms.divergence_BT is not None
     expected = terms.divergence_BT.sum(1) / rollouts[0].mask_BT.sum(1)
     assert found == pytest.approx(expected.numpy(), rel=1e-4)
@@ -167,10 +167,10 @@ def test_only_a_teacher_that_renders_otherwise_has_a_codec(make_model: MakeModel
     for name, template in (("one", TEMPLATE), ("two", other)):
         save_model(tmp_path / name, make_model(tokenizer_of(), model_type="llama").model, tokenizer_of(template), "")
     config, task, accelerator = config_of(), build_task(config_of()), Accelerator(cpu=True)
-    assert config.teacher is not None
 
     def own(student_chat: bool, teacher_chat: bool, folder: str = "one") -> TextCodec | None:
-        given = {"architecture": None, "sft": None}
+        assert config.teacher is not None
+        given: dict[str, Any] = {"architecture": None, "sft": None}
         student = replace(config.student, path=str(tmp_path / "one"), chat=student_chat, **given)
         teacher = replace(config.teacher, path=str(tmp_path / folder), chat=teacher_chat, **given)
         codec, other = build_codecs(replace(config, student=student), teacher, task, accelerator)

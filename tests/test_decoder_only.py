@@ -257,8 +257,8 @@ def test_padded_heads_of_two_sizes_share_the_vocabulary(
     rollout = Sampler(codec, GREEDY).sample(student, codec.prompts(make_examples(6)), 2, None)
 
     def terms(vocabulary: int | None) -> TokenTerms:
-        sides = [Projection(one(rollout), one.head()) for one in (student, teacher)]
-        return FusedHead(divergence, vocabulary=vocabulary)(*sides, rollout.ids_BT, rollout.mask_BT)
+        own_side, other_side = (Projection(one(rollout), one.head()) for one in (student, teacher))
+        return FusedHead(divergence, vocabulary=vocabulary)(own_side, other_side, rollout.ids_BT, rollout.mask_BT)
 
     expected = terms(None)
     student.model.resize_token_embeddings(own + 16, mean_resizing=False)

