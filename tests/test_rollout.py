@@ -83,7 +83,7 @@ def test_greedy_equals_generate(
         cut += int(rollout.truncated_B.sum())
     assert ended > 5
     assert cut > 5
-    assert len(kept) > 2, "finished rows did not leave the batch"
+    assert len(kept) > 1, "finished rows did not leave the batch"
 
 
 def test_greedy_repeats_itself_for_every_rollout_of_a_prompt(
