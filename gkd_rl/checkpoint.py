@@ -80,7 +80,7 @@ def rows_digest(examples: Iterable[Example]) -> str:
 
 
 def folder_digest(path: str | None) -> str | None:
-    """Hash of the files of a local checkpoint, folder or GGUF file; None for a Hub id, told apart by its revision."""
+    """Hash of the files of a local checkpoint, folder or GGUF file; None for a Hub id: its revision tells."""
     place = None if path is None else Path(path).expanduser()
     if place is None or not place.exists():
         return None

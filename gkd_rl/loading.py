@@ -103,7 +103,7 @@ def load_model(
     if place.gguf:
         placement = {"quantization_config": GgufConfig(dequantize=True), **placement}
     try:
-        model, info = _auto_class(config).from_pretrained(
+        loaded: Any = _auto_class(config).from_pretrained(
             place.path,
             revision=revision,
             config=config,
@@ -119,6 +119,7 @@ def load_model(
         raise
     except UNREADABLE as error:
         raise refusal(key, path, error) from error
+    model, info = loaded
     _check_complete(key, path, info)
     return model if options.keep_layers is None else prune(model, options.keep_layers)
 

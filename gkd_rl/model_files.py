@@ -10,6 +10,7 @@ import functools
 import json
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
-from transformers.utils import is_gguf_available
+from transformers.utils.import_utils import is_gguf_available
 
 from gkd_rl.architecture import DECODER_ONLY, ENCODER_DECODERS
 from gkd_rl.errors import ModelError
@@ -25,7 +26,7 @@ from gkd_rl.errors import ModelError
 # All that transformers raises at files that are missing, foreign or broken.
 UNREADABLE = (
     *(OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, EOFError, ImportError, NotImplementedError),
-    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
+    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError, struct.error),
 )
 
 
@@ -143,7 +144,7 @@ def end_ids(path: str, revision: str | None, key: str, options: LoadOptions = PL
     found: int | list[int] | None = None
     if not place.gguf:
         try:
-            found = GenerationConfig.from_pretrained(place.path, revision=revision).eos_token_id
+            found = GenerationConfig.from_pretrained(place.path, revision=revision or "main").eos_token_id
         except (OSError, ValueError):  # most checkpoints of base models have no such file
             found = None
     if found is None:

@@ -16,6 +16,7 @@ from gkd_rl.checkpoint import save_model
 from gkd_rl.errors import ModelError
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.loading import build_model, check_same_ends, check_same_vocabulary, load_model, load_tokenizer
+from gkd_rl.masking import shift_right
 from gkd_rl.types import Projection, Rollout
 
 PROMPTS = [[3, 4, 5, 6, 7], [5], [7, 7, 3]]
@@ -83,9 +84,10 @@ def test_log_probability_equals_transformers_cross_entropy(
     expected = []
     for i, completion in enumerate(COMPLETIONS):
         prompt = torch.tensor([[*PROMPTS[i // 2], 1]])
-        loss = model.model(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), labels=torch.tensor([completion])
-        ).loss
+        labels = torch.tensor([completion])
+        # mBART's own shift begins with the last label, a language code in its data; its generate begins as we do
+        begun = {"decoder_input_ids": shift_right(labels, 0)} if kind == "mbart" else {}
+        loss = model.model(input_ids=prompt, attention_mask=torch.ones_like(prompt), labels=labels, **begun).loss
         expected.append(-loss * len(completion))
     torch.testing.assert_close(logp_of(model, rollout), torch.stack(expected), rtol=1e-5, atol=1e-5)
     assert model.head().scale == pytest.approx(SCALES.get(kind, 1.0))
@@ -108,7 +110,7 @@ def test_a_saved_model_comes_back_the_same(
         prompts = rollout.prompts
         arguments = {
             "input_ids": prompts.ids_PS,
-            "attention_mask": prompts.mask_PS,
+            "attention_mask": prompts.mask_PS.long(),
             "labels": rollout.ids_BT[::2].contiguous(),
         }
         torch.testing.assert_close(loaded(**arguments).logits, model.model(**arguments).logits, rtol=0, atol=0)

@@ -39,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8},
     "mistral": {"sliding_window": None},
     "mistral, window": {"sliding_window": 3, "num_hidden_layers": 2},
-    "ministral, window": WINDOW,
+    "ministral, window": {**WINDOW, "head_dim": 8},
     "phi3": {"num_hidden_layers": 2},
     "phi3, window": {"sliding_window": 3, "num_hidden_layers": 2},
     "gemma": {"head_dim": 8},
@@ -134,15 +134,11 @@ def test_log_probability_equals_transformers_cross_entropy(model: HiddenStateMod
     torch.testing.assert_close(logp_of(model, rollout), torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_the_head_gives_the_logits_of_transformers(
-    kind: str, model: HiddenStateModel, rollout: Rollout, make_prompts: MakePrompts
-) -> None:
+def test_the_head_gives_the_logits_of_transformers(kind: str, model: HiddenStateModel, rollout: Rollout) -> None:
     """Every word of every position, in bounds that a wrong scale or cap would leave."""
     head = model.head()
-    assert (head.scale, head.softcap) == (
-        pytest.approx(HEADS.get(kind, (1.0, None))[0]),
-        HEADS.get(kind, (1.0, None))[1],
-    )
+    scale, softcap = HEADS.get(kind, (1.0, None))
+    assert (head.scale, head.softcap) == (pytest.approx(scale), softcap)
     hidden = model(rollout)
     for i, completion in enumerate(COMPLETIONS):
         row = torch.tensor([[*PROMPTS[i // 2], 1, *completion]])
@@ -196,7 +192,7 @@ def test_greedy_equals_generate(
     kind: str, make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec, kept: list[int]
 ) -> None:
     ended, cut = 0, 0
-    for seed in range(8):
+    for seed in range(4):
         changes = {"model_type": kind.partition(",")[0], **KINDS[kind]}
         model = make_model(codec.tokenizer, seed=seed, lively=True, **changes).eval()
         prompts = codec.prompts(make_examples(7, seed))
@@ -216,8 +212,8 @@ def test_greedy_equals_generate(
             assert rollout.prompt_index_B.tolist() == [i for i in range(7) for _ in range(per_prompt)]
         ended += int((~rollout.truncated_B).sum())
         cut += int(rollout.truncated_B.sum())
-    assert ended > 10
-    assert cut > 10
+    assert ended > 3
+    assert cut > 3
     assert kept, "finished rows did not leave the batch"
 
 
@@ -229,7 +225,7 @@ def test_greedy_equals_generate_with_two_ends_one_of_which_pads(
     codec = TextCodec(tokenizer, 20, 12, torch.device("cpu"), decoder_only=True, eos_ids=(7, END))
     assert (codec.eos_ids, codec.pad_id) == ((END, 7), END)
     ends: set[int] = set()
-    for seed in range(4):
+    for seed in range(10):
         changes = {"model_type": kind.partition(",")[0], **KINDS[kind]}
         model = make_model(tokenizer, seed=seed, lively=True, **changes).eval()
         prompts = codec.prompts(make_examples(7, seed))
@@ -261,8 +257,8 @@ def test_padded_heads_of_two_sizes_share_the_vocabulary(
     rollout = Sampler(codec, GREEDY).sample(student, codec.prompts(make_examples(6)), 2, None)
 
     def terms(vocabulary: int | None) -> TokenTerms:
-        sides = [Projection(one(rollout), one.head()) for one in (student, teacher)]
-        return FusedHead(divergence, vocabulary=vocabulary)(*sides, rollout.ids_BT, rollout.mask_BT)
+        own_side, other_side = (Projection(one(rollout), one.head()) for one in (student, teacher))
+        return FusedHead(divergence, vocabulary=vocabulary)(own_side, other_side, rollout.ids_BT, rollout.mask_BT)
 
     expected = terms(None)
     student.model.resize_token_embeddings(own + 16, mean_resizing=False)

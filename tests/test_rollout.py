@@ -81,9 +81,9 @@ def test_greedy_equals_generate(
         assert rollout.ids_BT.tolist() == expected[:, 1:].tolist()
         ended += int((~rollout.truncated_B).sum())
         cut += int(rollout.truncated_B.sum())
-    assert ended > 20
-    assert cut > 20
-    assert len(kept) > 10, "finished rows did not leave the batch"
+    assert ended > 5
+    assert cut > 5
+    assert len(kept) > 1, "finished rows did not leave the batch"
 
 
 def test_greedy_repeats_itself_for_every_rollout_of_a_prompt(
