@@ -39,7 +39,7 @@ class CreditSettings:
         divergence_reduction: of the divergence.
         discount: gamma.
         gae_lambda: lambda of the advantage estimate.
-        bootstrap: a truncated completion has its last state's value in place of a reward.
+        bootstrap: truncated completions end in their last state's value.
     """
 
     per_prompt: int
@@ -72,10 +72,10 @@ def reward_weights(settings: CreditSettings, rewards_B: Tensor, rollout: Rollout
     if settings.baseline is Baseline.learned:
         if survey.values_BT1 is None:
             raise ValueError("baseline=learned needs the value head's numbers.")
-        cut_B = rollout.truncated_B & settings.bootstrap
-        rewards_BT = at_last_token(rewards_B.masked_fill(cut_B, 0.0), mask_BT)  # V(end) stands in for it
+        rewards_BT = at_last_token(rewards_B, mask_BT)
         if kl_BT is not None:
             rewards_BT = rewards_BT - settings.kl_in_reward * kl_BT
+        cut_B = rollout.truncated_B & settings.bootstrap
         return gae(rewards_BT, survey.values_BT1, mask_BT, cut_B, settings.discount, settings.gae_lambda)
     advantages_B = advantages(rewards_B.view(-1, settings.per_prompt), settings.baseline, settings.divide_by_std)
     weights_BT = advantages_B.view(-1, 1) * mask_BT

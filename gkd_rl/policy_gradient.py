@@ -72,9 +72,9 @@ def gae(
     """Generalised advantage estimation (Schulman et al. 2016, Eq. 16), shape (B, T).
 
     δ_t = r_t + γ V_{t+1} - V_t, A_t = Σ_s (γλ)^(s-t) δ_s. A finished completion ends in value 0, a truncated one in
-    V(end), the value of the state that it was cut at (Pardo et al. 2018). With λ = γ = 1 the expected gradient is that
-    of E[Σ r_t + V(end)] for any V, and with λ < 1 if V is the true value. V(end) stands for what the rest would earn: a
-    reward of the whole text belongs to finished completions only, or not finishing is paid twice.
+    V(end), the value of the state that it was cut at. With λ = γ = 1 the expected gradient is that of E[r + V(end)] for
+    any V, and with λ < 1 if V is the true value. Where truncated completions are rewarded too, γ = 1 pays twice for not
+    finishing: take γ < 1, or pass none as truncated.
 
     Args:
         rewards_BT: reward of each token.

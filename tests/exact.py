@@ -149,8 +149,8 @@ class Facts:
         return self.mean(self.rewards_B)
 
     def bootstrapped(self, end_B: Tensor) -> Tensor:
-        """E[r, or V(s_T) where truncated], V of the state that a truncated completion was cut at, held fixed."""
-        return self.mean(torch.where(self.oracle.truncated_B, end_B, self.rewards_B))
+        """E[r + 1(truncated) V(s_T)], V of the state that a truncated completion was cut at, held fixed."""
+        return self.mean(self.rewards_B + self.oracle.truncated_B * end_B)
 
     def kl(self) -> Tensor:
         """KL(p_S || p_0) of whole completions."""
@@ -194,9 +194,9 @@ class Facts:
         return head.outer(torch.tanh(head.inner(self.oracle.states["student"][:, -1]))).squeeze(-1).detach()  # pyright: ignore
 
     def true_values(self, end_B: Tensor) -> Tensor:
-        """E[r, or V_end where truncated | prefix] before each token and V_end after the last, (B, T + 1)."""
+        """E[r + 1(truncated) V_end | prefix] before each token and V_end after the last, (B, T + 1)."""
         p_B = self.logp_BT.sum(dim=1).exp().detach()
-        worth_B = torch.where(self.oracle.truncated_B, end_B, self.rewards_B)
+        worth_B = self.rewards_B + self.oracle.truncated_B * end_B
         size = len(p_B) // len(PROMPTS)
         table = end_B.unsqueeze(1).repeat(1, self.logp_BT.shape[1] + 1)
         for row, completion in enumerate(self.oracle.completions):

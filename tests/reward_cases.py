@@ -60,7 +60,7 @@ def whitened(rewards: list[float], lengths: list[int]) -> list[list[float]]:
 
 
 REWARD = "E[r]"
-ENDS = "E[r, or V(end) where cut]"
+ENDS = "E[r + V(end)]"
 SURROGATE = "U"
 LEARNED = {"baseline": Baseline.learned}
 CASES = {
@@ -99,7 +99,7 @@ CASES = {
         {"baseline": Baseline.leave_one_out, "kl_in_reward": COEFFICIENT},
     ),
     "kl_in_reward c, learned, gae_lambda 1, any V": Case(
-        "E[r, or V(end) where cut] - c R*",
+        "E[r + V(end)] - c R*",
         lambda f, w: f.bootstrapped(f.end_values(w.value_head)) - COEFFICIENT * f.kl(),
         credit=LEARNED | {"kl_in_reward": COEFFICIENT},
         recipe={"values": "any"},

@@ -262,14 +262,14 @@ def test_the_reward_comes_with_the_last_token_less_the_sampled_kl() -> None:
     for row in range(len(mask)):
         length = int(mask[row].sum())
         given = [-0.3 * (logp[row, t] - initial[row, t]).item() for t in range(length)]
-        given[-1] += 0.0 if truncated[row] else rewards[row].item()
+        given[-1] += rewards[row].item()
         expected = gae_by_loops(given, values[row, : length + 1].tolist(), bool(truncated[row]), 0.9, 0.8)
         assert found[row, :length].tolist() == pytest.approx(expected)
     with pytest.raises(ValueError, match="value head"):
         reward_weights(settings, rewards, rollout_of(mask, truncated), Survey(logp, None, initial, None))
 
 
-def test_without_bootstrap_truncated_completions_are_rewarded_like_finished_ones() -> None:
+def test_without_bootstrap_truncated_completions_end_like_finished_ones() -> None:
     mask, truncated, logp, values = ragged()
     survey, rewards = Survey(logp, None, None, values), values[:, 0] * 2
     settings = CreditSettings(1, Baseline.learned, bootstrap=False)
