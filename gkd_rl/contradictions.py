@@ -18,6 +18,7 @@ from gkd_rl.choices import (
 )
 from gkd_rl.config import Config
 from gkd_rl.schedule import Schedule
+from gkd_rl.teacher_contradictions import teacher_contradictions
 
 ALLOWED_PACKAGES = ("gkd_rl", "reward_models")
 _PACKAGES = " or ".join(ALLOWED_PACKAGES)
@@ -192,6 +193,8 @@ def _models(config: Config) -> Iterator[str]:
     for key, model in (("student", config.student), ("teacher", teacher)):
         if model is None:
             continue
+        if model is teacher and teacher is not None and teacher.endpoint is not None:  # see teacher_contradictions
+            continue
         imitated_only = model is teacher and teacher is not None and teacher.initial_student
         if imitated_only and model.path is None and model.architecture is None:  # nothing to measure against
             continue
@@ -253,4 +256,7 @@ def _find_targets(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _find_targets(child, f"{prefix}.{name}")
 
 
-CONTRADICTIONS = (_alpha, _objective, _divergence, _sampling, _policy_gradient, _models, _reward, _targets)
+CONTRADICTIONS = (
+    *(_alpha, _objective, _divergence, _sampling, _policy_gradient, _models, _reward, _targets),
+    *(teacher_contradictions,),
+)
