@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -59,18 +60,18 @@ class AdaptedModel(HiddenStateModel):
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Adapter merged into copies of the weights; the weights themselves are back afterwards."""
-        bases = [layer.get_base_layer() for layer in self._layers]
-        weights = [base.weight.data for base in bases]
+        parameters = [cast("nn.Parameter", layer.get_base_layer().weight) for layer in self._layers]
+        weights = [parameter.data for parameter in parameters]
         try:
-            for layer, base in zip(self._layers, bases, strict=True):
-                base.weight.data = base.weight.data.clone()
+            for layer, parameter in zip(self._layers, parameters, strict=True):
+                parameter.data = parameter.data.clone()
                 layer.merge()
             yield
         finally:
-            for layer, base, weight in zip(self._layers, bases, weights, strict=True):
+            for layer, parameter, weight in zip(self._layers, parameters, weights, strict=True):
                 if layer.merged:
                     layer.unmerge()  # for peft's records
-                base.weight.data = weight
+                parameter.data = weight
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -110,7 +111,7 @@ class AdaptedModel(HiddenStateModel):
         """
         (settings,) = self.adapter.peft_config.values()
         settings.base_model_name_or_path = self.base_path or str(final.absolute() / BASE)
-        self.adapter.save_pretrained(folder)
+        self.adapter.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)  # peft's own card
         if self.base_path is None:
             self.model.save_pretrained(folder / BASE, state_dict=self.base_weights())

@@ -21,6 +21,7 @@ from gkd_rl.choices import DivergenceName
 from gkd_rl.config import AdapterConfig, Config, DivergenceConfig, ModelConfig, TeacherConfig
 from gkd_rl.critic import Critic
 from gkd_rl.divergence import TokenDivergence
+from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.errors import ConfigError, GkdRlError, ModelError
 from gkd_rl.evaluation import EvaluationSettings, Evaluator
 from gkd_rl.fused_head import FusedHead
@@ -50,11 +51,12 @@ class Models:
 
     Attributes:
         student: is trained.
-        teacher: is imitated, or only measured against; None without one.
+        teacher: is imitated, or only measured against; None without one, and for one behind a server.
         initial: the student before training, frozen.
         codec: text <-> ids.
         critic: PPO's value head.
         samples: the teacher's completion of every training prompt, where steps read them.
+        endpoint: the server of a teacher that is behind one.
     """
 
     student: HiddenStateModel
@@ -63,6 +65,7 @@ class Models:
     codec: TextCodec
     critic: Critic | None = None
     samples: TeacherSamples | None = None
+    endpoint: EndpointTeacher | None = None
 
 
 def construct(node: dict[str, Any], key: str) -> Any:
@@ -218,6 +221,7 @@ def samples_cache(config: Config, teacher_key: str, codec: TextCodec, train: lis
     """Folder of the teacher's samples, named by the hash of everything that decides them."""
     key = cache_key(
         teacher=teacher_key,
+        quantization=None if config.teacher is None else config.teacher.quantization.value,
         rows=rows_digest(train),
         limits=[codec.max_prompt_tokens, codec.max_completion_tokens],
         ends=codec.eos_ids,
@@ -244,7 +248,7 @@ def build_evaluator(config: Config, models: Models, reward: Composite | None, ex
         examples=examples,
         codec=models.codec,
         sampling=Sampling(rollout.temperature, rollout.top_p, rollout.top_k),
-        teacher=models.teacher,
+        teacher=models.teacher or models.endpoint,
         heads={name: head(divergence) for name, divergence in divergences.items()},
         initial=models.initial,
         initial_head=head(reverse_kl),

@@ -114,6 +114,7 @@ def _readers(config: Config, models: Models, divergence: TokenDivergence | None)
         shuffled=config.teacher is not None and config.teacher.prompts is TeacherPrompts.shuffled,
         credits=config.divergence.kd_credit is not KdCredit.none,
         anchored=config.policy_gradient.sampled_kl.coefficient > 0,
+        endpoint=models.endpoint if taught else None,
     )
 
 

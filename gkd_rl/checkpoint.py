@@ -22,7 +22,8 @@ from gkd_rl.value_head import ValueHead
 NOT_TRAINING = {
     *("run", "precheck", "validation", "pipeline", "outputs", "evaluation", "metrics", "uncertainty", "tracking"),
     *("json_files", "environment", "report_table", "model_card", "checkpoint", "setting_words", "contradictions"),
-    *("cost", "meter", "step_metrics", "loading_contradictions"),
+    *("cost", "meter", "step_metrics", "endpoint", "teacher_audit", "teacher_contradictions"),
+    "loading_contradictions",
 }
 
 

@@ -19,6 +19,7 @@ from gkd_rl.choices import (
 from gkd_rl.config import Config
 from gkd_rl.loading_contradictions import check_loading
 from gkd_rl.schedule import Schedule
+from gkd_rl.teacher_contradictions import teacher_contradictions
 
 ALLOWED_PACKAGES = ("gkd_rl", "reward_models")
 _PACKAGES = " or ".join(ALLOWED_PACKAGES)
@@ -193,6 +194,8 @@ def _models(config: Config) -> Iterator[str]:
     for key, model in (("student", config.student), ("teacher", teacher)):
         if model is None:
             continue
+        if model is teacher and teacher is not None and teacher.endpoint is not None:  # see teacher_contradictions
+            continue
         imitated_only = model is teacher and teacher is not None and teacher.initial_student
         if imitated_only and model.path is None and model.architecture is None:  # nothing to measure against
             continue
@@ -256,5 +259,5 @@ def _find_targets(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 CONTRADICTIONS = (
     *(_alpha, _objective, _divergence, _sampling, _policy_gradient, _models, _reward, _targets),
-    check_loading,
+    *(check_loading, teacher_contradictions),
 )

@@ -21,6 +21,7 @@ from gkd_rl.choices import DivergenceName, DivergenceScale
 
 _FLOOR = -1e4  # exp(_FLOOR) is 0 in every float, and differences stay finite
 _LARGE = 60.0  # exp(_LARGE) is finite in float32
+_LEAST_TAIL = torch.finfo(torch.float32).eps  # a sum of float32 probabilities is not known better than this
 
 Function = Callable[[Tensor, Tensor, float], Tensor]
 Named = TypeVar("Named", bound=Function)
@@ -136,6 +137,13 @@ def with_tail_bucket(logp_NV: Tensor, top_NK: Tensor) -> Tensor:
     return torch.cat([logp_NV.gather(1, top_NK), others], dim=-1)
 
 
+def with_unlisted(logp_NK: Tensor) -> Tensor:
+    """Log-probabilities of the listed words and, last, log(1 - Σ_k P_k) of all others together, shape (N, K + 1)."""
+    listed_N1 = logp_NK.double().logsumexp(dim=-1, keepdim=True)
+    others_N1 = (-torch.expm1(listed_N1)).clamp(min=_LEAST_TAIL).log()
+    return torch.cat([logp_NK, others_N1.to(logp_NK.dtype)], dim=-1)
+
+
 @dataclass(frozen=True)
 class TokenDivergence:
     """A configured divergence: logits in, one value per token out.
@@ -175,6 +183,29 @@ class TokenDivergence:
         if self.teacher_top_k is not None and self.teacher_top_k < teacher.shape[-1] - 1:
             top_NK = teacher.topk(self.teacher_top_k, dim=-1).indices
             teacher, student = with_tail_bucket(teacher, top_NK), with_tail_bucket(student, top_NK)
+        return self._between(teacher, student)
+
+    def to_top(self, ids_NK: Tensor, logp_NK: Tensor, student_logits_NV: Tensor) -> Tensor:
+        """The same, shape (N,), where the teacher tells its K likeliest words only: `teacher_top_k` with K words.
+
+        Args:
+            ids_NK: the teacher's words, each once.
+            logp_NK: their log-probabilities at temperature 1.
+            student_logits_NV: full vocabulary.
+
+        Raises:
+            ValueError: the divergence does not read a teacher, or has a temperature, which needs all logits.
+        """
+        if self.temperature != 1 or not self.needs_teacher:
+            raise ValueError(f"divergence {self.name.value} at temperature {self.temperature} needs all logits.")
+        student = torch.log_softmax(student_logits_NV, dim=-1)
+        teacher = logp_NK.to(student.dtype)
+        if ids_NK.shape[-1] < student.shape[-1]:
+            return self._between(with_unlisted(teacher), with_tail_bucket(student, ids_NK))
+        return self._between(teacher, student.gather(1, ids_NK))
+
+    def _between(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """The named function of both models' log-probabilities, scaled."""
         value = _FUNCTIONS[self.name](teacher, student, 0.0 if self.parameter is None else self.parameter)
         return value / self._unit() if self.scale is DivergenceScale.unit else value
 

@@ -29,3 +29,7 @@ class ModelError(GkdRlError):
 
 class RewardError(GkdRlError):
     """A reward returned something that cannot be used as a reward."""
+
+
+class EndpointError(GkdRlError):
+    """A teacher's server does not answer, or not with what was asked for."""

@@ -14,9 +14,11 @@ import torch
 from tqdm.auto import tqdm
 
 from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.masking import sequence_mean
 from gkd_rl.metrics import repetition_rate, rouge_scores, self_bleu
+from gkd_rl.readers import said_by
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
 from gkd_rl.trainer import score
 from gkd_rl.types import Example, Projection, Rollout
@@ -65,7 +67,7 @@ class Evaluator:
     examples: Sequence[Example]
     codec: TextCodec
     sampling: Sampling
-    teacher: HiddenStateModel | None
+    teacher: HiddenStateModel | EndpointTeacher | None
     heads: dict[str, FusedHead]
     initial: HiddenStateModel | None
     initial_head: FusedHead
@@ -130,12 +132,16 @@ class Evaluator:
         return values
 
     def _divergences(
-        self, model: HiddenStateModel, other: HiddenStateModel, heads: dict[str, FusedHead], rollouts: list[Rollout]
+        self,
+        model: HiddenStateModel,
+        other: HiddenStateModel | EndpointTeacher,
+        heads: dict[str, FusedHead],
+        rollouts: list[Rollout],
     ) -> dict[str, np.ndarray]:
         """Each divergence to another model, averaged over each completion's tokens, in nats."""
         parts: dict[str, list[np.ndarray]] = {f"sampled/{name}": [] for name in heads}
         for rollout in rollouts:
-            own_side, other_side = (Projection(one(rollout), one.head()) for one in (model, other))
+            own_side, other_side = Projection(model(rollout), model.head()), said_by(other, rollout)
             for name, head in heads.items():
                 terms = head(own_side, other_side, rollout.ids_BT, rollout.mask_BT)
                 if terms.divergence_BT is None:

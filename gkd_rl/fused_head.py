@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gkd_rl.divergence import TokenDivergence
-from gkd_rl.types import OutputHead, Projection, TokenTerms
+from gkd_rl.types import OutputHead, Projection, Teaching, TokenTerms, TopLogProbs
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class FusedHead:
     chunk_tokens: int = 4096
     vocabulary: int | None = None
 
-    def __call__(self, student: Projection, teacher: Projection | None, ids_BT: Tensor, mask_BT: Tensor) -> TokenTerms:
+    def __call__(self, student: Projection, teacher: Teaching | None, ids_BT: Tensor, mask_BT: Tensor) -> TokenTerms:
         """Per-token terms of the completions.
 
         Args:
             student: hidden states that predict `ids_BT`, shape (B, T, D), with gradient.
-            teacher: the same of the teacher, without gradient, its own width; None when no divergence needs it.
+            teacher: the same of the teacher, without gradient, its own width, or its likeliest words; None when no
+                divergence needs it.
             ids_BT: completion ids.
             mask_BT: valid positions.
 
@@ -49,14 +50,15 @@ class FusedHead:
         Raises:
             ValueError: hidden states and ids do not agree in B and T.
         """
-        for name, projection in (("student", student), ("teacher", teacher)):
-            if projection is not None and projection.hidden_BTD.shape[:2] != ids_BT.shape:
-                raise ValueError(
-                    f"{name} hidden states {tuple(projection.hidden_BTD.shape)} do not fit completion ids "
-                    f"{tuple(ids_BT.shape)}."
-                )
+        for name, given in (("student", student), ("teacher", teacher)):
+            for tensor in () if given is None else given.tensors:
+                if tensor.shape[:2] != ids_BT.shape:
+                    kind = "hidden states" if isinstance(given, Projection) else "likeliest words"
+                    raise ValueError(
+                        f"{name} {kind} {tuple(tensor.shape)} do not fit completion ids {tuple(ids_BT.shape)}."
+                    )
         student_ND = student.hidden_BTD[mask_BT]
-        teacher_ND = None if teacher is None else teacher.hidden_BTD[mask_BT]
+        told_N = () if teacher is None else tuple(tensor[mask_BT] for tensor in teacher.tensors)
         ids_N = ids_BT[mask_BT]
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, max(ids_N.numel(), 1), self.chunk_tokens):
@@ -64,8 +66,8 @@ class FusedHead:
             arguments = (
                 student_ND[rows],
                 student.head,
-                None if teacher_ND is None else teacher_ND[rows],
-                None if teacher is None else teacher.head,
+                teacher,
+                tuple(tensor[rows] for tensor in told_N),
                 ids_N[rows],
             )
             if ids_N.numel() > self.chunk_tokens and torch.is_grad_enabled():
@@ -79,24 +81,28 @@ class FusedHead:
         self,
         student_ND: Tensor,
         student_head: OutputHead,
-        teacher_ND: Tensor | None,
-        teacher_head: OutputHead | None,
+        teacher: Teaching | None,
+        told_N: tuple[Tensor, ...],
         ids_N: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """log-probability, divergence and entropy of one chunk, each of shape (n,)."""
         vocabulary = student_head.weight_VD.shape[0]
         vocabulary = vocabulary if self.vocabulary is None else min(vocabulary, self.vocabulary)
         teacher_logits = None
-        if teacher_ND is not None and teacher_head is not None:
-            vocabulary = min(vocabulary, teacher_head.weight_VD.shape[0])  # padded embeddings: the shared part
+        if isinstance(teacher, Projection):
+            vocabulary = min(vocabulary, teacher.head.weight_VD.shape[0])  # padded embeddings: the shared part
             with torch.no_grad():
-                teacher_logits = teacher_head.logits(teacher_ND, vocabulary)
+                teacher_logits = teacher.head.logits(told_N[0], vocabulary)
         student_logits = student_head.logits(student_ND, vocabulary)
         logp_NV = torch.log_softmax(student_logits / self.temperature, dim=-1)
         logp = logp_NV.gather(1, ids_N.unsqueeze(1)).squeeze(1)
         with torch.no_grad():
             entropy = -(logp_NV.exp() * logp_NV).sum(dim=-1)
-        divergence = logp if self.divergence is None else self.divergence(teacher_logits, student_logits, ids_N)
+        divergence = logp
+        if self.divergence is not None and isinstance(teacher, TopLogProbs):
+            divergence = self.divergence.to_top(told_N[0], told_N[1], student_logits)
+        elif self.divergence is not None:
+            divergence = self.divergence(teacher_logits, student_logits, ids_N)
         return logp, divergence, entropy
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from gkd_rl.choices import AlphaSchedule, DivergenceName, KdCredit, TeacherPrompts
+from gkd_rl.choices import AlphaSchedule, DivergenceName, KdCredit, Quantization, TeacherPrompts
 from gkd_rl.config import Config, PolicyGradientConfig
 from gkd_rl.evaluation import Evaluation
 from gkd_rl.json_files import write_json
 from gkd_rl.model_card import model_card
 from gkd_rl.report_table import markdown_table, results_table
+from gkd_rl.teacher_audit import TeacherAudit
 from gkd_rl.uncertainty import Estimate, paired_difference
 
 GREEDY_METRICS = {
@@ -46,12 +47,14 @@ class Results:
         references: one per row.
         bootstrap_samples: resamples behind every interval.
         cost: tokens, seconds and estimated FLOPs of the run's own stage.
+        teacher_audit: what quantising the teacher cost; None for one that is not quantised.
     """
 
     evaluations: dict[str, Evaluation]
     references: list[str]
     bootstrap_samples: int
     cost: dict[str, float]
+    teacher_audit: TeacherAudit | None = None
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """Model -> metric -> mean with interval."""
@@ -133,12 +136,24 @@ def describe_method(config: Config) -> dict[str, str]:
     }
 
 
+def _described(config: Config, results: Results) -> dict[str, str]:
+    """The settings, and how far the teacher's own numbers can be trusted."""
+    audit = results.teacher_audit
+    return describe_method(config) | ({} if audit is None else {"teacher audit": str(audit)})
+
+
 def _imitated(config: Config) -> str:
     """Whose distributions the divergence reads."""
     teacher = config.teacher
     if teacher is None or config.divergence.name is DivergenceName.cross_entropy:
         return "the text alone"
     who = "the initial student" if teacher.initial_student else "the teacher"
+    if teacher.endpoint is not None:
+        who += (
+            f" {teacher.endpoint.model} behind a server, by its {teacher.endpoint.top_k} likeliest words and the rest"
+        )
+    if teacher.quantization is not Quantization.none:
+        who += f" in {teacher.quantization.value}"
     return who if teacher.prompts is TeacherPrompts.own else f"{who}, at another prompt"
 
 
@@ -160,14 +175,15 @@ def _describe_policy_gradient(settings: PolicyGradientConfig) -> str:
 def model_card_of(results: Results, config: Config, model_class: str) -> str:
     """The README of the model folder."""
     table = markdown_table(results.table(), results.columns(), "", "")
-    settings = describe_method(config)
+    settings = _described(config, results)
     return model_card(config.name, f"alpha = {config.alpha:g}", settings, table, config.scale.notice, model_class)
 
 
 def write_results(folder: Path, results: Results, config: Config) -> str:
     """Write eval.json and predictions.jsonl; returns the table to print."""
-    settings = describe_method(config)
+    settings, audit = _described(config, results), results.teacher_audit
     facts = {"settings": settings, "notice": config.scale.notice, "cost": results.cost}
+    facts |= {} if audit is None else {"teacher_audit": audit.as_dict()}
     write_json(folder / "eval.json", {**facts, **results.as_dict()})
     lines = [json.dumps(row, ensure_ascii=False) for row in results.predictions()]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")

@@ -23,6 +23,7 @@ from gkd_rl import build
 from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build_adapter import attach_adapter
+from gkd_rl.build_teacher import audit_teacher, build_endpoint, check_teacher, placed_teacher
 from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
 from gkd_rl.checkpoint import save_model
 from gkd_rl.choices import FixedSource
@@ -36,6 +37,7 @@ from gkd_rl.outputs import Results, model_card_of, write_results
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
 from gkd_rl.tasks.task import Task
+from gkd_rl.teacher_audit import TeacherAudit
 from gkd_rl.teacher_samples import TeacherSamples, write_samples
 from gkd_rl.tracking import Tracker
 from gkd_rl.trainer import StepRecord, Trainer
@@ -71,9 +73,11 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> fl
 def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker, output_dir: Path) -> float:
     """All stages, then the results; returns the objective."""
     accelerator = Accelerator()
+    check_teacher(config.teacher)
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
     cost = CostTotals()
     models = _prepare_models(config, task, train, accelerator)
+    audit = _audit(config, models, train, held_out, accelerator)
     models = _write_samples(config, models, train, cost)
     stream = PromptStream(train, config.trainer.prompts_per_step, config.seed)
     evaluator = build.build_evaluator(config, models, reward, held_out)
@@ -87,7 +91,7 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker,
     evaluations["student after"] = evaluator.evaluate(models.student, "student after")
 
     references = [example.reference for example in held_out]
-    results = Results(evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict())
+    results = Results(evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), audit)
     tracker.summary(results.as_dict())
     table = write_results(output_dir, results, config)
     if config.save_model:
@@ -101,21 +105,43 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker,
 
 def _prepare_models(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> build.Models:
     """Teacher and student, each loaded, reused from the cache, or trained on the references."""
-    teacher, settings = None, config.teacher
-    if settings is not None and settings.path is None and settings.architecture is None:
-        settings = None
-    codec, own = build.build_codecs(config, settings, task, accelerator)
-    if settings is not None:
-        teacher = _prepare_model(config, settings, "teacher", own or codec, train, accelerator)
-        teacher.codec = own
-        teacher.requires_grad_(False).eval()
-    student = _prepare_model(config, config.student, "student", codec, train, accelerator)
+    settings = config.teacher
+    own_teacher = settings is not None and (settings.path is not None or settings.architecture is not None)
+    codec, own = build.build_codecs(config, settings if own_teacher else None, task, accelerator)
+    teacher, endpoint = None, None
+    if settings is not None and settings.endpoint is not None:
+        endpoint = build_endpoint(settings.endpoint, codec, train[0])
+    elif settings is not None and own_teacher:
+        full = _prepare_model(config, settings, "teacher", own or codec, train, accelerator)
+        full.codec = own
+        teacher = placed_teacher(full, settings, accelerator.device)
+    student = _prepare_model(config, config.student, "student", codec, train, accelerator).to(accelerator.device)
     if config.adapter is None:
         initial = copy.deepcopy(student).requires_grad_(False).eval()
     else:
         student = attach_adapter(config, student.model)
         initial = InitialView(student)
-    return build.Models(student, teacher, initial, codec, build.build_critic(config, student))
+    return build.Models(student, teacher, initial, codec, build.build_critic(config, student), endpoint=endpoint)
+
+
+def _audit(
+    config: Config, models: build.Models, train: list[Example], held_out: list[Example], accelerator: Accelerator
+) -> TeacherAudit | None:
+    """What quantising the teacher cost, on rollouts of held-out prompts."""
+    settings = config.teacher
+
+    def load() -> HiddenStateModel:
+        assert settings is not None and models.teacher is not None
+        own = models.teacher.codec
+        codec = own if isinstance(own, TextCodec) else models.codec
+        full = _prepare_model(config, settings, "teacher", codec, train, accelerator)
+        full.codec = own
+        return full
+
+    audit = audit_teacher(config, models, held_out, load)
+    if audit is not None:
+        log.info("teacher audit: %s", audit)
+    return audit
 
 
 def _write_samples(config: Config, models: build.Models, train: list[Example], cost: CostTotals) -> build.Models:
@@ -143,15 +169,18 @@ def _write_samples(config: Config, models: build.Models, train: list[Example], c
 def _prepare_model(
     config: Config, settings: ModelConfig, key: str, codec: TextCodec, train: list[Example], accelerator: Accelerator
 ) -> HiddenStateModel:
-    """One model after its supervised stage, in which a student with an adapter trains one that is merged at the end."""
+    """One model after its supervised stage, on the CPU or where it was trained.
+
+    A student with an adapter trains one in that stage, which is merged at its end.
+    """
     adapter = config.adapter if key == "student" else None
     if settings.sft is None:
-        return HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
+        return HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key))
     folder = build.supervised_cache(config, build.model_key(settings, codec, train, adapter))
     if folder.is_dir():
         log.info("%s: reused the supervised model %s", key, folder)
         stored = build.load_model(str(folder), None, getattr(torch, settings.dtype.value), f"{key} (cached)")
-        return HiddenStateModel(stored).to(accelerator.device)
+        return HiddenStateModel(stored)
     model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
     if adapter is not None:
         model = attach_adapter(config, model.model)

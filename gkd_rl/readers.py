@@ -15,9 +15,10 @@ from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.choices import DivergenceName
 from gkd_rl.critic import Critic
 from gkd_rl.divergence import TokenDivergence
+from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.meter import Pass, StepMeter
-from gkd_rl.types import Projection, Rollout, Source, Survey, TokenTerms
+from gkd_rl.types import Projection, Rollout, Source, Survey, Teaching, TokenTerms
 
 
 @dataclass
@@ -26,12 +27,13 @@ class Readers:
 
     Attributes:
         student: is trained.
-        teacher: is imitated; None without one.
+        teacher: is imitated; None without one, and for one behind a server.
         initial: the student before training, frozen; None where nothing is measured against it.
         head: with the divergence, or without one (alpha = 0 throughout).
         shuffled: the teacher reads another prompt of the step (a control).
         credits: the divergence has its score-function term, so that it is needed before the first update.
         anchored: the reward term has a sampled KL to the initial student.
+        endpoint: the server of the teacher that is imitated.
         meter: counts the FLOPs of every pass.
     """
 
@@ -42,28 +44,30 @@ class Readers:
     shuffled: bool = False
     credits: bool = False
     anchored: bool = False
+    endpoint: EndpointTeacher | None = None
     meter: StepMeter = field(default_factory=StepMeter)
 
     def taught(self, alpha: float) -> bool:
         """The teacher reads the text of a step at this alpha."""
         divergence = self.head.divergence
-        return alpha > 0 and self.teacher is not None and divergence is not None and divergence.needs_teacher
+        present = self.teacher is not None or self.endpoint is not None
+        return alpha > 0 and present and divergence is not None and divergence.needs_teacher
 
-    def teach(self, rollout: Rollout, rows: slice, micro: Rollout, alpha: float) -> Projection | None:
+    def teach(self, rollout: Rollout, rows: slice, micro: Rollout, alpha: float) -> Teaching | None:
         """The teacher's states on `micro`, the step's completions `rows`; None where nothing reads them."""
-        if self.teacher is None or not self.taught(alpha):
+        if not self.taught(alpha):
             return None
         text = rollout.with_shuffled_prompts().rows(rows.start, rows.stop) if self.shuffled else micro
-        return self._project("teacher", self.teacher, text)
+        return self._project("teacher", self.teacher or self.endpoint, text)
 
-    def read(self, hidden_BTD: Tensor, teacher: Projection | None, micro: Rollout, alpha: float) -> TokenTerms:
+    def read(self, hidden_BTD: Tensor, teacher: Teaching | None, micro: Rollout, alpha: float) -> TokenTerms:
         """Per-token terms from the student's states, with gradient; no divergence at alpha = 0."""
         head = self.head if alpha > 0 else replace(self.head, divergence=None)
         if torch.is_grad_enabled():
             self.meter.flops("student", self.student, Pass.training, micro)
         return head(Projection(hidden_BTD, self.student.head()), teacher, micro.ids_BT, micro.mask_BT)
 
-    def distances(self, hidden_BTD: Tensor, teacher: Projection | None, micro: Rollout) -> dict[str, Tensor]:
+    def distances(self, hidden_BTD: Tensor, teacher: Teaching | None, micro: Rollout) -> dict[str, Tensor]:
         """KL(student || other) in nats at each position, for the initial student and the teacher; without gradient."""
         others = {"kl_to_initial": self._project("initial", self.initial, micro), "kl_to_teacher": teacher}
         head = replace(self.head, divergence=TokenDivergence(DivergenceName.reverse_kl))
@@ -77,14 +81,14 @@ class Readers:
     @torch.no_grad()
     def survey(
         self, rollout: Rollout, size: int, *, rewarded: bool, alpha: float, critic: Critic | None
-    ) -> tuple[Survey, dict[int, Projection | None]]:
+    ) -> tuple[Survey, dict[int, Teaching | None]]:
         """What the models say of the whole step before its first update, `size` completions at a time.
 
         Returns:
             The survey, and the teacher's states by first row, to be read again.
         """
         wanted = self._wanted(rollout, rewarded, alpha, critic)
-        taught: dict[int, Projection | None] = {}
+        taught: dict[int, Teaching | None] = {}
         if not wanted:
             return Survey(), taught
         shape, device = rollout.ids_BT.shape, rollout.ids_BT.device
@@ -104,7 +108,8 @@ class Readers:
                 hidden_BTD[:, :width], taught.get(start), micro, alpha if "divergence_BT" in wanted else 0
             )
             parts = {"logp_BT": terms.logp_BT, "divergence_BT": terms.divergence_BT}
-            if "initial_logp_BT" in wanted and (other := self._project("initial", self.initial, micro)) is not None:
+            other = self._project("initial", self.initial, micro) if "initial_logp_BT" in wanted else None
+            if isinstance(other, Projection):
                 parts["initial_logp_BT"] = plain(other, None, micro.ids_BT, micro.mask_BT).logp_BT
             if critic is not None:
                 parts["values_BT1"] = critic.values(hidden_BTD)
@@ -127,9 +132,17 @@ class Readers:
         return wanted
 
     @torch.no_grad()
-    def _project(self, phase: str, model: HiddenStateModel | None, micro: Rollout) -> Projection | None:
-        """States of a frozen model."""
+    def _project(self, phase: str, model: HiddenStateModel | EndpointTeacher | None, micro: Rollout) -> Teaching | None:
+        """What a frozen model says; the FLOPs of a server are unknown and not counted."""
         if model is None:
             return None
-        self.meter.flops(phase, model, Pass.forward, micro)
-        return Projection(model(micro), model.head())
+        if isinstance(model, HiddenStateModel):
+            self.meter.flops(phase, model, Pass.forward, micro)
+        return said_by(model, micro)
+
+
+def said_by(model: HiddenStateModel | EndpointTeacher, rollout: Rollout) -> Teaching:
+    """A model's states and its head, or a server's likeliest words, at each completion token."""
+    if isinstance(model, EndpointTeacher):
+        return model(rollout)
+    return Projection(model(rollout), model.head())

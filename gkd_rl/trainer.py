@@ -32,7 +32,7 @@ from gkd_rl.rollout import Sampler, TextCodec
 from gkd_rl.schedule import Schedule
 from gkd_rl.step_metrics import loss_metrics, rollout_metrics
 from gkd_rl.teacher_samples import TeacherSamples
-from gkd_rl.types import Credits, Projection, Rollout, Source, Survey
+from gkd_rl.types import Credits, Rollout, Source, Survey, Teaching
 from reward_models.composite import Composite, Scores
 
 
@@ -79,7 +79,7 @@ class _Work:
     totals: StepTotals
     credits: Credits
     targets: Targets | None
-    taught: dict[int, Projection | None]  # the teacher's states by first row, where they are known already
+    taught: dict[int, Teaching | None]  # the teacher's states by first row, where they are known already
     diagnose: bool
 
 

@@ -148,6 +148,32 @@ class Projection:
     hidden_BTD: Tensor
     head: OutputHead
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What has one row for each position."""
+        return (self.hidden_BTD,)
+
+
+@dataclass(frozen=True)
+class TopLogProbs:
+    """A model's K likeliest words at the positions that predict the completion: all that a server tells of it.
+
+    Attributes:
+        ids_BTK: their ids, each once.
+        logp_BTK: their log-probabilities among all words, at temperature 1.
+    """
+
+    ids_BTK: Tensor
+    logp_BTK: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What has one row for each position."""
+        return self.ids_BTK, self.logp_BTK
+
+
+Teaching = Projection | TopLogProbs
+
 
 @dataclass(frozen=True)
 class TokenTerms:

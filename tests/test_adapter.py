@@ -52,7 +52,7 @@ def make_adapted(make_model: MakeModel, few_words: PreTrainedTokenizerFast) -> A
         changes = {"model_type": kind} if kind == "llama" else {}
         plain = make_model(few_words, seed=8, lively=True, **changes)
         settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **SETTINGS[name], **more)
-        adapted = AdaptedModel(plain.model.to(dtype), settings, seed=3)
+        adapted = AdaptedModel(plain.to(dtype).model, settings, seed=3)
         generator = torch.Generator().manual_seed(1)
         for parameter in trained(adapted).values():
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)

@@ -31,7 +31,7 @@ COUNTS = {
     "student": 2,
     "sweep": 1,
     "task": 2,
-    "teacher": 4,
+    "teacher": 5,
     "tracking": 3,
     "trainer": 1,
 }
@@ -39,6 +39,7 @@ COUNTS = {
 COMPANIONS = {
     "divergence=cross_entropy": ["alpha=1", "lmbda=0"],
     "teacher=none": ["alpha=0"],
+    "teacher=endpoint": ["teacher.endpoint.model=any"],
     "reward=none": ["alpha=1"],
 }
 CHOICES = [f"{group}={path.stem}" for group in sorted(COUNTS) for path in sorted((CONF / group).glob("*.yaml"))]

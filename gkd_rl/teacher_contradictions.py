@@ -1,0 +1,88 @@
+"""Settings of a teacher that is quantised, elsewhere or remote, where they contradict one another or the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from gkd_rl.choices import DivergenceName, FixedSource, Quantization
+from gkd_rl.config import Config, EndpointConfig, TeacherConfig
+
+
+def teacher_contradictions(config: Config) -> Iterator[str]:
+    """One sentence for each problem."""
+    teacher = config.teacher
+    if teacher is None:
+        return
+    if teacher.initial_student:
+        for name, value, neutral in (*_placement(teacher), ("endpoint", "set" if teacher.endpoint else None, "null")):
+            if value is not None:
+                yield (
+                    f"teacher.{name}={value} with teacher.initial_student=true: the student before training is "
+                    f"imitated, at full precision and beside the student. Set teacher.{name}={neutral}, "
+                    "or teacher.initial_student=false."
+                )
+    if teacher.offload and teacher.quantization is not Quantization.none:
+        yield (
+            f"teacher.offload=true with teacher.quantization={teacher.quantization.value}: quantised weights stay "
+            "where they are computed. Set teacher.offload=false, or teacher.quantization=none."
+        )
+    if teacher.endpoint is not None:
+        yield from _endpoint(config, teacher, teacher.endpoint)
+
+
+def _placement(teacher: TeacherConfig) -> list[tuple[str, str | None, str]]:
+    """(setting, its value where it is not the neutral one, the neutral one) of where and how weights are kept."""
+    quantization = None if teacher.quantization is Quantization.none else teacher.quantization.value
+    offload = "true" if teacher.offload else None
+    return [("quantization", quantization, "none"), ("device", teacher.device, "null"), ("offload", offload, "false")]
+
+
+def _endpoint(config: Config, teacher: TeacherConfig, endpoint: EndpointConfig) -> Iterator[str]:
+    """A server holds the teacher, and tells its likeliest words only."""
+    held: list[tuple[str, Any, str]] = [
+        (name, value if isinstance(value, str) else "set", "null")
+        for name in ("path", "gguf_file", "keep_layers", "architecture", "tokenizer", "sft")
+        if (value := getattr(teacher, name)) is not None
+    ]
+    held += [one for one in _placement(teacher) if one[1] is not None] if not teacher.initial_student else []
+    for name, value, neutral in held:
+        yield (
+            f"teacher.{name}={value} with teacher.endpoint has no effect, the server holds the teacher: "
+            f"set teacher.{name}={neutral}, or teacher.endpoint=null."
+        )
+    divergence = config.divergence
+    if divergence.name is DivergenceName.cross_entropy:
+        yield "divergence=cross_entropy reads no teacher: set teacher=none, or choose another with divergence=jsd."
+    if divergence.temperature != 1:
+        yield (
+            f"divergence.temperature={divergence.temperature} with teacher.endpoint needs log-probabilities of all "
+            "words: set divergence.temperature=1."
+        )
+    if divergence.teacher_top_k is not None:
+        yield (
+            f"divergence.teacher_top_k={divergence.teacher_top_k} with teacher.endpoint has no effect, the server "
+            f"tells teacher.endpoint.top_k={endpoint.top_k} words: set divergence.teacher_top_k=null."
+        )
+    if config.fixed_data.source is FixedSource.teacher and config.lmbda < 1:
+        yield (
+            "fixed_data=teacher_samples with teacher.endpoint: the server scores text and writes none here. "
+            "Set fixed_data=references, or lmbda=1."
+        )
+    yield from _url(endpoint.url)
+
+
+def _url(url: str) -> Iterator[str]:
+    """An address without secrets: it is written to the run's files."""
+    takes = "teacher.endpoint.url takes http:// or https:// with a host, e.g. http://localhost:8000"
+    try:
+        parts = urlsplit(url)
+        good, secret = parts.scheme in ("http", "https") and bool(parts.hostname), parts.password or parts.username
+        good = good and (parts.port is None or parts.port > 0) and not (parts.query or parts.fragment)
+    except ValueError:
+        good, secret = False, None
+    if secret:
+        yield f"teacher.endpoint.url holds a user or a password: {takes}; name the key's variable in api_key_variable."
+    elif not good:
+        yield f"teacher.endpoint.url={url} is no address of a server: {takes}."
