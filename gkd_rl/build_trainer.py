@@ -55,7 +55,14 @@ def build_supervised_trainer(
         samples=None,
         optimizer=optimizer,
         schedule=schedule,
-        settings=StepSettings(0.0, settings.seed, 1, sft.micro_batch_size, sft.max_grad_norm),
+        settings=StepSettings(
+            lmbda=0.0,
+            seed=settings.seed,
+            per_prompt=1,
+            micro_batch_size=sft.micro_batch_size,
+            max_grad_norm=sft.max_grad_norm,
+            gradient_checkpointing=sft.gradient_checkpointing,
+        ),
     )
 
 
@@ -97,6 +104,7 @@ def build_trainer(
             max_grad_norm=trainer.max_grad_norm,
             epochs=surrogate.epochs,
             diagnose_every=trainer.diagnose_every,
+            gradient_checkpointing=trainer.gradient_checkpointing,
         ),
     )
 

@@ -1,14 +1,33 @@
-"""The gradients of the two terms of a step, kept apart: their norms, their cosine, and alpha as a share of the norm."""
+"""How a step's gradients are taken: layers recomputed to save memory, both terms apart for norms, cosine and share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.types import LossTerms
+
+
+@contextmanager
+def recomputed_layers(model: HiddenStateModel, on: bool) -> Iterator[None]:
+    """Gradient checkpointing inside the block: layers keep their input alone and run again in the backward pass.
+
+    The gradient is the same. Non-reentrant, so that frozen embeddings under adapters need no gradient of their own. The
+    backward pass belongs into the block.
+    """
+    if not on:
+        yield
+        return
+    model.model.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.model.activation_checkpointing_disable()
 
 
 class TermGradients:

@@ -23,7 +23,7 @@ from gkd_rl import mixing
 from gkd_rl.credit import CreditSettings, divergence_weights, moments, reward_weights, whitened
 from gkd_rl.critic import Critic, Targets
 from gkd_rl.errors import RewardError
-from gkd_rl.gradients import TermGradients
+from gkd_rl.gradients import TermGradients, recomputed_layers
 from gkd_rl.meter import Pass
 from gkd_rl.objective import Objective, StepTotals
 from gkd_rl.prompt_stream import PromptStream
@@ -49,6 +49,7 @@ class StepSettings:
         max_grad_norm: of the student's gradient; the value head's is held to the same.
         epochs: updates on one rollout with a reward.
         diagnose_every: steps between two measurements of both gradients and of the KL to the initial student; 0: never.
+        gradient_checkpointing: layers are computed again in the backward pass.
     """
 
     lmbda: float
@@ -59,6 +60,7 @@ class StepSettings:
     otherwise: Source = Source.dataset
     epochs: int = 1
     diagnose_every: int = 0
+    gradient_checkpointing: bool = False
 
 
 @dataclass
@@ -128,7 +130,8 @@ class Trainer:
         epochs = settings.epochs if scores is not None else 1
         metrics: dict[str, float] = {}
         for epoch in range(epochs):
-            first, sums = self._accumulate(work, keep=epochs > 1)
+            with recomputed_layers(self.student, settings.gradient_checkpointing):
+                first, sums = self._accumulate(work, keep=epochs > 1)
             work.diagnose = False  # the first update is the one that is described
             metrics |= sums if epoch == 0 else {name: sums[name] for name in ("clipped_share",)}
             metrics |= self._update()

@@ -1,0 +1,93 @@
+"""Gradient checkpointing: the same gradient, layers that really run twice, and a model that is left as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import MakeTrainer, assert_close, config_of, gradient_of
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from gkd_rl.build_trainer import build_supervised_trainer
+from gkd_rl.trainer import Trainer
+
+ON = "trainer.gradient_checkpointing=true"
+
+
+def count_layer_calls(trainer: Trainer) -> list[int]:
+    """A list that grows with every product of a layer while gradients are recorded."""
+    calls: list[int] = []
+
+    def count(*_: object) -> None:
+        if torch.is_grad_enabled():
+            calls.append(1)
+
+    for module in trainer.student.modules():
+        if isinstance(module, GradientCheckpointingLayer):  # whose own hooks stay outside the recomputation
+            next(one for one in module.modules() if isinstance(one, nn.Linear)).register_forward_pre_hook(count)
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["trainer.diagnose_every=1", "trainer.micro_batch_size=3"],  # both terms through one graph
+        ["policy_gradient=ppo"],
+        ["divergence.kd_credit=reward_to_go", "trainer.head_chunk_tokens=5"],
+    ],
+    ids=["both terms", "terms apart", "ppo", "credit"],
+)
+def test_the_gradient_stays_and_layers_run_again(kind: str, extra: list[str], make_trainer: MakeTrainer) -> None:
+    plain, saving = (make_trainer("alpha=0.5", *extra, *more, kind=kind) for more in ([], [ON]))
+    plain_calls, calls = count_layer_calls(plain), count_layer_calls(saving)
+    expected, _ = gradient_of(plain)
+    found, record = gradient_of(saving)
+    assert_close(found, expected)
+    assert len(calls) > len(plain_calls) > 0
+    assert not saving.student.model.is_activation_checkpointing, "the model is left as it was"
+    assert record.metrics["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_dropout_is_the_same_when_a_layer_runs_again(kind: str, make_trainer: MakeTrainer) -> None:
+    def gradient(*overrides: str) -> torch.Tensor:
+        trainer = make_trainer("alpha=0.5", *overrides, dropout=0.5, kind=kind)
+        torch.manual_seed(0)
+        return gradient_of(trainer)[0]
+
+    assert_close(gradient(ON), gradient())
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("t5", ["q", "v", "wo"]), ("llama", ["q_proj", "v_proj"])])
+def test_adapters_over_frozen_weights_get_the_same_gradient(
+    kind: str, targets: list[str], make_trainer: MakeTrainer
+) -> None:
+    """Nothing that enters a layer has a gradient; reentrant checkpointing would give none."""
+
+    def gradient(*overrides: str) -> torch.Tensor:
+        trainer = make_trainer("alpha=0.5", *overrides, kind=kind)
+        torch.manual_seed(0)
+        trainer.student.model.requires_grad_(False)
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), trainer.student.model)
+        adapters = nn.ParameterList(one for one in trainer.student.parameters() if one.requires_grad)
+        found, _ = gradient_of(trainer, model=adapters)
+        assert all(one.grad is None for one in trainer.student.parameters() if not one.requires_grad)
+        return found
+
+    assert_close(gradient(ON), gradient())
+
+
+@pytest.mark.parametrize(("word", "times"), [("true", 2), ("false", 1)])
+def test_the_supervised_stage_takes_its_own_setting(word: str, times: int, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.5")
+    config = config_of(f"student.sft.gradient_checkpointing={word}", "student.sft.batch_size=2")
+    rows = list(trainer.stream.examples)
+    supervised = build_supervised_trainer(trainer.student, config.student, trainer.codec, rows, Accelerator(cpu=True))
+    calls = count_layer_calls(supervised)
+    supervised.step(0)
+    layers = sum(isinstance(one, GradientCheckpointingLayer) for one in trainer.student.modules())
+    assert len(calls) == times * layers
