@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gkd_rl.choices import AlphaSchedule, DivergenceName, KdCredit, Quantization, TeacherPrompts
-from gkd_rl.config import Config, PolicyGradientConfig
+from gkd_rl.choices import AdapterKind, AlphaSchedule, DivergenceName, KdCredit, Quantization, TeacherPrompts
+from gkd_rl.config import AdapterConfig, Config, PolicyGradientConfig
 from gkd_rl.evaluation import Evaluation
 from gkd_rl.json_files import write_json
 from gkd_rl.model_card import model_card
@@ -128,6 +128,7 @@ def describe_method(config: Config) -> dict[str, str]:
         "alpha": alpha,
         "divergence": f"{name}, {divergence.reduction.value}, temperature {divergence.temperature:g}",
         "imitates": _imitated(config),
+        **({} if config.adapter is None else {"trains": _trained(config.adapter)}),
         "reward": " + ".join(f"{weight:g} {name}" for name, weight in weights.items()) or "none",
         "policy gradient": _describe_policy_gradient(config.policy_gradient),
         "lmbda": f"{config.lmbda:g}{fixed}",
@@ -155,6 +156,14 @@ def _imitated(config: Config) -> str:
     if teacher.quantization is not Quantization.none:
         who += f" in {teacher.quantization.value}"
     return who if teacher.prompts is TeacherPrompts.own else f"{who}, at another prompt"
+
+
+def _trained(adapter: AdapterConfig) -> str:
+    """The weights that are trained in place of the student's own."""
+    name = {AdapterKind.lora: "LoRA", AdapterKind.dora: "DoRA"}[adapter.kind]
+    targets = "all linear layers" if adapter.targets is None else " ".join(adapter.targets)
+    scale = ", rslora" if adapter.rslora else ""
+    return f"{name} of rank {adapter.rank}, lora_alpha {adapter.lora_alpha:g}{scale}, on {targets}"
 
 
 def _describe_policy_gradient(settings: PolicyGradientConfig) -> str:

@@ -22,6 +22,7 @@ from gkd_rl.checkpoint import save_model
 from gkd_rl.errors import ModelError
 from gkd_rl.loading import load_model, load_tokenizer
 from gkd_rl.merge import merge
+from gkd_rl.outputs import describe_method
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
 from gkd_rl.trainer import Trainer
@@ -264,3 +265,9 @@ def test_names_that_cannot_be_adapted_are_refused(make_model: MakeModel, few_wor
         assert "q_proj" in str(caught.value)
     adapted = attach_adapter(config_of("adapter=lora", "adapter.targets=[q_proj,v_proj]", "adapter.rank=2"), model)
     assert {name.split(".")[-4] for name in trained(adapted)} == {"q_proj", "v_proj"}
+
+
+def test_a_run_says_what_it_trains() -> None:
+    assert "trains" not in describe_method(config_of())
+    said = describe_method(config_of("adapter=dora", "adapter.targets=[q,v]", "adapter.rank=4"))["trains"]
+    assert said == "DoRA of rank 4, lora_alpha 32, on q v"
