@@ -372,8 +372,7 @@ BASE = ["teacher=endpoint", "teacher.endpoint.model=m"]
 def test_contradictions_are_refused(overrides: list[str], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(configured(*BASE, *overrides))
-    (problem,) = caught.value.problems
-    assert says.lower() in problem.lower()
+    assert any(says.lower() in problem.lower() for problem in caught.value.problems)
 
 
 def test_a_key_in_the_address_is_refused_and_not_repeated() -> None:
