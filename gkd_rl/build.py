@@ -120,7 +120,9 @@ def build_tokenizer(model: ModelConfig, task: Task, key: str) -> PreTrainedToken
 
 def load_options(model: ModelConfig) -> LoadOptions:
     """How the model's checkpoint is read."""
-    return LoadOptions(model.gguf_file, model.trust_remote_code, model.use_safetensors, model.keep_layers)
+    return LoadOptions(
+        model.gguf_file, model.trust_remote_code, model.use_safetensors, model.keep_layers, model.dropout
+    )
 
 
 def build_codec(
@@ -268,7 +270,9 @@ def build_evaluator(config: Config, models: Models, reward: Composite | None, ex
 def token_divergence(config: DivergenceConfig) -> TokenDivergence:
     """The configured divergence."""
     parameter = None if config.name.parameter is None else getattr(config, config.name.parameter)
-    return TokenDivergence(config.name, parameter, config.temperature, config.scale, config.teacher_top_k)
+    return TokenDivergence(
+        config.name, parameter, config.temperature, config.scale, config.teacher_top_k, config.teacher_temperature
+    )
 
 
 def _plain(model: ModelConfig) -> dict[str, Any]:

@@ -158,4 +158,5 @@ def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_steps,
         decay=config.decay,
+        cooldown_steps=config.cooldown_steps,
     )

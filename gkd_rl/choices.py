@@ -124,11 +124,12 @@ class OptimizerName(Enum):
 
 
 class Decay(Enum):
-    """Learning rate after the warm-up."""
+    """Learning rate after the warm-up; `cooldown` is constant, then linear to 0 over the last `cooldown_steps`."""
 
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
+    cooldown = "cooldown"
 
 
 class Dtype(Enum):

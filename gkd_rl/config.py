@@ -49,12 +49,13 @@ class OptimizerConfig:
     """How many optimiser steps, and how each of them is taken."""
 
     steps: int = number(1)
-    micro_batch_size: int = number(1)
+    micro_batch_size: int | None = number(1)
     optimizer: OptimizerName = MISSING
     learning_rate: float = number(0, open_low=True)
     weight_decay: float = number(0)
     warmup_steps: int = number(0)
     decay: Decay = MISSING
+    cooldown_steps: int = number(0)
     max_grad_norm: float = number(0, open_low=True)
     head_chunk_tokens: int = number(1)
     gradient_checkpointing: bool = MISSING
@@ -81,6 +82,7 @@ class ModelConfig:
     tokenizer: str | None = MISSING
     chat: bool = MISSING
     dtype: Dtype = MISSING
+    dropout: float | None = number(0, 1, open_high=True)
     seed: int = number(0)
     sft: SftConfig | None = MISSING
 
@@ -130,6 +132,7 @@ class DivergenceConfig:
     beta: float | None = number(0, 1, open_low=True, open_high=True)
     skew: float | None = number(0, 1, open_low=True, open_high=True)
     temperature: float = number(0, open_low=True)
+    teacher_temperature: float = number(0, open_low=True)
     scale: DivergenceScale = MISSING
     reduction: DivergenceReduction = MISSING
     teacher_top_k: int | None = number(1)
@@ -243,11 +246,15 @@ class TrackingConfig:
 
 @dataclass
 class ScaleConfig:
-    """What the numbers of this run can be compared with."""
+    """What the numbers of this run can be compared with, and what its models and stages have in common."""
 
     name: str = MISSING
     notice: str = MISSING
     threads: int = number(0)
+    sequences_per_step: int = number(1)
+    sft: SftConfig = field(default_factory=SftConfig)
+    size: str | None = MISSING
+    sizes: dict[str, Any] = MISSING
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 from gkd_rl.choices import (
     AlphaSchedule,
     Baseline,
+    Decay,
     DivergenceName,
     FixedSource,
     KdCredit,
@@ -145,6 +146,26 @@ def _sampling(config: Config) -> Iterator[str]:
         )
 
 
+def _learning_rate(config: Config) -> Iterator[str]:
+    """A cooldown that never comes, or is longer than the stage."""
+    stages = {"trainer": config.trainer, "student.sft": config.student.sft}
+    stages["teacher.sft"] = None if config.teacher is None else config.teacher.sft
+    for key, stage in stages.items():
+        if stage is None:
+            continue
+        if (stage.decay is Decay.cooldown) != (stage.cooldown_steps > 0):
+            yield (
+                f"{key}.cooldown_steps={stage.cooldown_steps} with {key}.decay={stage.decay.value}: set "
+                f"{key}.cooldown_steps above 0 with decay=cooldown, and to 0 with any other."
+            )
+        if stage.warmup_steps + stage.cooldown_steps > stage.steps and stage.cooldown_steps > 0:
+            yield (
+                f"{key}.steps={stage.steps} is less than {key}.warmup_steps={stage.warmup_steps} and "
+                f"{key}.cooldown_steps={stage.cooldown_steps} together: lower these, or set {key}.decay=linear "
+                f"{key}.cooldown_steps=0."
+            )
+
+
 def _policy_gradient(config: Config) -> Iterator[str]:
     """Clip, epochs, value head and sampled KL."""
     settings, key = config.policy_gradient, "policy_gradient"
@@ -258,6 +279,6 @@ def _find_targets(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 CONTRADICTIONS = (
-    *(_alpha, _objective, _divergence, _sampling, _policy_gradient, _models, _reward, _targets),
+    *(_alpha, _objective, _divergence, _sampling, _learning_rate, _policy_gradient, _models, _reward, _targets),
     *(check_loading, teacher_contradictions),
 )

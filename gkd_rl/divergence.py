@@ -152,6 +152,7 @@ class TokenDivergence:
         name: which.
         parameter: beta of the JSD, skew of the skew KLs, else None.
         temperature: divides both models' logits; it is not the sampling temperature.
+        teacher_temperature: divides the teacher's logits besides (below 1: a sharper teacher, paper A.4 and Table A.2).
         scale: see the module.
         teacher_top_k: compare the teacher's k most probable words and, as one more outcome, all others together: a
             lower bound of the full divergence that is 0 only if these masses agree. None compares the full vocabulary.
@@ -162,6 +163,7 @@ class TokenDivergence:
     temperature: float = 1.0
     scale: DivergenceScale = DivergenceScale.raw
     teacher_top_k: int | None = None
+    teacher_temperature: float = 1.0
 
     @property
     def needs_teacher(self) -> bool:
@@ -179,7 +181,7 @@ class TokenDivergence:
             return cross_entropy(student, ids_N)
         if teacher_logits_NV is None:
             raise ValueError(f"divergence {self.name.value} needs the teacher's logits.")
-        teacher = torch.log_softmax(teacher_logits_NV / self.temperature, dim=-1)
+        teacher = torch.log_softmax(teacher_logits_NV / (self.temperature * self.teacher_temperature), dim=-1)
         if self.teacher_top_k is not None and self.teacher_top_k < teacher.shape[-1] - 1:
             top_NK = teacher.topk(self.teacher_top_k, dim=-1).indices
             teacher, student = with_tail_bucket(teacher, top_NK), with_tail_bucket(student, top_NK)
@@ -196,8 +198,8 @@ class TokenDivergence:
         Raises:
             ValueError: the divergence does not read a teacher, or has a temperature, which needs all logits.
         """
-        if self.temperature != 1 or not self.needs_teacher:
-            raise ValueError(f"divergence {self.name.value} at temperature {self.temperature} needs all logits.")
+        if self.temperature * self.teacher_temperature != 1 or not self.needs_teacher:
+            raise ValueError(f"divergence {self.name.value} at another temperature than 1 needs all logits.")
         student = torch.log_softmax(student_logits_NV, dim=-1)
         teacher = logp_NK.to(student.dtype)
         if ids_NK.shape[-1] < student.shape[-1]:

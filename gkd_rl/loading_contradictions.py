@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from gkd_rl.config import Config, ModelConfig
 
+_OF_CHECKPOINTS = ("gguf_file", "keep_layers", "dropout")
+
 
 def check_loading(config: Config) -> Iterator[str]:
     """Layers that no model has, and settings of a checkpoint where there is none."""
@@ -14,7 +16,8 @@ def check_loading(config: Config) -> Iterator[str]:
     for key, model in models.items():
         yield from _layers(key, model)
         if model.path is None:
-            for name, value in (("gguf_file", model.gguf_file), ("keep_layers", model.keep_layers)):
+            for name in _OF_CHECKPOINTS:
+                value = getattr(model, name)
                 if value is not None:
                     yield (
                         f"{key}.{name}={value} with {key}.path=null has nothing to read: set {key}.path to a folder or "

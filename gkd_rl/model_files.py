@@ -30,6 +30,8 @@ UNREADABLE = (
 )
 
 
+# What the configurations of the models that can be trained here call the dropout of their layers.
+DROPOUTS = ("dropout_rate", "dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop")
 ADAPTER_FILE = "adapter_config.json"
 BASE = "base"  # folder of the frozen weights beside an adapter
 
@@ -43,12 +45,14 @@ class LoadOptions:
         trust_remote_code: run code that comes with the checkpoint.
         use_safetensors: False also takes pickled weights (read with `weights_only`).
         keep_layers: layers that are kept, in rising order; None: all of them.
+        dropout: of all layers while the model is trained; None: what the checkpoint's configuration says.
     """
 
     gguf_file: str | None = None
     trust_remote_code: bool = False
     use_safetensors: bool = True
     keep_layers: Sequence[int] | None = None
+    dropout: float | None = None
 
 
 PLAIN = LoadOptions()
@@ -130,6 +134,9 @@ def read_config(path: str, revision: str | None, key: str, options: LoadOptions 
             f"{key}={path} has model_type={config.model_type}, which cannot be trained here: set {key} to a model of "
             f"type {', '.join(ENCODER_DECODERS + DECODER_ONLY)}."
         )
+    for name in DROPOUTS if options.dropout is not None else ():
+        if hasattr(config, name):
+            setattr(config, name, options.dropout)
     return config
 
 

@@ -12,7 +12,12 @@ from transformers import get_scheduler
 
 from gkd_rl.choices import Decay, OptimizerName
 
-SCHEDULES = {Decay.constant: "constant_with_warmup", Decay.linear: "linear", Decay.cosine: "cosine"}
+SCHEDULES = {
+    Decay.constant: "constant_with_warmup",
+    Decay.linear: "linear",
+    Decay.cosine: "cosine",
+    Decay.cooldown: "warmup_stable_decay",
+}
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,12 @@ class OptimizerSettings:
     weight_decay: float
     warmup_steps: int
     decay: Decay
+    cooldown_steps: int = 0
 
     def build(
         self, parameters: Iterable[nn.Parameter], extra: Sequence[tuple[Iterable[nn.Parameter], float]] = ()
     ) -> tuple[Optimizer, LRScheduler]:
-        """Optimiser and schedule: linear warm-up from 0, then constant, linear or cosine to 0 at `steps`.
+        """Optimiser and schedule: linear warm-up from 0, then constant, or linear, cosine or late linear to 0 at `steps`.
 
         Args:
             parameters: at the learning rate of the settings; those without gradient are left out.
@@ -40,7 +46,12 @@ class OptimizerSettings:
         # torch's Adafactor multiplies the rate by each tensor's own scale, as T5's training did.
         kind = AdamW if self.name is OptimizerName.adamw else Adafactor
         optimizer = kind(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)
+        cooldown = {"num_decay_steps": self.cooldown_steps, "decay_type": "linear"}
         schedule = get_scheduler(
-            SCHEDULES[self.decay], optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=self.steps
+            SCHEDULES[self.decay],
+            optimizer,
+            num_warmup_steps=self.warmup_steps,
+            num_training_steps=self.steps,
+            scheduler_specific_kwargs=cooldown if self.decay is Decay.cooldown else None,
         )
         return optimizer, schedule

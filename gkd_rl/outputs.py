@@ -119,6 +119,9 @@ def describe_method(config: Config) -> dict[str, str]:
         name += f", teacher's top {divergence.teacher_top_k}"
     if divergence.kd_credit is not KdCredit.none:
         name += f", credit {divergence.kd_credit.value}"
+    temperature = f"temperature {divergence.temperature:g}"
+    if divergence.teacher_temperature != 1:
+        temperature += f", teacher's {divergence.temperature * divergence.teacher_temperature:g}"
     weights = {name: weight for name, weight in config.reward.weights.items() if weight != 0}
     alpha = f"{config.alpha:g}"
     if schedule.kind is not AlphaSchedule.constant:
@@ -126,7 +129,7 @@ def describe_method(config: Config) -> dict[str, str]:
     fixed = f", else {config.fixed_data.source.value}" if config.lmbda < 1 else ""
     return {
         "alpha": alpha,
-        "divergence": f"{name}, {divergence.reduction.value}, temperature {divergence.temperature:g}",
+        "divergence": f"{name}, {divergence.reduction.value}, {temperature}",
         "imitates": _imitated(config),
         **({} if config.adapter is None else {"trains": _trained(config.adapter)}),
         "reward": " + ".join(f"{weight:g} {name}" for name, weight in weights.items()) or "none",

@@ -141,6 +141,7 @@ def _job_problems(name: str, job: list[str]) -> list[str]:
         config, problems = compose(name, job), []
     except REFUSALS:
         config, problems = _compose_one_by_one(name, job)
+    problems += _sizes(config)
     try:
         validate(OmegaConf.to_object(config))  # pyright: ignore[reportArgumentType]
     except ConfigError as error:
@@ -148,8 +149,17 @@ def _job_problems(name: str, job: list[str]) -> list[str]:
     except MissingMandatoryValue as error:
         problems.append(f"{error.full_key} has no value: it takes {describe_setting(str(error.full_key))}.")
     except OmegaConfBaseException as error:
-        problems.append(f"{error.full_key}: {_first_line(error)}.")
+        problems += [] if problems else [f"{error.full_key}: {_first_line(error)}."]
     return problems
+
+
+def _sizes(config: DictConfig) -> list[str]:
+    """A size that the scale's table does not have: settings refer to its row."""
+    size, scale = config.scale.size, config.scale.name
+    if size is None or size in config.scale.sizes:
+        return []
+    sizes = [name for name, row in config.scale.sizes.items() if "learning_rate" in row]
+    return [f"scale.size={size} is not a choice: at scale={scale} it takes {', '.join(sizes) or 'null'}."]
 
 
 def _compose_one_by_one(name: str, job: list[str]) -> tuple[DictConfig, list[str]]:
@@ -190,6 +200,8 @@ def _explain(text: str, error: Exception, config: DictConfig) -> str:
         choices = ", ".join(error.options or options)
         if error.missing_cfg_file == f"{key}/{value}":
             return f"{text} is not a choice: {key} takes one of {choices}."
+        if str(error.missing_cfg_file).startswith("preset/"):
+            return _no_preset(text, config)
         return f"{text}: there is no {error.missing_cfg_file}; the choices are {choices}."
     if isinstance(error, yaml.YAMLError):  # the whole message: it says where
         return f"{text} is not readable YAML: {' '.join(str(error).split())}."
@@ -209,6 +221,19 @@ def _explain(text: str, error: Exception, config: DictConfig) -> str:
                 f"takes {allowed}." if allowed else "is not a setting."
             )
     return f"{text} is refused: {_first_line(error)}."
+
+
+def _no_preset(text: str, config: DictConfig) -> str:
+    """The sentence for a task at a scale that no file describes."""
+    key, _, value = text.lstrip("+~").partition("=")
+    pairs = [(scale, task) for scale in _group_options("scale") for task in _group_options(f"preset/{scale}")]
+    if key == "task":
+        scales = [scale for scale, task in pairs if task == value]
+        return f"{text} does not go with scale={config.scale.name}: add scale={' or scale='.join(scales)}."
+    tasks = ", ".join(task for scale, task in pairs if scale == value)
+    return f"{text} does not go with this task: scale={value} takes task={tasks}; the scales are " + (
+        ", ".join(_group_options("scale")) + "."
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

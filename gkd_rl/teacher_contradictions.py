@@ -15,7 +15,7 @@ def teacher_contradictions(config: Config) -> Iterator[str]:
     teacher = config.teacher
     if teacher is None:
         return
-    if teacher.initial_student:
+    if teacher.initial_student and teacher.path is None and teacher.architecture is None:
         for name, value, neutral in (*_placement(teacher), ("endpoint", "set" if teacher.endpoint else None, "null")):
             if value is not None:
                 yield (
@@ -55,11 +55,13 @@ def _endpoint(config: Config, teacher: TeacherConfig, endpoint: EndpointConfig) 
     divergence = config.divergence
     if divergence.name is DivergenceName.cross_entropy:
         yield "divergence=cross_entropy reads no teacher: set teacher=none, or choose another with divergence=jsd."
-    if divergence.temperature != 1:
-        yield (
-            f"divergence.temperature={divergence.temperature} with teacher.endpoint needs log-probabilities of all "
-            "words: set divergence.temperature=1."
-        )
+    for name in ("temperature", "teacher_temperature"):
+        value = getattr(divergence, name)
+        if value != 1:
+            yield (
+                f"divergence.{name}={value} with teacher.endpoint needs log-probabilities of all words: "
+                f"set divergence.{name}=1."
+            )
     if divergence.teacher_top_k is not None:
         yield (
             f"divergence.teacher_top_k={divergence.teacher_top_k} with teacher.endpoint has no effect, the server "

@@ -10,6 +10,7 @@ from conftest import configured
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from gkd_rl.choices import OptimizerName
 from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError
 from gkd_rl.run import find_config_dir
@@ -21,19 +22,19 @@ COUNTS = {
     "adapter": 3,
     "alpha_schedule": 5,
     "divergence": 7,
-    "evaluation": 1,
+    "evaluation": 2,
     "experiment": 19,
     "fixed_data": 2,
     "policy_gradient": 4,
-    "reward": 3,
+    "reward": 4,
     "rollout": 1,
-    "scale": 2,
-    "student": 2,
+    "scale": 3,
+    "student": 6,
     "sweep": 1,
     "task": 2,
-    "teacher": 5,
+    "teacher": 9,
     "tracking": 3,
-    "trainer": 1,
+    "trainer": 3,
 }
 # choices that contradict the defaults on purpose, with what they go with
 COMPANIONS = {
@@ -41,8 +42,16 @@ COMPANIONS = {
     "teacher=none": ["alpha=0"],
     "teacher=endpoint": ["teacher.endpoint.model=any"],
     "reward=none": ["alpha=1"],
+    "student=checkpoint": ["student.path=any"],
+    "student=paper": ["scale=paper"],
+    "task=gsm8k": ["scale=single_gpu"],
+    "teacher=checkpoint": ["teacher.path=any"],
+    "teacher=paper_xl": ["scale=paper"],
+    "trainer=paper": ["scale=paper"],
 }
 CHOICES = [f"{group}={path.stem}" for group in sorted(COUNTS) for path in sorted((CONF / group).glob("*.yaml"))]
+PAIRS = [(path.parent.name, path.stem) for path in sorted((CONF / "preset").glob("*/*.yaml"))]
+EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +74,13 @@ def problems_of(*overrides: str) -> list[str]:
 
 def test_every_file_is_counted() -> None:
     groups = {path.name: len(list(path.glob("*.yaml"))) for path in CONF.iterdir() if path.is_dir()}
-    groups.pop("hydra")  # the text of --help
+    others = {
+        name: groups.pop(name) for name in ("hydra", "preset", "sft")
+    }  # the text of --help, and what is no choice
     assert groups == COUNTS, "a file came or went: change COUNTS"
     assert len(CHOICES) == sum(COUNTS.values())
-    assert len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + 2  # config.yaml and the help
+    assert others["sft"] == 1 and len(PAIRS) == 5
+    assert len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + len(PAIRS) + 3  # config.yaml, the help, sft
 
 
 def test_the_defaults_are_valid() -> None:
@@ -78,6 +90,59 @@ def test_the_defaults_are_valid() -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_validates(choice: str) -> None:
     validate(config_of(choice, *COMPANIONS.get(choice, [])))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(("scale", "task"), PAIRS)
+def test_every_experiment_composes_at_every_scale(scale: str, task: str, experiment: str) -> None:
+    config = config_of(f"experiment={experiment}", f"scale={scale}", f"task={task}")
+    validate(config)
+    plain, embedded = config_of(f"scale={scale}", f"task={task}"), scale == "embedded"
+    assert config.scale == plain.scale and config.task == plain.task
+    assert (config.student, config.adapter, config.reward) == (plain.student, plain.adapter, plain.reward)
+    assert embedded == (config.student.architecture is not None)
+    sequences = config.trainer.prompts_per_step * config.rollout.per_prompt
+    assert sequences == config.scale.sequences_per_step
+    teacher = config.teacher
+    assert teacher is not None and teacher.initial_student == (experiment == "rlef")
+    if experiment == "self_distillation":
+        assert (teacher.path, teacher.architecture) == (config.student.path, config.student.architecture)
+        assert teacher.sft == config.scale.sft
+    else:
+        assert plain.teacher is not None and teacher.path == plain.teacher.path
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "path", "sft_steps", "learning_rate"),
+    [
+        ("xsum", "small", "google/t5-small-lm-adapt", 100_000, 1e-3),
+        ("xsum", "base", "google/t5-base-lm-adapt", 50_000, 3e-4),
+        ("xsum", "large", "google/t5-large-lm-adapt", 38_000, 3e-4),
+        ("gsm8k", "small", "google/flan-t5-small", 10_000, 3e-4),
+        ("gsm8k", "large", "google/flan-t5-large", 10_000, 3e-4),
+    ],
+)
+def test_the_paper_scale_is_the_tables_of_the_paper(
+    task: str, size: str, path: str, sft_steps: int, learning_rate: float
+) -> None:
+    """Section A.3, Tables A.1 and A.2."""
+    config = config_of("experiment=gkd", "scale=paper", f"scale.size={size}", f"task={task}")
+    student, teacher, trainer = config.student, config.teacher, config.trainer
+    assert student.path == path and student.sft is not None and student.sft.steps == sft_steps
+    assert teacher is not None and teacher.path == path.replace(size, "xl") and teacher.sft is not None
+    assert teacher.sft.steps == (8_000 if task == "xsum" else 10_000)
+    assert trainer.learning_rate == learning_rate and trainer.optimizer is OptimizerName.adafactor
+    assert (trainer.steps, trainer.warmup_steps, trainer.cooldown_steps) == (40_000, 2_000, 10_000)
+    assert (trainer.prompts_per_step, config.rollout.per_prompt) == (32, 1)
+    lengths = (config.task["max_prompt_tokens"], config.task["max_completion_tokens"])
+    assert lengths == ((1024, 64) if task == "xsum" else (512, 320))
+    assert student.dropout == (0.0 if task == "xsum" else 0.05)
+    assert config.divergence.teacher_temperature == (1.0 if task == "xsum" else 0.1)
+
+
+def test_a_choice_of_ones_own_wins_over_the_scale() -> None:
+    config = config_of("scale=single_gpu", "adapter=none", "teacher=none", "student=t5_tiny", "alpha=0")
+    assert config.adapter is None and config.teacher is None and config.student.path is None
 
 
 def test_an_experiment_wins_over_the_defaults() -> None:

@@ -164,6 +164,14 @@ def test_temperature_divides_both_models_logits(name: DivergenceName) -> None:
     torch.testing.assert_close(warm, TokenDivergence(name, parameter)(teacher / 2.5, student / 2.5, ids))
 
 
+@pytest.mark.parametrize("name", [name for name in DivergenceName if name is not DivergenceName.cross_entropy])
+def test_a_sharper_teacher_is_one_with_larger_logits(name: DivergenceName) -> None:
+    teacher, student = random_logits(3, 5, seed=1), random_logits(3, 5, seed=2)
+    ids, parameter = torch.tensor([4, 0, 2]), 0.3 if name.parameter else None
+    sharp = TokenDivergence(name, parameter, temperature=2.0, teacher_temperature=0.1)(teacher, student, ids)
+    torch.testing.assert_close(sharp, TokenDivergence(name, parameter)(teacher / 0.2, student / 2.0, ids))
+
+
 def test_refusals() -> None:
     for beta in (0.0, 1.0, -0.1, 1.1):
         with pytest.raises(ValueError, match="beta="):

@@ -9,10 +9,11 @@ from gkd_rl.choices import Decay, OptimizerName
 from gkd_rl.optim import OptimizerSettings
 
 
-def rates(decay: Decay, warmup: int, steps: int) -> list[float]:
+def rates(decay: Decay, warmup: int, steps: int, cooldown: int = 0) -> list[float]:
     """The learning rate of each step."""
     parameter = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer, schedule = OptimizerSettings(steps, OptimizerName.adamw, 0.1, 0.0, warmup, decay).build([parameter])
+    settings = OptimizerSettings(steps, OptimizerName.adamw, 0.1, 0.0, warmup, decay, cooldown)
+    optimizer, schedule = settings.build([parameter])
     seen = []
     for _ in range(steps):
         seen.append(schedule.get_last_lr()[0])
@@ -24,6 +25,7 @@ def rates(decay: Decay, warmup: int, steps: int) -> list[float]:
 def test_schedules() -> None:
     assert rates(Decay.linear, 2, 6) == pytest.approx([0.0, 0.05, 0.1, 0.075, 0.05, 0.025])
     assert rates(Decay.constant, 2, 4) == pytest.approx([0.0, 0.05, 0.1, 0.1])
+    assert rates(Decay.cooldown, 2, 8, 4) == pytest.approx([0.0, 0.05, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025])
     assert rates(Decay.cosine, 0, 4) == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], abs=1e-6)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.errors import DataError
-from gkd_rl.tasks.rows import file_rows, hub_rows, text_of
+from gkd_rl.tasks.rows import check_files_are_read, file_rows, hub_rows, text_of
 from gkd_rl.types import Example
 
 SPLITS = ("train", "validation", "test")
@@ -65,6 +65,7 @@ class Gsm8k:
                 f"task.prompt_template={self.prompt_template!r}: it takes a text with {{question}} in it, "
                 "e.g. 'Question: {question}'."
             )
+        check_files_are_read(self.data, self.data_files)
         files = self.data_files or {}
         if self.data == "files":
             for split in ("train", "test"):

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from gkd_rl.embedded.news import generate
 from gkd_rl.embedded.tokenizer import build_tokenizer
 from gkd_rl.errors import DataError
-from gkd_rl.tasks.rows import file_rows, hub_rows, text_of
+from gkd_rl.tasks.rows import check_files_are_read, file_rows, hub_rows, text_of
 from gkd_rl.types import Example
 
 SPLITS = ("train", "validation", "test")
@@ -49,6 +49,7 @@ class Xsum:
     def __post_init__(self) -> None:
         if self.data not in ("embedded", "files", "hub"):
             raise DataError(f"task.data={self.data}: task.data takes embedded, files or hub.")
+        check_files_are_read(self.data, self.data_files)
         if self.data == "files":
             missing = [split for split in SPLITS if split not in (self.data_files or {})]
             if missing:
