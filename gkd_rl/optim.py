@@ -35,7 +35,7 @@ class OptimizerSettings:
     def build(
         self, parameters: Iterable[nn.Parameter], extra: Sequence[tuple[Iterable[nn.Parameter], float]] = ()
     ) -> tuple[Optimizer, LRScheduler]:
-        """Optimiser and schedule: linear warm-up from 0, then constant, or linear, cosine or late linear to 0 at `steps`.
+        """Optimiser and schedule: linear warm-up from 0, then constant, or to 0 at `steps` as `decay` says.
 
         Args:
             parameters: at the learning rate of the settings; those without gradient are left out.

@@ -273,7 +273,7 @@ LINEAR, WARMUP, SWITCH = (f"alpha_schedule={kind}" for kind in ("linear", "warmu
         ([f"{KL}.coefficient=1", f"{KL}.estimator=k3"], "minus KL(initial || student)'s"),
         (["experiment=shuffled_teacher", "trainer.prompts_per_step=1"], "leaves no other prompt"),
         (["teacher.path=somewhere"], "teacher.architecture=null"),
-        (["teacher=initial_student", "teacher.path=somewhere"], "teacher takes exactly one of the two"),
+        (["experiment=rlef", "teacher.path=somewhere"], "teacher takes exactly one of the two"),
         (["teacher.sft=null"], "teacher.sft=null leaves a model of random weights"),
         (["reward=none"], "reward.weights are all 0"),
         (["+teacher.architecture._target_=os.system"], "teacher.architecture._target_=os.system is outside"),

@@ -47,7 +47,7 @@ def cache_of_datasets(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
 
 def task_of(**changes: Any) -> Gsm8k:
-    settings = configured("task=gsm8k").task
+    settings = configured("task=gsm8k", "scale=single_gpu", "task.data=files").task
     return Gsm8k(**({name: value for name, value in settings.items() if name != "_target_"} | changes))
 
 
@@ -122,6 +122,7 @@ def test_the_hub_is_asked_for_the_configuration(monkeypatch: pytest.MonkeyPatch)
         ({"data_files": {"train": "a.jsonl"}}, r"needs task\.data_files\.test"),
         ({"data_files": {"train": "a", "test": "b", "dev": "c"}}, r"task\.data_files\.dev=c: there is no such split"),
         ({"data": "embedded"}, r"task\.data=embedded: No word problems are generated: task\.data takes files"),
+        ({"data": "hub", "data_files": {"train": "a.jsonl"}}, r"task\.data_files with task\.data=hub is never read"),
         ({"data": "web"}, r"task\.data=web: task\.data takes files"),
         ({"data": "hub", "prompt_template": "Q:"}, r"task\.prompt_template='Q:': it takes a text with \{question\}"),
     ],
@@ -143,7 +144,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path, files: dict[str, str
 
 
 def test_the_experiment_asks_for_its_data_before_anything_is_loaded(files: dict[str, str]) -> None:
-    config = configured("experiment=gsm8k_rl")
+    config = configured("experiment=gsm8k_rl", "task.data=files")
     with pytest.raises(DataError, match=r"type 'task\.data_files="):
         build_task(config)
     config.task["data_files"] = files

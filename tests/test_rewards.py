@@ -14,6 +14,7 @@ from gkd_rl.embedded.checker import NewsChecker
 from gkd_rl.embedded.news import generate
 from reward_models.composite import Composite
 from reward_models.faithfulness import Faithfulness
+from reward_models.rouge import Rouge
 
 ARTICLE = "mayor evans has opened the bridge . it happened in leeds . it took place on monday ."
 TRUE = "evans has opened the bridge in leeds on monday ."
@@ -44,6 +45,19 @@ def test_faithfulness(measure: Any, expected: list[float]) -> None:
     assert scores == pytest.approx(expected)
     assert all(type(score) is float for score in scores)
     assert reward([ARTICLE] * 3, completions) == scores  # without the column the prompt is the document
+
+
+@pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
+def test_rouge(kind: Any) -> None:
+    reward = Rouge(kind)
+    texts = ["the cats sat on the mat", "the cat sat", "", "dogs bark"]
+    scores = reward(prompts=["unread"] * 4, completions=texts, reference=["the cat sat on the mat"] * 4, document=[""])
+    assert scores[0] == 1.0 and scores[2:] == [0.0, 0.0]  # stemmed
+    hits = {"rouge1": (3, 3, 6), "rouge2": (2, 2, 5)}.get(kind, (3, 3, 6))
+    precision, recall = hits[0] / hits[1], hits[0] / hits[2]
+    assert scores[1] == pytest.approx(2 * precision * recall / (precision + recall))
+    with pytest.raises(ValueError, match="takes one of rouge1"):
+        Rouge("rouge3")  # pyright: ignore[reportArgumentType]
 
 
 def test_faithfulness_pairs_documents_and_completions() -> None:
