@@ -7,6 +7,7 @@ come back bit for bit (peft's own unmerging subtracts, which rounds).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,8 +45,9 @@ class AdaptedModel(HiddenStateModel):
             ModelError: no layer has such a name, or the output head does.
         """
         _check_targets(model, settings)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(seed)
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # peft's
             peft_model = get_peft_model(model, settings)
         super().__init__(model)
         self._peft = [peft_model]  # in a list: its parameters are those of `model`
@@ -72,6 +74,11 @@ class AdaptedModel(HiddenStateModel):
                 if layer.merged:
                     layer.unmerge()  # for peft's records
                 parameter.data = weight
+
+    def merged_bytes(self) -> int:
+        """Bytes of the copies that `generating` makes."""
+        weights = [cast("nn.Parameter", layer.get_base_layer().weight) for layer in self._layers]
+        return sum(weight.numel() * weight.element_size() for weight in weights)
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -59,7 +59,7 @@ def build_supervised_trainer(
             lmbda=0.0,
             seed=settings.seed,
             per_prompt=1,
-            micro_batch_size=sft.micro_batch_size,
+            micro_batch_size=_micro_batch_size(sft),
             max_grad_norm=sft.max_grad_norm,
             gradient_checkpointing=sft.gradient_checkpointing,
         ),
@@ -100,7 +100,7 @@ def build_trainer(
             otherwise=Source(config.fixed_data.source.value),
             seed=config.seed,
             per_prompt=rollout.per_prompt,
-            micro_batch_size=trainer.micro_batch_size,
+            micro_batch_size=_micro_batch_size(trainer),
             max_grad_norm=trainer.max_grad_norm,
             epochs=surrogate.epochs,
             diagnose_every=trainer.diagnose_every,
@@ -148,6 +148,13 @@ def _clip(settings: PolicyGradientConfig) -> tuple[float, float] | None:
     """The two ends of PPO's clip, None without one."""
     low, high = settings.clip_low, settings.clip_high
     return None if low is None or high is None else (low, high)
+
+
+def _micro_batch_size(config: OptimizerConfig) -> int:
+    """As configured; what is null is planned first, see `build_plan.with_micro_batches`."""
+    if config.micro_batch_size is None:
+        raise ConfigError(["micro_batch_size=null: it is chosen before the trainer is built."])
+    return config.micro_batch_size
 
 
 def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:

@@ -251,6 +251,7 @@ class ScaleConfig:
     name: str = MISSING
     notice: str = MISSING
     threads: int = number(0)
+    memory_gib: float | None = number(0, open_low=True)
     sequences_per_step: int = number(1)
     sft: SftConfig = field(default_factory=SftConfig)
     size: str | None = MISSING

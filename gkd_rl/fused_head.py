@@ -60,12 +60,33 @@ class FusedHead:
         student_ND = student.hidden_BTD[mask_BT]
         told_N = () if teacher is None else tuple(tensor[mask_BT] for tensor in teacher.tensors)
         ids_N = ids_BT[mask_BT]
+        parts = self.of_tokens(student_ND, student.head, teacher, told_N, ids_N)
+        logp, divergence, entropy = (_spread(values_N, mask_BT) for values_N in parts)
+        return TokenTerms(logp, None if self.divergence is None else divergence, entropy.detach())
+
+    def of_tokens(
+        self,
+        student_ND: Tensor,
+        student_head: OutputHead,
+        teacher: Teaching | None,
+        told_N: tuple[Tensor, ...],
+        ids_N: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """log-probability, divergence (or log-probability again without one) and entropy of N tokens, each (N,).
+
+        Args:
+            student_ND: hidden states that predict the tokens.
+            student_head: of the student.
+            teacher: what kind of teacher tells.
+            told_N: what it tells of these tokens.
+            ids_N: the tokens.
+        """
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, max(ids_N.numel(), 1), self.chunk_tokens):
             rows = slice(start, start + self.chunk_tokens)
             arguments = (
                 student_ND[rows],
-                student.head,
+                student_head,
                 teacher,
                 tuple(tensor[rows] for tensor in told_N),
                 ids_N[rows],
@@ -74,8 +95,8 @@ class FusedHead:
                 parts.append(checkpoint(self._chunk, *arguments, use_reentrant=False))  # pyright: ignore[reportArgumentType]
             else:
                 parts.append(self._chunk(*arguments))
-        logp, divergence, entropy = (_spread(torch.cat(values), mask_BT) for values in zip(*parts, strict=True))
-        return TokenTerms(logp, None if self.divergence is None else divergence, entropy.detach())
+        logp_N, divergence_N, entropy_N = (torch.cat(values) for values in zip(*parts, strict=True))
+        return logp_N, divergence_N, entropy_N
 
     def _chunk(
         self,

@@ -6,6 +6,7 @@ configuration file alone can tell is refused before any weights are read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from gkd_rl.adapter import load_merged
 from gkd_rl.architecture import DECODER_ONLY, ENCODER_DECODERS
 from gkd_rl.depth_pruning import check_layers, prune
 from gkd_rl.errors import ModelError
-from gkd_rl.model_files import PLAIN, UNREADABLE, LoadOptions, base_of, first_line, locate, read_config, refusal
+from gkd_rl.model_files import HUB_ID, PLAIN, UNREADABLE, LoadOptions, base_of, first_line, locate, read_config, refusal
 
 
 def load_tokenizer(path: str, revision: str | None, key: str, options: LoadOptions = PLAIN) -> PreTrainedTokenizerBase:
@@ -50,6 +51,11 @@ def load_tokenizer(path: str, revision: str | None, key: str, options: LoadOptio
         if "trust_remote_code" in str(error):
             instead = f"It comes with code of its own: set {owner}.trust_remote_code=true to run it."
         raise ModelError(f"{key}={path}: no tokenizer could be loaded ({first_line(error)}). {instead}") from error
+
+
+def is_on_hub(path: str | None) -> bool:
+    """Whether a checkpoint's path can only be a Hub id: nothing local has that name."""
+    return path is not None and not Path(path).expanduser().exists() and re.fullmatch(HUB_ID, path) is not None
 
 
 def model_class(config: PreTrainedConfig) -> str:
@@ -156,6 +162,13 @@ def build_model(
             "It takes model_type and the fields of that model's configuration."
         ) from error
     return model
+
+
+def empty_model(config: PreTrainedConfig, dtype: torch.dtype, keep_layers: Sequence[int] | None) -> PreTrainedModel:
+    """A model of shapes alone, on the meta device, with the layers that are kept."""
+    with torch.device("meta"):
+        model = _auto_class(config).from_config(config, dtype=dtype)
+    return model if keep_layers is None else prune(model, keep_layers)
 
 
 def _auto_class(config: PreTrainedConfig) -> type[AutoModelForSeq2SeqLM] | type[AutoModelForCausalLM]:

@@ -32,6 +32,7 @@ UNREADABLE = (
 
 # What the configurations of the models that can be trained here call the dropout of their layers.
 DROPOUTS = ("dropout_rate", "dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop")
+HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 ADAPTER_FILE = "adapter_config.json"
 BASE = "base"  # folder of the frozen weights beside an adapter
 
@@ -85,7 +86,7 @@ def locate(path: str, key: str, options: LoadOptions = PLAIN) -> Located:
     local, gguf_file = Path(path).expanduser(), options.gguf_file
     if gguf_file is None and local.suffix == ".gguf":
         local, gguf_file = local.parent, local.name
-    is_path = local.is_absolute() or path.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
+    is_path = local.is_absolute() or path.startswith((".", "~")) or not re.fullmatch(HUB_ID, path)
     if is_path and not local.is_dir():
         raise ModelError(f"{key}={path}: there is no folder {local}. Set {key} to a folder that exists or to a Hub id.")
     if gguf_file is None:

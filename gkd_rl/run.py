@@ -67,12 +67,12 @@ def cli() -> None:
     except (GkdRlError, HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
-        sys.stderr.write(_message(error))
+        sys.stderr.write(message(error))
         refused_by_the_run = isinstance(error, GkdRlError) and not isinstance(error, ConfigError)
         sys.exit(1 if refused_by_the_run else 2)
 
 
-def _message(error: BaseException) -> str:
+def message(error: BaseException) -> str:
     """What stands on stderr: our own error where one is behind it, each problem on its line."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, GkdRlError):

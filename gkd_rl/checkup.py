@@ -1,0 +1,180 @@
+"""Checks of a run before it costs anything: data, tokenizers, lengths, reward, disk, memory. No weights are loaded."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from gkd_rl import build
+from gkd_rl.build_plan import longest, plan_memory
+from gkd_rl.build_teacher import check_teacher
+from gkd_rl.config import Config
+from gkd_rl.contradictions import alpha_schedule
+from gkd_rl.errors import DataError, GkdRlError, ModelError
+from gkd_rl.loading import is_on_hub
+from gkd_rl.memory_plan import GIB, Lengths, MemoryPlan, plan_lines
+from gkd_rl.rollout import TextCodec
+from gkd_rl.tasks.task import Task
+from gkd_rl.trainer import score
+from gkd_rl.types import Example
+
+ROWS = 256  # of the data, that lengths and reward are looked at
+INSTEAD = {  # part of the memory -> what makes it smaller
+    "activations": "lower trainer.micro_batch_size, or set trainer.gradient_checkpointing=true",
+    "head chunks and backward": "lower trainer.head_chunk_tokens",
+    "states and head chunks": "lower trainer.head_chunk_tokens or evaluation.batch_size",
+    "key-value cache": "lower trainer.prompts_per_step (training) or evaluation.batch_size (evaluation)",
+    "teacher at full precision": "set teacher.audit_prompts=0",
+    "teacher": "set teacher.quantization=int8 or nf4, or teacher.offload=true",
+    "optimiser": "set adapter=lora, or trainer.optimizer=adafactor",
+    "gradients": "set adapter=lora",
+    "initial student": "set adapter=lora",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        check: its name.
+        state: `ok`, `failed`, or `unknown` where what it needs cannot be reached from here.
+        words: what was found.
+    """
+
+    check: str
+    state: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.state:<9}{self.check:<12}{self.words}"
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Every check in turn."""
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    yield Finding("settings", "ok", "nothing contradicts anything else")
+    yield from _devices(config)
+    task = build.build_task(config)
+    found, train = _data(config, task)
+    yield found
+    found, codec = _tokenizers(config, task)
+    yield found
+    if codec is not None and train:
+        yield _lengths(codec, train)
+        yield from _reward(config, codec, train)
+        lengths, origin = longest(config, codec, train), "the longest prompt that the run meets"
+    else:
+        lengths, origin = Lengths(task.max_prompt_tokens, task.max_completion_tokens), "the limit of prompts"
+    yield from _memory(config, lengths, origin, codec)
+
+
+def _devices(config: Config) -> Iterator[Finding]:
+    device = Accelerator().device
+    try:
+        check_teacher(config.teacher)
+    except GkdRlError as error:
+        yield Finding("devices", "failed", str(error))
+    else:
+        yield Finding("devices", "ok", f"the run's device is {device}")
+
+
+def _data(config: Config, task: Task) -> tuple[Finding, list[Example]]:
+    """Both splits are read."""
+    try:
+        train, held_out = task.examples("train"), task.examples(config.evaluation.split)
+    except DataError as error:
+        return Finding("data", "unknown" if config.task.get("data") == "hub" else "failed", str(error)), []
+    words = f"{len(train)} train rows, {len(held_out)} {config.evaluation.split} rows"
+    return Finding("data", "ok", words), train
+
+
+def _tokenizers(config: Config, task: Task) -> tuple[Finding, TextCodec | None]:
+    """Student and teacher mean the same by the same ids, and end alike."""
+    settings = config.teacher
+    own = settings if settings is not None and (settings.path or settings.architecture) else None
+    try:
+        codec, _ = build.build_codecs(config, own, task, Accelerator())
+    except ModelError as error:
+        remote = any(is_on_hub(one.path) for one in (config.student, own) if one is not None)
+        return Finding("tokenizers", "unknown" if remote else "failed", str(error)), None
+    ends = " or ".join(map(str, codec.eos_ids))
+    shared = "" if own is None else ", shared with the teacher"
+    return Finding("tokenizers", "ok", f"{codec.vocabulary} words{shared}; id {ends} ends a text"), codec
+
+
+def _lengths(codec: TextCodec, train: list[Example]) -> Finding:
+    """How many rows are cut."""
+    rows = train[:ROWS]
+    prompts, references = codec.prompts(rows).mask_PS.sum(dim=1), codec.references(rows).mask_BT.sum(dim=1)
+    cut = [int((prompts >= codec.max_prompt_tokens).sum()), int((references >= codec.max_completion_tokens).sum())]
+    words = (
+        f"of {len(rows)} rows {cut[0]} prompts reach {codec.max_prompt_tokens} tokens (longest {int(prompts.max())}), "
+        f"and {cut[1]} references {codec.max_completion_tokens} (longest {int(references.max())})"
+    )
+    if max(cut) > len(rows) / 2:
+        return Finding("lengths", "failed", f"{words}: raise task.max_prompt_tokens or task.max_completion_tokens.")
+    return Finding("lengths", "ok", words)
+
+
+def _reward(config: Config, codec: TextCodec, train: list[Example]) -> Iterator[Finding]:
+    """The reward of references is above that of other rows' references."""
+    reward = build.build_reward(config)
+    if reward is None or not alpha_schedule(config).has_reward:
+        return
+    own = codec.references(train[:ROWS])
+    turned = replace(own, texts=[*own.texts[1:], *own.texts[:1]])
+    try:
+        right, wrong = (float(np.mean(score(reward, rollout).total)) for rollout in (own, turned))
+    except GkdRlError as error:
+        yield Finding("reward", "failed", str(error))
+        return
+    words = f"{right:.3g} for references, {wrong:.3g} for references of other rows"
+    if right > wrong:
+        yield Finding("reward", "ok", words)
+    else:
+        yield Finding("reward", "failed", f"{words}: it cannot tell them apart, choose another with reward=NAME.")
+
+
+def _memory(config: Config, lengths: Lengths, origin: str, codec: TextCodec | None) -> Iterator[Finding]:
+    """The plan, and whether it fits; what the run writes, and whether the disk has room."""
+    tokenizer = None if codec is None else codec.tokenizer
+    try:
+        plan = plan_memory(config, lengths, Accelerator().device, tokenizer)
+    except GkdRlError as error:
+        yield Finding("memory", "unknown", str(error))
+        return
+    yield _disk(config, plan)
+    words = f"{plan.peak / GIB:.2f} GiB of {plan.available / GIB:.2f} GiB ({plan.device}) at the peak, in "
+    words += f"{plan.largest.name}; prompts of {lengths.prompt} tokens ({origin}), completions of {lengths.completion}"
+    state = "ok"
+    if plan.peak > plan.available:
+        stage = plan.largest
+        parts = {**stage.held, **stage.phases.get(stage.widest, {})} if stage.phases else stage.held
+        name = max(parts, key=lambda part: parts[part])
+        instead = INSTEAD.get(name, "take a smaller model")
+        state, words = "failed", f"{words}. It does not fit, most of it is {name}: {instead}."
+    yield Finding("memory", state, "\n".join([words, *plan_lines(plan)]))
+
+
+def _disk(config: Config, plan: MemoryPlan) -> Finding:
+    """Room for the models that the run keeps."""
+    held = plan.stages[-1].held
+    need = held["student"] if config.save_model else 0
+    need += sum(
+        held["student"] if key == "student.sft" else stage.held["teacher"]
+        for key in plan.micro_batch_sizes
+        for stage in plan.stages
+        if key != "trainer" and stage.name.startswith(key.partition(".")[0])
+    )
+    folder = Path(config.cache_dir).expanduser()
+    place = next(one for one in (folder, *folder.parents) if one.exists())
+    free = min(shutil.disk_usage(place).free, shutil.disk_usage(Path.cwd()).free)
+    words = f"{need / GIB:.2f} GiB of models to write, {free / GIB:.1f} GiB free"
+    return Finding("disk", "ok" if need < free else "failed", words)

@@ -1,0 +1,54 @@
+"""Entry point: `python -m gkd_rl.doctor experiment=xsum_rl scale=single_gpu` looks at a run before it costs anything.
+
+No weights are loaded. Exit status 0: nothing speaks against the run; 1: a check failed; 2: the settings are refused.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from gkd_rl.config import Config
+from gkd_rl.errors import ConfigError, GkdRlError
+from gkd_rl.precheck import check_command_line
+from gkd_rl.run import find_config_dir, message
+from gkd_rl.validation import validate
+
+
+def main(arguments: list[str]) -> int:
+    """Examine the run that `arguments` describe, print what was found, and return the exit status."""
+    try:
+        config = _configured(arguments)
+    except GkdRlError as error:
+        sys.stderr.write(message(error))
+        return 2
+    from gkd_rl.checkup import examine  # here, so that a wrong setting is refused before torch is imported
+
+    failed = False
+    for finding in examine(config):
+        print(finding, flush=True)  # noqa: T201
+        failed = failed or finding.state == "failed"
+    return int(failed)
+
+
+def _configured(arguments: list[str]) -> Config:
+    """The configuration of one run.
+
+    Raises:
+        ConfigError: a setting is refused.
+    """
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    if flags:
+        raise ConfigError([f"{flags[0]}: the doctor looks at one run and takes its settings only, e.g. alpha=0.5."])
+    check_command_line(find_config_dir(), arguments)
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", arguments))
+    assert isinstance(config, Config)
+    validate(config)
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

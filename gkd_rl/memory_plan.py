@@ -1,0 +1,95 @@
+"""What the stages of a run take in memory, as numbers: what stays, and what each phase takes on top of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the longest prompt and of the longest completion."""
+
+    prompt: int
+    completion: int
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Bytes of one stage of a run.
+
+    Attributes:
+        name: of the stage.
+        held: what stays throughout, by part.
+        phases: what each phase takes on top of it, by part; phases follow one another.
+    """
+
+    name: str
+    held: dict[str, int]
+    phases: dict[str, dict[str, int]]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest phase and of what stays."""
+        return sum(self.held.values()) + max((sum(parts.values()) for parts in self.phases.values()), default=0)
+
+    @property
+    def widest(self) -> str:
+        """The phase that takes the most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """A run's stages, on one device.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        available: bytes that the run may take.
+        process: bytes that Python and its libraries take of them.
+        stages: in the order in which they run.
+        micro_batch_sizes: by setting; chosen where it was null.
+    """
+
+    device: str
+    available: int
+    process: int
+    stages: tuple[StagePlan, ...]
+    micro_batch_sizes: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak of the run."""
+        return self.process + max(stage.peak for stage in self.stages)
+
+    @property
+    def largest(self) -> StagePlan:
+        """The stage with the peak."""
+        return max(self.stages, key=lambda stage: stage.peak)
+
+    def as_dict(self) -> dict[str, object]:
+        """For eval.json."""
+        stages = {stage.name: {"held": stage.held, "phases": stage.phases} for stage in self.stages}
+        return {"peak_bytes": self.peak, "process_bytes": self.process, "stages": stages}
+
+
+def plan_lines(plan: MemoryPlan) -> list[str]:
+    """The plan as a table: stages, what stays in them, and what each phase takes on top; the largest are marked."""
+    lines = []
+    for stage in plan.stages:
+        mark = "  <- largest" if stage is plan.largest else ""
+        lines.append(f"  {stage.name:<34}{_gib(plan.process + stage.peak)}{mark}")
+        lines += [f"    {name:<32}{_gib(size)}" for name, size in stage.held.items()]
+        for name, parts in stage.phases.items():
+            words = ", ".join(f"{part} {_gib(size).strip()}" for part, size in parts.items())
+            mark = "*" if name == stage.widest else " "
+            lines.append(f"   {mark}{name + ':':<32}{_gib(sum(parts.values()))}  {words}")
+    if plan.process:
+        lines.append(f"  {'Python, its libraries, the data':<34}{_gib(plan.process)}  in each stage")
+    sizes = ", ".join(f"{key}.micro_batch_size={size}" for key, size in plan.micro_batch_sizes.items())
+    return [*lines, f"  planned for {sizes}"]
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:8.2f} GiB" if size >= GIB / 100 else f"{size / 2**20:8.2f} MiB"

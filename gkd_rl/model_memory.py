@@ -1,0 +1,230 @@
+"""How much memory a model takes to train, to read and to write, before it is loaded.
+
+Nothing here is a formula of an architecture: the model is built of fake tensors, which have shapes and no data, the
+code that trains it runs, and what is alive is counted (`live_memory.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gkd_rl.adapter import AdaptedModel
+from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.choices import OptimizerName, Quantization
+from gkd_rl.fused_head import FusedHead
+from gkd_rl.gradients import recomputed_layers
+from gkd_rl.live_memory import LiveMemory
+from gkd_rl.memory_plan import Lengths
+from gkd_rl.quantization import quantizable
+from gkd_rl.types import Projection, PromptBatch, Rollout, Source
+
+PACKED = {Quantization.int8: 1.0, Quantization.nf4: 0.5 + 4 / 64}  # bytes a weight; NF4 has a float32 for 64 of them
+
+
+def without_data(model: HiddenStateModel) -> HiddenStateModel:
+    """A model built on the meta device with fake weights on the CPU, in place; called in a `FakeTensorMode`."""
+    made: dict[int, Any] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            data = torch.empty(tensor.shape, dtype=tensor.dtype)
+            made[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+        return made[id(tensor)]
+
+    for module in model.modules():
+        stored: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in stored:
+            for name, tensor in tensors.items():
+                tensors[name] = None if tensor is None else fake(tensor)
+    return model
+
+
+def fake_rollout(lengths: Lengths, sequences: int, per_prompt: int) -> Rollout:
+    """Completions without data, all of the longest kind."""
+    ids_PS = torch.zeros(-(-sequences // per_prompt), lengths.prompt, dtype=torch.long)
+    ids_BT = torch.zeros(sequences, lengths.completion, dtype=torch.long)
+    index_B = torch.zeros(len(ids_BT), dtype=torch.long)
+    whole = torch.ones_like(ids_BT, dtype=torch.bool)
+    batch = PromptBatch([], ids_PS, torch.ones_like(ids_PS, dtype=torch.bool))
+    return Rollout(batch, index_B, ids_BT, whole, index_B.bool(), [""] * len(ids_BT), Source.student)
+
+
+def weight_bytes(model: HiddenStateModel, quantization: Quantization = Quantization.none) -> int:
+    """Bytes of a model's weights, tied ones once, without those of an adapter."""
+    parameters = {name: value for name, value in model.model.named_parameters() if ".lora_" not in name}
+    total = sum(_bytes(one) for one in parameters.values())
+    if quantization is Quantization.none:
+        return total
+    matrices = quantizable(model.model).values()
+    for matrix in matrices:
+        rows = 4 * matrix.out_features if quantization is Quantization.int8 else 0
+        total += int(matrix.weight.numel() * PACKED[quantization]) + rows - _bytes(matrix.weight)
+    return total
+
+
+def largest_matrix_bytes(model: HiddenStateModel) -> int:
+    """Bytes of the largest matrix that can be quantised."""
+    return max((_bytes(one.weight) for one in quantizable(model.model).values()), default=0)
+
+
+def trained_bytes(model: HiddenStateModel) -> int:
+    """Bytes of what has a gradient, which is what the gradients take."""
+    return sum(_bytes(one) for one in _trained(model))
+
+
+def optimizer_bytes(model: HiddenStateModel, name: OptimizerName) -> int:
+    """Bytes of the optimiser's state: two moments of AdamW, a row and a column of each of Adafactor's matrices."""
+    if name is OptimizerName.adamw:
+        return 2 * trained_bytes(model)
+    factored = [one for one in _trained(model) if one.ndim >= 2]
+    whole = sum(_bytes(one) for one in _trained(model) if one.ndim < 2)
+    return whole + sum(
+        one.element_size() * (one.numel() // one.shape[-1] + one.numel() // one.shape[-2]) for one in factored
+    )
+
+
+def optimizer_step_bytes(model: HiddenStateModel, name: OptimizerName, *, fused: bool) -> int:
+    """Bytes that an optimiser's step takes for a moment: all trained weights where it is fused, else the largest."""
+    sizes = [_bytes(one) for one in _trained(model)]
+    return (sum(sizes) if fused and name is OptimizerName.adamw else max(sizes)) if sizes else 0
+
+
+def generation_bytes(model: HiddenStateModel, lengths: Lengths, sequences: int, per_prompt: int) -> dict[str, int]:
+    """What writing takes: the longest cache or the prompts' forward, logits, copies that an adapter is merged into."""
+    rollout = fake_rollout(lengths, sequences, per_prompt)
+    merged = model.merged_bytes() if isinstance(model, AdaptedModel) else 0
+    model.eval()
+    with torch.no_grad(), LiveMemory(model.parameters()) as live:
+        state = model.start(rollout.prompts, per_prompt)
+        first, read = live.now, live.peak
+        growth = _growth(state.step, rollout.ids_BT[:, 0], live)
+    cache = first + growth * (lengths.completion - 1)
+    logits = 3 * 4 * rollout.n_sequences * model.head().weight_VD.shape[0]  # float32: scaled, softmax, cumulated
+    parts = {"key-value cache": max(cache, read), "logits": logits}
+    return parts | ({"merged copy": merged} if merged else {})
+
+
+def _growth(step: Callable[[Tensor], Tensor], ids_B: Tensor, live: LiveMemory) -> int:
+    """Bytes that one more token of every row adds to the cache."""
+    step(ids_B)
+    before = live.now
+    step(ids_B)
+    return live.now - before
+
+
+def reading_bytes(
+    model: HiddenStateModel,
+    lengths: Lengths,
+    sequences: int,
+    per_prompt: int,
+    head: FusedHead | None = None,
+    other: HiddenStateModel | None = None,
+) -> int:
+    """Bytes of a forward pass without gradient, its result included.
+
+    Args:
+        model: that reads.
+        lengths: of the text.
+        sequences: completions at one time.
+        per_prompt: completions of one prompt.
+        head: compares the model's states with those of `other`, where there is one.
+        other: see head.
+    """
+    rollout = fake_rollout(lengths, sequences, per_prompt)
+    model.eval()
+    others = [] if other is None else list(other.parameters())
+    with torch.no_grad(), LiveMemory([*model.parameters(), *others]) as live:
+        states_BTD = model(rollout)
+        if head is not None and other is not None:
+            _through(head, states_BTD, model, other, rollout)
+    return live.peak
+
+
+def _through(
+    head: FusedHead, hidden_BTD: Tensor, model: HiddenStateModel, teacher: HiddenStateModel | None, rollout: Rollout
+) -> Tensor:
+    """The sum of what the head says of a whole batch, beside a teacher's states."""
+    states, told_N = None, ()
+    if teacher is not None:
+        width = teacher.head().weight_VD.shape[1]
+        states = Projection(hidden_BTD.new_zeros(*rollout.ids_BT.shape, width), teacher.head())
+        told_N = (states.hidden_BTD.flatten(0, 1),)
+    own, ids_N = hidden_BTD.flatten(0, 1), rollout.ids_BT.flatten()
+    logp, divergence, _ = head.of_tokens(own, model.head(), states, told_N, ids_N)
+    return (logp + divergence).sum()
+
+
+@dataclass(frozen=True)
+class Update:
+    """How a micro-batch is trained on.
+
+    Attributes:
+        head: with the divergence and the chunk.
+        recompute: gradient checkpointing.
+        per_prompt: completions of one prompt.
+    """
+
+    head: FusedHead
+    recompute: bool
+    per_prompt: int
+
+
+def training_bytes(
+    student: HiddenStateModel, teacher: HiddenStateModel | None, lengths: Lengths, sequences: int, update: Update
+) -> dict[str, int]:
+    """Bytes of forward and backward of one micro-batch.
+
+    Args:
+        student: trained.
+        teacher: whose states lie beside it; None without one.
+        lengths: of the text.
+        sequences: completions in the micro-batch.
+        update: how.
+    """
+    rollout = fake_rollout(lengths, sequences, update.per_prompt)
+    for one in _trained(student):
+        one.grad = torch.zeros_like(one)
+    held = [*student.parameters(), *(one.grad for one in _trained(student) if one.grad is not None)]
+    held += [] if teacher is None else list(teacher.parameters())
+    student.train()
+    with recomputed_layers(student, update.recompute), LiveMemory(held) as live:
+        hidden_BTD = student(rollout)
+        kept = live.now
+        _through(update.head, hidden_BTD, student, teacher, rollout).backward()
+    for one in _trained(student):
+        one.grad = None
+    return {"activations": kept, "head chunks and backward": live.peak - kept}
+
+
+def largest_micro_batch(bytes_of: Callable[[int], int], free: int, sequences: int) -> int:
+    """The most completions of a micro-batch whose bytes fit, shared out evenly; 1 where not even one fits.
+
+    Args:
+        bytes_of: bytes of a micro-batch of that many completions; close to linear.
+        free: bytes there are.
+        sequences: completions of a step.
+    """
+    if bytes_of(sequences) <= free or sequences == 1:
+        return sequences
+    small, half = 1, max(2, sequences // 2)
+    low, high = bytes_of(small), bytes_of(half)
+    slope = max((high - low) / (half - small), 1.0)
+    found = max(1, min(sequences, small + int((free - low) / slope)))
+    parts = -(-sequences // found)
+    found = -(-sequences // parts)
+    while found > 1 and bytes_of(found) > free:
+        found -= 1
+    return found
+
+
+def _trained(model: HiddenStateModel) -> list[Tensor]:
+    return [one for one in model.parameters() if one.requires_grad]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
