@@ -14,6 +14,7 @@ from gkd_rl.adapter import AdaptedModel
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build import load_options, token_divergence
 from gkd_rl.build_adapter import attach_adapter
+from gkd_rl.build_teacher import has_weights
 from gkd_rl.choices import DivergenceName, Quantization
 from gkd_rl.config import Config, ModelConfig, OptimizerConfig, SftConfig
 from gkd_rl.contradictions import alpha_schedule
@@ -90,7 +91,7 @@ def plan_memory(
         if config.adapter is not None:
             student = attach_adapter(config, student.model)
         settings, teacher = config.teacher, None
-        if settings is not None and (settings.path is not None or settings.architecture is not None):
+        if settings is not None and has_weights(settings):
             teacher = HiddenStateModel(_empty(settings, "teacher", tokenizer))
     available = available_bytes(config, device)
     process = psutil.Process().memory_info().rss if device.type == "cpu" else 0

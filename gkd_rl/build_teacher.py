@@ -41,6 +41,11 @@ def check_teacher(settings: TeacherConfig | None) -> None:
         ])  # fmt: skip
 
 
+def has_weights(settings: TeacherConfig | None) -> bool:
+    """The teacher is a model of its own, that is loaded or trained here."""
+    return settings is not None and (settings.path is not None or settings.architecture is not None)
+
+
 def placed_teacher(model: HiddenStateModel, settings: TeacherConfig, here: torch.device) -> HiddenStateModel:
     """The teacher, frozen, quantised and where it is to be.
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from gkd_rl import build
 from gkd_rl.build_plan import longest, plan_memory
-from gkd_rl.build_teacher import check_teacher
+from gkd_rl.build_teacher import check_teacher, has_weights
 from gkd_rl.config import Config
 from gkd_rl.contradictions import alpha_schedule
 from gkd_rl.errors import DataError, GkdRlError, ModelError
@@ -98,7 +98,7 @@ def _data(config: Config, task: Task) -> tuple[Finding, list[Example]]:
 def _tokenizers(config: Config, task: Task) -> tuple[Finding, TextCodec | None]:
     """Student and teacher mean the same by the same ids, and end alike."""
     settings = config.teacher
-    own = settings if settings is not None and (settings.path or settings.architecture) else None
+    own = settings if has_weights(settings) else None
     try:
         codec, _ = build.build_codecs(config, own, task, Accelerator())
     except ModelError as error:

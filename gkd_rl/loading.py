@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -168,6 +169,9 @@ def empty_model(config: PreTrainedConfig, dtype: torch.dtype, keep_layers: Seque
     """A model of shapes alone, on the meta device, with the layers that are kept."""
     with torch.device("meta"):
         model = _auto_class(config).from_config(config, dtype=dtype)
+        if getattr(config, "scale_decoder_outputs", True) is False:  # T5 v1.1 stores a head of its own
+            head: Any = model.get_output_embeddings()
+            head.weight = nn.Parameter(torch.empty_like(head.weight))
     return model if keep_layers is None else prune(model, keep_layers)
 
 

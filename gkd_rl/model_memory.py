@@ -30,7 +30,7 @@ def without_data(model: HiddenStateModel) -> HiddenStateModel:
     """A model built on the meta device with fake weights on the CPU, in place; called in a `FakeTensorMode`."""
     made: dict[int, Any] = {}
 
-    def fake(tensor: Tensor) -> Tensor:
+    def fake(tensor: Tensor) -> Any:
         if id(tensor) not in made:
             data = torch.empty(tensor.shape, dtype=tensor.dtype)
             made[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data

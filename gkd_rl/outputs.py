@@ -47,6 +47,7 @@ class Results:
         references: one per row.
         bootstrap_samples: resamples behind every interval.
         cost: tokens, seconds and estimated FLOPs of the run's own stage.
+        memory: the device, and bytes at the peak of the run.
         teacher_audit: what quantising the teacher cost; None for one that is not quantised.
     """
 
@@ -54,6 +55,7 @@ class Results:
     references: list[str]
     bootstrap_samples: int
     cost: dict[str, float]
+    memory: dict[str, str | int]
     teacher_audit: TeacherAudit | None = None
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
@@ -194,7 +196,7 @@ def model_card_of(results: Results, config: Config, model_class: str) -> str:
 def write_results(folder: Path, results: Results, config: Config) -> str:
     """Write eval.json and predictions.jsonl; returns the table to print."""
     settings, audit = _described(config, results), results.teacher_audit
-    facts = {"settings": settings, "notice": config.scale.notice, "cost": results.cost}
+    facts = {"settings": settings, "notice": config.scale.notice, "cost": results.cost, "memory": results.memory}
     facts |= {} if audit is None else {"teacher_audit": audit.as_dict()}
     write_json(folder / "eval.json", {**facts, **results.as_dict()})
     lines = [json.dumps(row, ensure_ascii=False) for row in results.predictions()]

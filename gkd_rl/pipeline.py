@@ -23,7 +23,8 @@ from gkd_rl import build
 from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build_adapter import attach_adapter
-from gkd_rl.build_teacher import audit_teacher, build_endpoint, check_teacher, placed_teacher
+from gkd_rl.build_plan import longest, plan_memory, with_micro_batches
+from gkd_rl.build_teacher import audit_teacher, build_endpoint, check_teacher, has_weights, placed_teacher
 from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
 from gkd_rl.checkpoint import save_model
 from gkd_rl.choices import FixedSource
@@ -33,7 +34,9 @@ from gkd_rl.environment import environment_record
 from gkd_rl.evaluation import Evaluation
 from gkd_rl.json_files import write_json
 from gkd_rl.loading import model_class
+from gkd_rl.memory_plan import GIB, plan_lines
 from gkd_rl.outputs import Results, model_card_of, write_results
+from gkd_rl.peak_memory import peak_bytes, reset_peak
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
 from gkd_rl.tasks.task import Task
@@ -75,6 +78,8 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker,
     accelerator = Accelerator()
     check_teacher(config.teacher)
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
+    reset_peak(accelerator.device)
+    config = _sized(config, task, train, accelerator)
     cost = CostTotals()
     models = _prepare_models(config, task, train, accelerator)
     audit = _audit(config, models, train, held_out, accelerator)
@@ -91,7 +96,9 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker,
     evaluations["student after"] = evaluator.evaluate(models.student, "student after")
 
     references = [example.reference for example in held_out]
-    results = Results(evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), audit)
+    memory: dict[str, str | int] = {"device": accelerator.device.type, "peak_bytes": peak_bytes(accelerator.device)}
+    log.info("peak memory: %.2f GiB (%s)", peak_bytes(accelerator.device) / GIB, accelerator.device)
+    results = Results(evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, audit)
     tracker.summary(results.as_dict())
     table = write_results(output_dir, results, config)
     if config.save_model:
@@ -103,10 +110,28 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker,
     return results.objective(config.alpha)
 
 
+def _sized(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> Config:
+    """Micro-batch sizes that are null become the most that fit in memory."""
+    settings = config.teacher
+    stages = (config.trainer, config.student.sft, None if settings is None else settings.sft)
+    if all(stage is None or stage.micro_batch_size is not None for stage in stages):
+        return config
+    codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, accelerator)
+    plan = plan_memory(config, longest(config, codec, train), accelerator.device, codec.tokenizer)
+    log.info("memory plan:\n%s", "\n".join(plan_lines(plan)))
+    if plan.peak > plan.available:
+        log.warning(
+            "the plan's peak is %.2f GiB of %.2f GiB that there are: python -m gkd_rl.doctor says what to change",
+            plan.peak / GIB,
+            plan.available / GIB,
+        )
+    return with_micro_batches(config, plan)
+
+
 def _prepare_models(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> build.Models:
     """Teacher and student, each loaded, reused from the cache, or trained on the references."""
     settings = config.teacher
-    own_teacher = settings is not None and (settings.path is not None or settings.architecture is not None)
+    own_teacher = has_weights(settings)
     codec, own = build.build_codecs(config, settings if own_teacher else None, task, accelerator)
     teacher, endpoint = None, None
     if settings is not None and settings.endpoint is not None:

@@ -17,15 +17,16 @@ FLOORS = {
     "json_files": 0,
     "divergence": 1, "policy_gradient": 1, "schedule": 1, "uncertainty": 1,
     "objective": 2, "fused_head": 2, "mixing": 2, "credit": 2, "contradictions": 2, "validation": 2,
-    "loading_contradictions": 2, "teacher_contradictions": 2,
+    "loading_contradictions": 2, "teacher_contradictions": 2, "live_memory": 2, "memory_plan": 2,
     "loading": 3, "architecture": 3, "rollout": 3, "prompt_stream": 3, "optim": 3, "value_head": 3, "cost": 3,
     "model_files": 3, "depth_pruning": 3, "chat": 3, "adapter": 3, "quantization": 3, "elsewhere": 3, "endpoint": 3,
-    "metrics": 3, "tasks/": 3, "embedded/": 3,
+    "known_shapes": 3, "metrics": 3, "tasks/": 3, "embedded/": 3,
     "trainer": 4, "readers": 4, "critic": 4, "gradients": 4, "meter": 4, "step_metrics": 4, "teacher_samples": 4,
     "checkpoint": 4, "evaluation": 4, "tracking": 4, "environment": 4, "outputs": 4, "model_card": 4, "report_table": 4,
-    "teacher_audit": 4,
-    "build": 5, "build_trainer": 5, "build_adapter": 5, "build_teacher": 5, "pipeline": 5,
-    "precheck": 6, "run": 6, "merge": 6,
+    "teacher_audit": 4, "model_memory": 4, "peak_memory": 4,
+    "build": 5, "build_trainer": 5, "build_adapter": 5, "build_teacher": 5, "build_plan": 5, "checkup": 5,
+    "pipeline": 5,
+    "precheck": 6, "run": 6, "merge": 6, "doctor": 6,
 }  # fmt: skip
 ONE_SITE = ("trl", "wandb", "evaluate")
 TOP_LEVEL = {"conf", "gkd_rl", "reward_models", "experiments", "tests", "docs", ".ci"}

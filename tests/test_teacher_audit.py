@@ -115,7 +115,7 @@ def test_it_stands_in_the_results_the_caption_and_the_card(tmp_path: Path) -> No
     metrics = {name: np.array([1.0, 2.0]) for name in ("rouge2", "sampled/rouge2")}
     evaluations = {name: Evaluation(metrics, ["a", "b"]) for name in ("student before", "student after")}
     config = config_of("teacher.quantization=int8")
-    results = Results(evaluations, ["a", "b"], 100, {}, AUDIT)
+    results = Results(evaluations, ["a", "b"], 100, {}, {}, AUDIT)
     table = " ".join(write_results(tmp_path, results, config).split())
     assert f"teacher audit {SAID}" in table
     assert "imitates the teacher in int8" in table
@@ -123,5 +123,5 @@ def test_it_stands_in_the_results_the_caption_and_the_card(tmp_path: Path) -> No
     assert written["mean"] == AUDIT.kl.mean
     assert (written["dtype"], written["quantization"], written["n"]) == ("float32", "int8", 64)
     assert "teacher audit | KL(float32" in model_card_of(results, config, "AutoModelForSeq2SeqLM")
-    write_results(tmp_path, Results(evaluations, ["a", "b"], 100, {}), config_of())
+    write_results(tmp_path, Results(evaluations, ["a", "b"], 100, {}, {}), config_of())
     assert "teacher_audit" not in json.loads((tmp_path / "eval.json").read_text())
