@@ -198,10 +198,10 @@ def _explain(text: str, error: Exception, config: DictConfig) -> str:
     known = [*_flatten(OmegaConf.to_container(config)), *groups]
     if isinstance(error, MissingConfigException):
         choices = ", ".join(error.options or options)
-        if error.missing_cfg_file == f"{key}/{value}":
-            return f"{text} is not a choice: {key} takes one of {choices}."
         if str(error.missing_cfg_file).startswith("preset/"):
             return _no_preset(text, config)
+        if error.missing_cfg_file == f"{key}/{value}":
+            return f"{text} is not a choice: {key} takes one of {choices}."
         return f"{text}: there is no {error.missing_cfg_file}; the choices are {choices}."
     if isinstance(error, yaml.YAMLError):  # the whole message: it says where
         return f"{text} is not readable YAML: {' '.join(str(error).split())}."
@@ -227,13 +227,15 @@ def _no_preset(text: str, config: DictConfig) -> str:
     """The sentence for a task at a scale that no file describes."""
     key, _, value = text.lstrip("+~").partition("=")
     pairs = [(scale, task) for scale in _group_options("scale") for task in _group_options(f"preset/{scale}")]
-    if key == "task":
-        scales = [scale for scale, task in pairs if task == value]
-        return f"{text} does not go with scale={config.scale.name}: add scale={' or scale='.join(scales)}."
-    tasks = ", ".join(task for scale, task in pairs if scale == value)
-    return f"{text} does not go with this task: scale={value} takes task={tasks}; the scales are " + (
-        ", ".join(_group_options("scale")) + "."
-    )
+    presets = ", ".join(f"{scale}/{task}" for scale, task in pairs)
+    if key == "task" and value in _group_options("task"):
+        scales = [f"scale={scale}" for scale, task in pairs if task == value]
+        instead = [*scales, "preset= with what another task takes"]
+        return f"{text} does not go with scale={config.scale.name}: add {' or '.join(instead)} ({presets})."
+    if key == "scale" and value in _group_options("scale"):
+        tasks = ", ".join(task for scale, task in pairs if scale == value)
+        return f"{text} does not go with this task: it takes task={tasks}, or preset= with one of {presets}."
+    return f"{text} is not a choice: preset takes one of {presets}."
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

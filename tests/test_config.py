@@ -140,6 +140,12 @@ def test_the_paper_scale_is_the_tables_of_the_paper(
     assert config.divergence.teacher_temperature == (1.0 if task == "xsum" else 0.1)
 
 
+def test_a_task_takes_the_preset_of_another() -> None:
+    config = config_of("task=gsm8k", "preset=embedded/xsum", "reward=exact_match")
+    validate(config)
+    assert config.student == config_of().student and config.task["_target_"].endswith("Gsm8k")
+
+
 def test_a_choice_of_ones_own_wins_over_the_scale() -> None:
     config = config_of("scale=single_gpu", "adapter=none", "teacher=none", "student=t5_tiny", "alpha=0")
     assert config.adapter is None and config.teacher is None and config.student.path is None
