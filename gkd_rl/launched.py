@@ -67,6 +67,7 @@ def _uneven(config: Config, count: int) -> Iterator[str]:
     shuffled = config.teacher is not None and config.teacher.prompts is TeacherPrompts.shuffled
     if shuffled and config.trainer.prompts_per_step < 2 * count:
         yield (
-            f"trainer.prompts_per_step={config.trainer.prompts_per_step} with teacher.prompts=shuffled leaves a process "
-            f"of {count} no other prompt: set trainer.prompts_per_step to {2 * count} or more, or teacher.prompts=own."
+            f"trainer.prompts_per_step={config.trainer.prompts_per_step} with teacher.prompts=shuffled leaves each of "
+            f"{count} processes no other prompt: set trainer.prompts_per_step to {2 * count} or more, or "
+            "teacher.prompts=own."
         )

@@ -59,7 +59,7 @@ def own_seed(seed: int) -> int:
 
 
 def share(rows: Sequence[Row]) -> list[Row]:
-    """This rank's rows, every N-th; the first come again where they do not come out even, so that all have equally many."""
+    """This rank's rows, every N-th; the first come again where there are too few, so that all have equally many."""
     each = -(-len(rows) // processes())
     return [rows[(rank() + i * processes()) % len(rows)] for i in range(each)]
 

@@ -86,7 +86,7 @@ def cli() -> None:
 
 @contextmanager
 def _beside_the_main_process() -> Iterator[None]:
-    """Meet the other processes, if there are any; all but the main one go on in silence and write to a folder of now."""
+    """Meet the other processes, if there are any; all but the main one are silent and write to a passing folder."""
     if processes() > 1:
         from gkd_rl.ranks import meet
 

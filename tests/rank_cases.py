@@ -41,15 +41,15 @@ CASES = {
     "both terms": [],
     "cut, token means, whitened": [*TOKEN_MEAN, "policy_gradient.whiten=true", "trainer.micro_batch_size=3"],
     "compared with the whole step": ["policy_gradient.baseline=batch_mean"],
-    "divided by the std": ["policy_gradient=grpo"],
+    "divided by the std": ["policy_gradient.baseline=group_mean", "policy_gradient.divide_by_std=true"],
     "terms apart": ["trainer.diagnose_every=1", "trainer.micro_batch_size=3"],
-    "balanced": ["alpha_schedule=balanced"],
+    "balanced": ["alpha_schedule.kind=balanced"],
     "value head": ["policy_gradient=ppo"],
     "credit": [*TOKEN_MEAN, "divergence.kd_credit=reward_to_go"],
     "layers recomputed": ["trainer.gradient_checkpointing=true", "trainer.micro_batch_size=2"],
-    "references": ["alpha=1", "lmbda=0", "divergence=forward_kl"],
+    "references": ["alpha=1", "lmbda=0", "divergence.name=forward_kl"],
     "adapter": ["adapter=lora", "adapter.rank=2", "trainer.micro_batch_size=3"],
-    "adapter, terms apart": ["adapter=dora", "adapter.rank=2", "trainer.diagnose_every=1"],
+    "adapter, terms apart": ["adapter=lora", "adapter.kind=dora", "adapter.rank=2", "trainer.diagnose_every=1"],
 }
 KINDS = {"t5": ARCHITECTURE, "llama": LLAMA}
 ENDPOINT = "llama: behind a server"
@@ -138,7 +138,9 @@ def gradients() -> Gradients:
             heads = [] if models.critic is None else [models.critic.head]
             gradient, record = gradient_of(trainer_of(config, models), 0, nn.ModuleList([models.student, *heads]))
             found[f"{kind}: {name}"] = (gradient, record.metrics)
-    config = config_of("alpha=0.5", WHOLE, "teacher=endpoint", "teacher.endpoint.model=any", "trainer.micro_batch_size=3")
+    config = config_of(
+        "alpha=0.5", WHOLE, "teacher=endpoint", "teacher.endpoint.model=any", "trainer.micro_batch_size=3"
+    )
     codec = codec_of("llama")
     server = Answering("http://nowhere", "any", TOP, codec.vocabulary, timeout=1.0, parallel=1)
     models = dataclasses.replace(built("llama", config), teacher=None, endpoint=server)
