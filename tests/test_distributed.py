@@ -20,6 +20,7 @@ from test_run import SMALL, lines
 from gkd_rl import ranks as ranks_module
 from gkd_rl import run
 from gkd_rl.errors import ConfigError
+from gkd_rl.precheck import check_command_line
 from gkd_rl.ranks import interleaved, own_seed, share
 from gkd_rl.run import find_config_dir
 from gkd_rl.validation import validate
@@ -154,6 +155,13 @@ def test_a_bug_is_told_with_its_traceback_by_the_first_rank(first: bool, monkeyp
         raise KeyError("a bug")
     code = str(caught.value.code)
     assert ("Traceback" in code and "KeyError: 'a bug'" in code) if first else code == "1"
+
+
+def test_the_file_for_accelerate_is_no_setting() -> None:
+    with pytest.raises(
+        ConfigError, match="accelerate=ddp is not a setting of a run .* accelerate launch --config_file"
+    ):
+        check_command_line(find_config_dir(), ["accelerate=ddp"])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
