@@ -21,17 +21,27 @@ NOT_SERVED = {
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _told("RANK", alone=0)
 
 
 def processes() -> int:
     """Processes of this run."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    return _told("WORLD_SIZE", alone=1)
+
+
+def place_here() -> tuple[int, int]:
+    """Number of this process among those on this machine, and how many they are."""
+    return _told("LOCAL_RANK", alone=0), _told("LOCAL_WORLD_SIZE", alone=1)
 
 
 def is_main_process() -> bool:
     """Rank 0, which alone writes files and speaks."""
     return rank() == 0
+
+
+def _told(variable: str, alone: int) -> int:
+    """A number of the launcher, or what it is without one."""
+    return int(os.environ[variable]) if "LOCAL_RANK" in os.environ else alone
 
 
 def check_launch(config: Config) -> Iterator[str]:

@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import distributed
-from torch.distributed import distributed_c10d
 from tqdm.auto import tqdm
 
 from gkd_rl.errors import ConfigError
-from gkd_rl.launched import is_main_process, processes, rank
+from gkd_rl.launched import is_main_process, place_here, processes, rank
 
 Row = TypeVar("Row")
 
@@ -26,9 +25,17 @@ def meet() -> Accelerator:
     """The engine of this process, once all ranks are here. Without a GPU they talk through gloo.
 
     Raises:
-        ConfigError: the processes do not see each other.
+        ConfigError: there are more processes than devices, or they do not see each other.
     """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    on_cpu = not torch.accelerator.is_available()
+    here, count = place_here()
+    if not on_cpu and here == 0 and count > torch.accelerator.device_count():  # the others wait for this one's end
+        raise ConfigError([
+            f"{count} processes on a machine of {torch.accelerator.device_count()} devices: each takes one of its own. "
+            f"Set --num_processes to {torch.accelerator.device_count()} or less, or hide the devices "
+            "(CUDA_VISIBLE_DEVICES=) to run on the CPU."
+        ])  # fmt: skip
+    accelerator = Accelerator(cpu=on_cpu)
     if accelerator.num_processes != processes():
         raise ConfigError([
             f"accelerate sees {accelerator.num_processes} of {processes()} processes "
@@ -41,7 +48,7 @@ def meet() -> Accelerator:
 
 def first_to_fail() -> bool:
     """Whether no other rank has asked before: the one that is to say what went wrong."""
-    return distributed_c10d._get_default_store().add("failed", 1) == 1
+    return distributed.distributed_c10d._get_default_store().add("failed", 1) == 1
 
 
 def from_all(value: Any) -> list[Any]:

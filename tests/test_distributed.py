@@ -159,7 +159,7 @@ def test_a_bug_is_told_with_its_traceback_by_the_first_rank(first: bool, monkeyp
 
 def test_the_file_for_accelerate_is_no_setting() -> None:
     with pytest.raises(
-        ConfigError, match="accelerate=ddp is not a setting of a run .* accelerate launch --config_file"
+        ConfigError, match=r"accelerate=ddp is not a setting of a run .* accelerate launch --config_file"
     ):
         check_command_line(find_config_dir(), ["accelerate=ddp"])
 
@@ -216,6 +216,14 @@ def test_what_is_not_served_is_refused(
         assert words in problem
 
 
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_rank(monkeypatch, 0, 2)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="2 processes on a machine of 1 devices.*--num_processes to 1 or less"):
+        ranks_module.meet()
+
+
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:
-    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}.items():
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}.items():
         monkeypatch.setenv(name, str(value))
