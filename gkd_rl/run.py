@@ -39,6 +39,7 @@ def find_config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # before `cli` sets it for Hydra
 ConfigStore.instance().store(name="schema", node=Config)
 
 
@@ -65,7 +66,6 @@ def cli() -> None:
     Exit status 2: a setting was refused and nothing ran; 1: the run itself refused something. HYDRA_FULL_ERROR=1 shows
     the traceback.
     """
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to this function
     # argparse takes overrides on one side of the flag only
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
@@ -77,7 +77,7 @@ def cli() -> None:
         with _beside_the_main_process():
             main()
     except (GkdRlError, HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
+        if WANTS_TRACEBACK:
             raise
         sys.stderr.write(_message(error))
         refused_by_the_run = isinstance(error, GkdRlError) and not isinstance(error, ConfigError)
@@ -113,8 +113,11 @@ def _ending_together() -> Iterator[None]:
             raise
         from gkd_rl.ranks import first_to_fail
 
-        told = _message(error).strip() if isinstance(error, GkdRlError) else traceback.format_exc()
-        raise SystemExit(told if first_to_fail() else 1) from error
+        if first_to_fail():
+            refused = isinstance(error, GkdRlError) and not WANTS_TRACEBACK
+            sys.stderr.write(_message(error) if refused else traceback.format_exc())
+            sys.stderr.flush()  # before another rank's end ends this one
+        raise SystemExit(1) from error
 
 
 def _message(error: BaseException) -> str:
