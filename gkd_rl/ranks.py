@@ -46,6 +46,11 @@ def meet() -> Accelerator:
     return accelerator
 
 
+def part() -> None:
+    """The end of `meet`."""
+    distributed.destroy_process_group()
+
+
 def first_to_fail() -> bool:
     """Whether no other rank has asked before: the one that is to say what went wrong."""
     return distributed.distributed_c10d._get_default_store().add("failed", 1) == 1

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import hydra
@@ -87,13 +87,20 @@ def cli() -> None:
 @contextmanager
 def _beside_the_main_process() -> Iterator[None]:
     """Meet the other processes, if there are any; all but the main one are silent and write to a passing folder."""
-    if processes() > 1:
-        from gkd_rl.ranks import meet
-
-        meet()
-    if is_main_process():
+    if processes() == 1:
         yield
         return
+    from gkd_rl.ranks import meet, part
+
+    meet()
+    with nullcontext() if is_main_process() else _aside():
+        yield
+    part()
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """No lines on the console but warnings and errors, and Hydra's folder among the temporary ones."""
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
