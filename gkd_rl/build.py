@@ -25,6 +25,7 @@ from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.errors import ConfigError, GkdRlError, ModelError
 from gkd_rl.evaluation import EvaluationSettings, Evaluator
 from gkd_rl.fused_head import FusedHead
+from gkd_rl.launched import processes
 from gkd_rl.loading import (
     build_model,
     check_same_ends,
@@ -198,6 +199,7 @@ def model_key(model: ModelConfig, codec: TextCodec, train: list[Example], adapte
         end=codec.eos_ids[0],
         template=None if codec.chat is None else codec.tokenizer.chat_template,
         threads=torch.get_num_threads(),
+        processes=processes(),
     )
 
 

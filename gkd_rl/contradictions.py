@@ -18,6 +18,7 @@ from gkd_rl.choices import (
     TeacherPrompts,
 )
 from gkd_rl.config import Config
+from gkd_rl.launched import check_launch
 from gkd_rl.loading_contradictions import check_loading
 from gkd_rl.schedule import Schedule
 from gkd_rl.teacher_contradictions import teacher_contradictions
@@ -280,5 +281,5 @@ def _find_targets(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 CONTRADICTIONS = (
     *(_alpha, _objective, _divergence, _sampling, _learning_rate, _policy_gradient, _models, _reward, _targets),
-    *(check_loading, teacher_contradictions),
+    *(check_loading, teacher_contradictions, check_launch),
 )

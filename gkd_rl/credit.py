@@ -55,8 +55,17 @@ class CreditSettings:
     bootstrap: bool = True
 
 
-def reward_weights(settings: CreditSettings, rewards_B: Tensor, rollout: Rollout, survey: Survey) -> Tensor:
+def reward_weights(
+    settings: CreditSettings, rewards_B: Tensor, rollout: Rollout, survey: Survey, first: int = 0
+) -> Tensor:
     """Advantage of each token, shape (B, T), 0 where masked.
+
+    Args:
+        settings: baseline and its kin.
+        rewards_B: of all ranks, in their order: baseline=batch_mean compares with the whole step.
+        rollout: of this rank.
+        survey: of this rank.
+        first: row of `rewards_B` where this rank's own begin.
 
     Raises:
         ValueError: the survey lacks what the settings ask for.
@@ -72,13 +81,13 @@ def reward_weights(settings: CreditSettings, rewards_B: Tensor, rollout: Rollout
     if settings.baseline is Baseline.learned:
         if survey.values_BT1 is None:
             raise ValueError("baseline=learned needs the value head's numbers.")
-        rewards_BT = at_last_token(rewards_B, mask_BT)
+        rewards_BT = at_last_token(rewards_B[first : first + rollout.n_sequences], mask_BT)
         if kl_BT is not None:
             rewards_BT = rewards_BT - settings.kl_in_reward * kl_BT
         cut_B = rollout.truncated_B & settings.bootstrap
         return gae(rewards_BT, survey.values_BT1, mask_BT, cut_B, settings.discount, settings.gae_lambda)
     advantages_B = advantages(rewards_B.view(-1, settings.per_prompt), settings.baseline, settings.divide_by_std)
-    weights_BT = advantages_B.view(-1, 1) * mask_BT
+    weights_BT = advantages_B.view(-1, 1)[first : first + rollout.n_sequences] * mask_BT
     if kl_BT is not None:
         weights_BT = weights_BT - settings.kl_in_reward * minus_others(to_go(kl_BT, mask_BT), settings.per_prompt)
     return weights_BT * mask_BT

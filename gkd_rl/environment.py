@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gkd_rl.launched import processes
+
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _GIT_SECONDS = 10
 
@@ -70,7 +72,7 @@ def environment_record() -> dict[str, Any]:
 
     Returns:
         `python`, `platform`, `packages` (name to version or None), `git` (see `git_record`), `cpu_count`,
-        `cuda_devices` (None without CUDA, or before torch was imported).
+        `cuda_devices` (None without CUDA, or before torch was imported), `processes` of this run.
     """
     return {
         "python": platform.python_version(),
@@ -79,4 +81,5 @@ def environment_record() -> dict[str, Any]:
         "git": git_record(Path(__file__).resolve()),
         "cpu_count": os.cpu_count(),
         "cuda_devices": _cuda_devices(),
+        "processes": processes(),
     }

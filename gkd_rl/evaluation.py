@@ -1,7 +1,8 @@
 """Decode a split and measure: greedy summaries against references and reward, samples against the teacher.
 
 Every number is the mean over examples with a percentile-bootstrap interval. The same prompts and the same random
-numbers serve the teacher, the student before and the student after, so that differences are paired.
+numbers serve the teacher, the student before and the student after, so that differences are paired. Each of several
+processes measures its share of the examples, and all know all numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.masking import sequence_mean
 from gkd_rl.metrics import repetition_rate, rouge_scores, self_bleu
+from gkd_rl.ranks import from_all, interleaved, own_seed, progress, share
 from gkd_rl.readers import said_by
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
 from gkd_rl.trainer import score
@@ -78,36 +80,40 @@ class Evaluator:
     def evaluate(self, model: HiddenStateModel, name: str) -> Evaluation:
         """All metrics of one model; `name` labels the progress bar."""
         model.eval()
-        with tqdm(total=self._batches(), desc=f"{name}: evaluation", unit="batch", mininterval=1.0) as bar:
+        with progress(self._batches(), f"{name}: evaluation", "batch") as bar:
             return self._evaluate(model, bar)
 
     def _batches(self) -> int:
         """Decoded batches of one evaluation."""
-        size, settings = self.settings.batch_size, self.settings
-        parts = (len(self.examples), settings.rollout_prompts, settings.self_bleu_prompts)
-        return sum(-(-min(part, len(self.examples)) // size) for part in parts)
+        settings = self.settings
+        parts = [self.examples[:count] for count in (None, settings.rollout_prompts, settings.self_bleu_prompts)]
+        return sum(-(-len(share(part)) // settings.batch_size) for part in parts)
 
     def _evaluate(self, model: HiddenStateModel, bar: tqdm) -> Evaluation:
         greedy = self._decode(model, self.examples, GREEDY, 1, bar)
-        values = self._text_metrics(greedy)
-        sampled = self._decode(model, self.examples[: self.settings.rollout_prompts], self.sampling, 1, bar)
-        values |= {f"sampled/{name}": numbers for name, numbers in self._text_metrics(sampled).items()}
+        values = _of_all(self._text_metrics(greedy), len(self.examples))
+        prompts = self.examples[: self.settings.rollout_prompts]
+        sampled = self._decode(model, prompts, self.sampling, 1, bar)
+        numbers = {f"sampled/{name}": numbers for name, numbers in self._text_metrics(sampled).items()}
         if self.teacher is not None:
-            values |= self._divergences(model, self.teacher, self.heads, sampled)
+            numbers |= self._divergences(model, self.teacher, self.heads, sampled)
         if self.initial is not None:
-            values |= self._divergences(model, self.initial, {"kl_to_initial": self.initial_head}, sampled)
+            numbers |= self._divergences(model, self.initial, {"kl_to_initial": self.initial_head}, sampled)
+        values |= _of_all(numbers, len(prompts))
         if self.settings.self_bleu_prompts > 0:
-            values["self_bleu"] = self._self_bleu(model, bar)
-        return Evaluation(values, [text for rollout in greedy for text in rollout.texts])
+            prompts = self.examples[: self.settings.self_bleu_prompts]
+            values |= _of_all({"self_bleu": self._self_bleu(model, prompts, bar)}, len(prompts))
+        texts = [text for rollout in greedy for text in rollout.texts]
+        return Evaluation(values, interleaved(from_all(texts), len(self.examples)))
 
     def _decode(
         self, model: HiddenStateModel, examples: Sequence[Example], sampling: Sampling, per_prompt: int, bar: tqdm
     ) -> list[Rollout]:
-        """Completions in batches; the random numbers depend on the seed alone."""
+        """Completions of this rank's share in batches; the random numbers depend on the seed and the rank alone."""
         sampler = Sampler(self.codec, sampling)
         generator = torch.Generator(model.device)
-        generator.manual_seed(self.settings.seed)
-        rollouts = []
+        generator.manual_seed(own_seed(self.settings.seed))
+        rollouts, examples = [], share(examples)
         for start in range(0, len(examples), self.settings.batch_size):
             prompts = self.codec.prompts(examples[start : start + self.settings.batch_size])
             rollouts.append(sampler.sample(model, prompts, per_prompt, generator))
@@ -149,16 +155,16 @@ class Evaluator:
                 parts[f"sampled/{name}"].append(sequence_mean(terms.divergence_BT, rollout.mask_BT).cpu().numpy())
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
-    def _self_bleu(self, model: HiddenStateModel, bar: tqdm) -> np.ndarray:
+    def _self_bleu(self, model: HiddenStateModel, prompts: Sequence[Example], bar: tqdm) -> np.ndarray:
         """Self-BLEU of each prompt's samples, 0..100."""
         samples = self.settings.self_bleu_samples
-        rollouts = self._decode(
-            model,
-            self.examples[: self.settings.self_bleu_prompts],
-            Sampling(self.settings.self_bleu_temperature),
-            samples,
-            bar,
-        )
+        rollouts = self._decode(model, prompts, Sampling(self.settings.self_bleu_temperature), samples, bar)
         texts = [text for rollout in rollouts for text in rollout.texts]
         groups = [texts[start : start + samples] for start in range(0, len(texts), samples)]
         return np.array([self_bleu([group]) for group in groups])
+
+
+def _of_all(values: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """The numbers of all ranks, in the order of their `count` examples."""
+    parts = from_all(values)
+    return {name: np.array(interleaved([part[name] for part in parts], count)) for name in values}

@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
-from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from gkd_rl import build
@@ -33,11 +32,13 @@ from gkd_rl.cost import CostTotals
 from gkd_rl.environment import environment_record
 from gkd_rl.evaluation import Evaluation
 from gkd_rl.json_files import write_json
+from gkd_rl.launched import is_main_process
 from gkd_rl.loading import model_class
 from gkd_rl.memory_plan import GIB, plan_lines
 from gkd_rl.outputs import Results, model_card_of, write_results
 from gkd_rl.peak_memory import peak_bytes, reset_peak
 from gkd_rl.prompt_stream import PromptStream
+from gkd_rl.ranks import from_all, meet, own_seed, progress
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
 from gkd_rl.tasks.task import Task
 from gkd_rl.teacher_audit import TeacherAudit
@@ -51,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> float:
-    """Train and evaluate as configured; everything is written to `output_dir`.
+    """Train and evaluate as configured; the main process writes everything to `output_dir`.
 
     Returns:
         The objective after training, (1 - alpha) E[r] - alpha E[D], on evaluation samples: higher is better.
@@ -60,9 +61,11 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> fl
         torch.set_num_threads(config.scale.threads)
     transformers_logging.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.WARNING)  # rouge_score announces its tokenizer at every metric
-    torch.manual_seed(config.seed)
+    torch.manual_seed(own_seed(config.seed))
     log.info(config.scale.notice)
     task, reward = build.build_task(config), build.build_reward(config)
+    if not is_main_process():
+        return _run(config, task, reward, None, output_dir)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     settings = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
@@ -73,9 +76,9 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> fl
         return _run(config, task, reward, tracker, output_dir)
 
 
-def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker, output_dir: Path) -> float:
-    """All stages, then the results; returns the objective."""
-    accelerator = Accelerator()
+def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker | None, output_dir: Path) -> float:
+    """All stages, then the results, which the main process writes (it alone has a tracker); returns the objective."""
+    accelerator = meet()
     check_teacher(config.teacher)
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
     reset_peak(accelerator.device)
@@ -99,6 +102,8 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker,
     memory: dict[str, str | int] = {"device": accelerator.device.type, "peak_bytes": peak_bytes(accelerator.device)}
     log.info("peak memory: %.2f GiB (%s)", peak_bytes(accelerator.device) / GIB, accelerator.device)
     results = Results(evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, audit)
+    if tracker is None:
+        return results.objective(config.alpha)
     tracker.summary(results.as_dict())
     table = write_results(output_dir, results, config)
     if config.save_model:
@@ -179,7 +184,7 @@ def _write_samples(config: Config, models: build.Models, train: list[Example], c
     folder = build.samples_cache(config, key, models.codec, train)
     sampler = Sampler(models.codec, Sampling(config.fixed_data.temperature))
     start = time.perf_counter()
-    with tqdm(total=len(train), desc="teacher: samples", unit="row", mininterval=1.0) as bar:
+    with progress(len(train), "teacher: samples", "row") as bar:
 
         def after_chunk(done: int) -> None:
             bar.update(done - bar.n)
@@ -202,7 +207,7 @@ def _prepare_model(
     if settings.sft is None:
         return HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key))
     folder = build.supervised_cache(config, build.model_key(settings, codec, train, adapter))
-    if folder.is_dir():
+    if all(from_all(folder.is_dir())):
         log.info("%s: reused the supervised model %s", key, folder)
         stored = build.load_model(str(folder), None, getattr(torch, settings.dtype.value), f"{key} (cached)")
         return HiddenStateModel(stored)
@@ -210,7 +215,7 @@ def _prepare_model(
     if adapter is not None:
         model = attach_adapter(config, model.model)
     trainer = build_supervised_trainer(model, settings, codec, train, accelerator)
-    with tqdm(total=settings.sft.steps, desc=f"{key}: supervised", unit="step", mininterval=1.0) as bar:
+    with progress(settings.sft.steps, f"{key}: supervised", "step") as bar:
 
         def after_step(_: int, record: StepRecord) -> None:
             bar.set_postfix(loss=f"{record.metrics['loss']:.3f}", refresh=False)
@@ -221,18 +226,22 @@ def _prepare_model(
         model = HiddenStateModel(model.merge())
     if accelerator.is_main_process:
         save_model(folder, model.model, codec.tokenizer, f"Supervised {key} of gkd_rl, {settings.sft.steps} steps.\n")
+    accelerator.free_memory()  # it would keep the wrapper of this stage
+    accelerator.wait_for_everyone()
     log.info("%s: kept the supervised model in %s", key, folder)
     return model
 
 
-def _train(trainer: Trainer, config: Config, tracker: Tracker, cost: CostTotals) -> None:
+def _train(trainer: Trainer, config: Config, tracker: Tracker | None, cost: CostTotals) -> None:
     """The run's own stage, with one line of metrics a step and samples at every log step."""
     settings = config.trainer
-    with tqdm(total=settings.steps, desc=f"student: alpha={config.alpha:g}", unit="step", mininterval=1.0) as bar:
+    with progress(settings.steps, f"student: alpha={config.alpha:g}", "step") as bar:
 
         def after_step(step: int, record: StepRecord) -> None:
-            tracker.log_step(step, record.metrics)
             cost.add(record.metrics)
+            if tracker is None:
+                return
+            tracker.log_step(step, record.metrics)
             if step % settings.log_every == 0 or step == settings.steps:
                 tracker.log_samples(step, sample_rows(record, settings.samples_per_log))
             shown = {name: record.metrics[name] for name in ("divergence", "reward/mean") if name in record.metrics}

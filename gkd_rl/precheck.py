@@ -196,6 +196,9 @@ def _explain(text: str, error: Exception, config: DictConfig) -> str:
     chain = list(_chain(error))
     groups = [one for one in GlobalHydra.instance().config_loader().list_groups("") if one != "hydra"]
     known = [*_flatten(OmegaConf.to_container(config)), *groups]
+    if key == "accelerate":  # a folder of conf/, but not for Hydra
+        command = "accelerate launch --config_file conf/accelerate/ddp.yaml -m gkd_rl.run"
+        return f"{text} is not a setting of a run but how its processes are started: {command} ..."
     if isinstance(error, MissingConfigException):
         choices = ", ".join(error.options or options)
         if str(error.missing_cfg_file).startswith("preset/"):

@@ -2,12 +2,20 @@
 
 Composes the configuration with Hydra, refuses what is wrong before torch is imported or a folder is made, and hands the
 rest to `pipeline.py`. One run returns one number, so that Hydra's sweepers can maximise it.
+
+Of several processes (`accelerate launch`) the main one checks the command line while the others wait for it. Those
+write to a folder that goes away with them, and are silent but for their errors.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import hydra
@@ -19,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError, GkdRlError
+from gkd_rl.launched import is_main_process, processes
 from gkd_rl.precheck import check_command_line
 from gkd_rl.validation import validate
 
@@ -30,6 +39,7 @@ def find_config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # before `cli` sets it for Hydra
 ConfigStore.instance().store(name="schema", node=Config)
 
 
@@ -44,11 +54,10 @@ def main(settings: DictConfig) -> float:
     assert isinstance(config, Config)
     validate(config)
     OmegaConf.set_readonly(settings, True)
-    # OpenMP threads that spin while they wait slow a run tenfold on a machine that does anything else.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from gkd_rl.pipeline import run_experiment  # here, so that a wrong setting is refused before torch is imported
 
-    return run_experiment(config, settings, Path(HydraConfig.get().runtime.output_dir))
+    with _ending_together():
+        return run_experiment(config, settings, Path(HydraConfig.get().runtime.output_dir))
 
 
 def cli() -> None:
@@ -57,19 +66,65 @@ def cli() -> None:
     Exit status 2: a setting was refused and nothing ran; 1: the run itself refused something. HYDRA_FULL_ERROR=1 shows
     the traceback.
     """
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to this function
     # argparse takes overrides on one side of the flag only
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    # OpenMP threads that spin while they wait slow a run tenfold on a machine that does anything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        check_command_line(find_config_dir(), sys.argv[1:])
-        main()
+        if is_main_process():
+            check_command_line(find_config_dir(), sys.argv[1:])
+        with _beside_the_main_process():
+            main()
     except (GkdRlError, HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
+        if WANTS_TRACEBACK:
             raise
         sys.stderr.write(message(error))
         refused_by_the_run = isinstance(error, GkdRlError) and not isinstance(error, ConfigError)
         sys.exit(1 if refused_by_the_run else 2)
+
+
+@contextmanager
+def _beside_the_main_process() -> Iterator[None]:
+    """Meet the other processes, if there are any; all but the main one are silent and write to a passing folder."""
+    if processes() == 1:
+        yield
+        return
+    from gkd_rl.ranks import meet, part
+
+    meet()
+    with nullcontext() if is_main_process() else _aside():
+        yield
+    part()
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """No lines on the console but warnings and errors, and Hydra's folder among the temporary ones."""
+    logging.disable(logging.INFO)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+        yield
+
+
+@contextmanager
+def _ending_together() -> Iterator[None]:
+    """An error of one process ends all of them, with one message.
+
+    The exit is no Exception, so that Hydra does not go on to the next job of a sweep without the others.
+    """
+    try:
+        yield
+    except Exception as error:
+        if processes() == 1:
+            raise
+        from gkd_rl.ranks import first_to_fail
+
+        if first_to_fail():
+            refused = isinstance(error, GkdRlError) and not WANTS_TRACEBACK
+            sys.stderr.write(message(error) if refused else traceback.format_exc())
+            sys.stderr.flush()  # before another rank's end ends this one
+        raise SystemExit(1) from error
 
 
 def message(error: BaseException) -> str:

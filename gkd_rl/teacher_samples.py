@@ -1,7 +1,7 @@
 """One completion of the teacher for every training prompt (SeqKD, f-distill): written once, kept on disk, resumable.
 
 The rows are cut into chunks, each a file. The random numbers of a chunk depend on (seed, chunk) alone, so a job that
-was killed and started again gives the samples of one that was not.
+was killed and started again gives the samples of one that was not. Several processes take a chunk each at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.json_files import write_json
+from gkd_rl.launched import is_main_process, processes, rank
+from gkd_rl.ranks import from_all
 from gkd_rl.rollout import Sampler
 from gkd_rl.types import Example
 
@@ -55,16 +57,25 @@ def write_samples(
         Token ids without padding, the end-of-sequence token included; a truncated completion has none.
     """
     samples: list[list[int]] = []
-    for chunk, start in enumerate(range(0, len(examples), chunk_size)):
-        path, rows = folder / f"{chunk:05d}.json", examples[start : start + chunk_size]
-        ids = _read(path, len(rows))
-        if ids is None:
-            ids = _sample(teacher, sampler, rows, seed, chunk)
-            write_json(path, ids)
-        samples += ids
+    chunks = [examples[start : start + chunk_size] for start in range(0, len(examples), chunk_size)]
+    for first in range(0, len(chunks), processes()):
+        mine = first + rank()
+        written, fresh = None, []
+        if mine < len(chunks):
+            written = _read(folder / _name(mine), len(chunks[mine]))
+            fresh = [] if written is not None else _sample(teacher, sampler, chunks[mine], seed, mine)
+        for chunk, (old, new) in enumerate(from_all((written, fresh)), start=first):
+            if new and is_main_process():
+                write_json(folder / _name(chunk), new)
+            samples += old or new
         if after_chunk is not None:
             after_chunk(len(samples))
     return samples
+
+
+def _name(chunk: int) -> str:
+    """File of a chunk."""
+    return f"{chunk:05d}.json"
 
 
 def _sample(

@@ -27,6 +27,7 @@ from gkd_rl.gradients import TermGradients, recomputed_layers
 from gkd_rl.meter import Pass
 from gkd_rl.objective import Objective, StepTotals
 from gkd_rl.prompt_stream import PromptStream
+from gkd_rl.ranks import over_ranks
 from gkd_rl.readers import Readers
 from gkd_rl.rollout import Sampler, TextCodec
 from gkd_rl.schedule import Schedule
@@ -184,8 +185,9 @@ class Trainer:
         """Advantages, and what the value head is to learn from them."""
         if scores is None:
             return None, None
-        rewards_B = torch.tensor(scores.total, device=rollout.ids_BT.device)
-        weights_BT = reward_weights(self.credit, rewards_B, rollout, survey)
+        rewards_B = self.accelerator.gather(torch.tensor(scores.total, device=rollout.ids_BT.device))
+        first = self.accelerator.process_index * rollout.n_sequences
+        weights_BT = reward_weights(self.credit, rewards_B, rollout, survey, first)  # pyright: ignore[reportArgumentType]
         targets = None if survey.values_BT1 is None else Targets.of(survey.values_BT1, weights_BT)
         if self.credit.whiten:
             weights_BT = whitened(weights_BT, rollout.mask_BT, self._sum(moments(weights_BT, rollout.mask_BT)))
@@ -254,7 +256,7 @@ class Trainer:
         metrics = {"learning_rate": self.schedule.get_last_lr()[0], "alpha": work.alpha}
         self.schedule.step()
         metrics |= rollout_metrics(work.rollout, work.totals, scores, taught=self.readers.taught(work.alpha))
-        return metrics | self._meter.take()
+        return over_ranks(self.accelerator, metrics | self._meter.take())
 
     def _sum(self, value: Tensor) -> Tensor:
         """Over all ranks."""

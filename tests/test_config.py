@@ -75,12 +75,14 @@ def problems_of(*overrides: str) -> list[str]:
 def test_every_file_is_counted() -> None:
     groups = {path.name: len(list(path.glob("*.yaml"))) for path in CONF.iterdir() if path.is_dir()}
     others = {
-        name: groups.pop(name) for name in ("hydra", "preset", "sft")
+        name: groups.pop(name) for name in ("accelerate", "hydra", "preset", "sft")
     }  # the text of --help, and what is no choice
     assert groups == COUNTS, "a file came or went: change COUNTS"
     assert len(CHOICES) == sum(COUNTS.values())
     assert others["sft"] == 1 and len(PAIRS) == 5
-    assert len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + len(PAIRS) + 3  # config.yaml, the help, sft
+    assert (
+        len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + len(PAIRS) + 4
+    )  # config.yaml, help, sft, accelerate
 
 
 def test_the_defaults_are_valid() -> None:

@@ -1,0 +1,231 @@
+"""Two processes take the step of one: the same gradient and the same numbers, one output folder, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_close, configured
+from rank_cases import CASES, ENDPOINT, KINDS, everything
+from test_run import SMALL, lines
+
+from gkd_rl import ranks as ranks_module
+from gkd_rl import run
+from gkd_rl.errors import ConfigError
+from gkd_rl.precheck import check_command_line
+from gkd_rl.ranks import interleaved, own_seed, share
+from gkd_rl.run import find_config_dir
+from gkd_rl.validation import validate
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = [f"{kind}: {name}" for kind in KINDS for name in CASES] + [ENDPOINT]
+FAILING = """
+import sys, types
+from gkd_rl.errors import RewardError
+from gkd_rl.launched import rank
+from gkd_rl.ranks import from_all
+
+def run_experiment(config, settings, folder):
+    print("spoken")
+    if rank() == 1:
+        raise RewardError(f"reward of seed {config.seed} is unusable")
+    from_all("rank 0 waits for the other here")
+
+module = types.ModuleType("gkd_rl.pipeline")
+module.run_experiment = run_experiment
+sys.modules["gkd_rl.pipeline"] = module
+from gkd_rl.run import cli
+cli()
+"""
+
+
+def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` of two processes with the configuration that is shipped."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = find_config_dir() / "accelerate" / "ddp.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}", "--num_processes=2"]
+    command += [f"--main_process_port={port}", *arguments]
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    variables = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(cwd / "cache")}
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"} | variables
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return everything(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    done = launch(str(ROOT / "tests" / "rank_cases.py"), str(folder), cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((folder / "samples").iterdir())) == 5  # of 13 rows in chunks of 3
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", NAMES)
+def test_two_processes_have_the_gradient_of_one(case: str, alone: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
+    expected, metrics = alone["gradients"][case]
+    cut = any("micro_batch_size=3" in one for one in CASES.get(case.partition(": ")[2], []))
+    passed_over = ("time/", "flops/") if cut else ("time/",)  # a cut through a prompt's completions reads it twice
+    for rank in ranks:
+        found, others = rank["gradients"][case]
+        assert_close(found, expected)
+        assert others.keys() == metrics.keys()
+        for key, value in metrics.items():
+            if not key.startswith(passed_over):
+                assert others[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+    assert torch.equal(ranks[0]["gradients"][case][0], ranks[1]["gradients"][case][0])  # the weights stay the same
+
+
+@pytest.mark.slow
+def test_ranks_share_out_the_questions_to_a_server(alone: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
+    assert [rank["asked"] for rank in ranks] == [alone["asked"] // 2] * 2
+
+
+@pytest.mark.slow
+def test_ranks_share_out_teacher_samples_and_evaluation(alone: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
+    expected = alone["evaluation"]
+    assert [len(expected.values[key]) for key in ("rouge2", "sampled/reward", "self_bleu")] == [13, 7, 3]
+    for rank in ranks:
+        assert rank["samples"] == alone["samples"]
+        found = rank["evaluation"]
+        assert found.completions == expected.completions
+        assert found.values.keys() == expected.values.keys()
+        for key, numbers in expected.values.items():
+            assert found.values[key].shape == numbers.shape
+            if not key.startswith(("sampled/", "self_bleu")):  # of greedy text
+                np.testing.assert_allclose(found.values[key], numbers, rtol=1e-6)
+    for key in expected.values:
+        assert np.array_equal(*(rank["evaluation"].values[key] for rank in ranks)), key
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_leaves_one_folder(tmp_path: Path) -> None:
+    done = launch("-m", "gkd_rl.run", *SMALL, "tracking=none", "adapter=lora", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (tmp_path / "outputs" / "xsum_rl").iterdir()
+    assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [1, 2, 3]
+    assert json.loads((folder / "eval.json").read_text(encoding="utf-8"))["student after"]["rouge2"]["n"] == 20
+    assert json.loads((folder / "environment.json").read_text(encoding="utf-8"))["processes"] == 2
+    assert (folder / "model" / "adapter_model.safetensors").is_file() and (folder / ".hydra" / "config.yaml").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "outputs"]
+    assert len(list((tmp_path / "cache" / "supervised").iterdir())) == 2  # student and teacher
+    assert done.stdout.count("Run folder:") == 1
+
+
+@pytest.mark.slow
+def test_what_cannot_be_shared_out_is_refused_once_and_before_anything(tmp_path: Path) -> None:
+    done = launch("-m", "gkd_rl.run", *SMALL, "trainer.prompts_per_step=5", cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("trainer.prompts_per_step=5 cannot be shared out to 2 processes") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_ends_all_with_one_message(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING, encoding="utf-8")
+    done = launch("failing.py", "-m", "seed=7,8", cwd=tmp_path)
+    assert done.returncode != 0
+    told = done.stderr.partition("torch/distributed/elastic")[0]  # then the launcher speaks for itself
+    assert told.count("reward of seed 7 is unusable") == 1
+    assert "Traceback" not in told, told
+    assert "seed 8" not in done.stderr and "closed by peer" not in done.stderr
+    assert done.stdout.count("spoken") == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bug_is_told_with_its_traceback_by_the_first_rank(
+    first: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_rank(monkeypatch, 1, 2)
+    monkeypatch.setattr(ranks_module, "first_to_fail", lambda: first)
+    with pytest.raises(SystemExit, match="1"), run._ending_together():
+        raise KeyError("a bug")
+    told = capsys.readouterr().err
+    assert ("Traceback" in told and "KeyError: 'a bug'" in told) if first else told == ""
+
+
+def test_the_file_for_accelerate_is_no_setting() -> None:
+    with pytest.raises(
+        ConfigError, match=r"accelerate=ddp is not a setting of a run .* accelerate launch --config_file"
+    ):
+        check_command_line(find_config_dir(), ["accelerate=ddp"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [0, 1, 4, 7])
+def test_shares_come_together_again(size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, parts = list(range(size)), []
+    for rank in range(count):
+        as_rank(monkeypatch, rank, count)
+        parts.append(share(rows))
+    assert len({len(part) for part in parts}) == 1
+    assert sum(map(len, parts)) < size + count  # no row comes twice but to fill up
+    assert interleaved(parts, size) == rows
+
+
+def test_every_rank_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_seed(3) == 3
+    seeds = []
+    for rank in range(4):
+        as_rank(monkeypatch, rank, 4)
+        seeds += [own_seed(3), own_seed(4)]
+    assert seeds[0] == 3 and len(set(seeds)) == 8
+
+
+@pytest.mark.parametrize(
+    ("variables", "overrides", "says"),
+    [
+        ({}, ["trainer.prompts_per_step=5"], ["trainer.prompts_per_step=5", "a multiple of 2, e.g. 6"]),
+        ({}, ["student.sft.batch_size=7"], ["student.sft.batch_size=7", "divisor of 7"]),
+        ({}, ["teacher.sft.batch_size=9"], ["teacher.sft.batch_size=9", "2 processes"]),
+        (
+            {},
+            ["trainer.prompts_per_step=2", "teacher.prompts=shuffled"],
+            ["teacher.prompts=shuffled", "set trainer.prompts_per_step to 4 or more"],
+        ),
+        ({"ACCELERATE_USE_FSDP": "true"}, [], ["FSDP", "outside of the wrapped forward", "conf/accelerate/ddp.yaml"]),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, [], ["DeepSpeed"]),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, [], ["mixed_precision=bf16", "student.dtype=bfloat16"]),
+    ],
+)
+def test_what_is_not_served_is_refused(
+    variables: dict[str, str], overrides: list[str], says: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(*overrides)
+    validate(config)
+    as_rank(monkeypatch, 0, 2)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    (problem,) = caught.value.problems
+    for words in says:
+        assert words in problem
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_rank(monkeypatch, 0, 2)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"2 processes on a machine of 1 devices.*--num_processes to 1 or less"):
+        ranks_module.meet()
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}.items():
+        monkeypatch.setenv(name, str(value))
