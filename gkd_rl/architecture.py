@@ -1,7 +1,7 @@
 """What differs between model architectures, and nothing else: how prompts and completions become hidden states.
 
 `EncoderDecoder` serves T5-style models: the encoder runs once per prompt, whatever the number of completions.
-`DecoderOnly` serves Llama-like models: prompt and completion stand in one row. A further architecture implements the
+`DecoderOnly` serves Llama-like models: prompt and completions stand in one row. A further architecture implements the
 same three methods.
 """
 
@@ -18,6 +18,8 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from gkd_rl.errors import ModelError
 from gkd_rl.masking import shift_right
+from gkd_rl.packing import Rows, shares_prompts, takes_masks
+from gkd_rl.stack_cost import StackCost
 from gkd_rl.types import Example, OutputHead, PromptBatch, Rollout
 
 # Model types whose log-probabilities equal transformers' own and whose greedy decoding equals its generate, by test.
@@ -135,24 +137,32 @@ class EncoderDecoderState:
 
 
 class DecoderOnly:
-    """Llama and models with the same modules. Every prompt has at least one token."""
+    """Llama and models with the same modules. Every prompt has at least one token.
+
+    Attributes:
+        cost: the decoder's, which decides how rows are laid out.
+    """
 
     decoder_only = True
 
-    def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
-        """One row for each completion, its prompt before it; shape (B, T, D).
+    def __init__(self, cost: StackCost) -> None:
+        self.cost = cost
 
-        All padding goes to the end of the row. No token can see it there, so that the causal mask of the model and its
-        positions 0, 1, 2, ... are those of the sequence alone, also where attention has a window.
+    def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+        """Completions behind one copy of their prompt or apart, whichever costs less (`packing.py`); shape (B, T, D).
+
+        Rows apart need no mask: padding stands at their end, where no token sees it, so that the causal mask of the
+        model and its positions 0, 1, 2, ... are those of the sequence alone, also where attention has a window.
         """
-        prompt_mask_BS = rollout.prompts.mask_PS[rollout.prompt_index_B]
-        ids_BW = torch.cat([rollout.prompts.ids_PS[rollout.prompt_index_B], rollout.ids_BT[:, :-1]], dim=1)
-        used_BW = torch.cat([prompt_mask_BS, torch.ones_like(rollout.mask_BT[:, :-1])], dim=1)
-        order_BW = (~used_BW).long().argsort(dim=1, stable=True)
-        decoded = _decoder(model)(input_ids=ids_BW.gather(1, order_BW), use_cache=False)
-        last_B = prompt_mask_BS.sum(dim=1) - 1  # the last token of a prompt predicts the first of its completion
-        columns_BT = last_B.unsqueeze(1) + torch.arange(rollout.ids_BT.shape[1], device=last_B.device)
-        return decoded.last_hidden_state[torch.arange(len(last_B), device=last_B.device).unsqueeze(1), columns_BT]
+        shared = self.shares_prompts(model, rollout)
+        rows = Rows.of(rollout, shared=shared)
+        packed = {"attention_mask": rows.masks(model), "position_ids": rows.position_RW} if shared else {}
+        decoded = _decoder(model)(input_ids=rows.ids_RW, use_cache=False, **packed)
+        return decoded.last_hidden_state[rows.row_B.unsqueeze(1), rows.columns_BT]
+
+    def shares_prompts(self, model: PreTrainedModel, rollout: Rollout) -> bool:
+        """Whether completions of one prompt stand in one row."""
+        return takes_masks(model) and shares_prompts(self.cost, rollout)
 
     def output_head(self, model: PreTrainedModel) -> OutputHead:
         """The language-model head, with the logit scale of Cohere, the divisor of Granite and the cap of Gemma."""
@@ -219,7 +229,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     if model.config.model_type in ENCODER_DECODERS:
         return EncoderDecoder()
     if model.config.model_type in DECODER_ONLY:
-        return DecoderOnly()
+        return DecoderOnly(StackCost.of(_decoder(model)))
     raise ModelError(
         f"model_type={model.config.model_type} cannot be trained here: choose a model of type "
         f"{', '.join(ENCODER_DECODERS + DECODER_ONLY)}."

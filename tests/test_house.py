@@ -18,7 +18,7 @@ FLOORS = {
     "divergence": 1, "policy_gradient": 1, "schedule": 1, "uncertainty": 1,
     "objective": 2, "fused_head": 2, "mixing": 2, "credit": 2, "contradictions": 2, "validation": 2,
     "loading_contradictions": 2, "teacher_contradictions": 2,
-    "loading": 3, "architecture": 3, "rollout": 3, "prompt_stream": 3, "optim": 3, "value_head": 3, "cost": 3,
+    "loading": 3, "architecture": 3, "packing": 3, "stack_cost": 3, "rollout": 3, "prompt_stream": 3, "optim": 3, "value_head": 3, "cost": 3,
     "model_files": 3, "depth_pruning": 3, "chat": 3, "adapter": 3, "quantization": 3, "elsewhere": 3, "endpoint": 3,
     "metrics": 3, "tasks/": 3, "embedded/": 3,
     "trainer": 4, "readers": 4, "critic": 4, "gradients": 4, "meter": 4, "step_metrics": 4, "teacher_samples": 4,
