@@ -78,7 +78,9 @@ class EncoderDecoder:
     def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
         """Encoder once per prompt, decoder over all completions with teacher forcing; shape (B, T, D)."""
         prompts = rollout.prompts
-        encoded_PSD = _encoder(model)(input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()).last_hidden_state
+        encoded_PSD = model.get_encoder()(
+            input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()
+        ).last_hidden_state
         decoded = _decoder(model)(
             input_ids=shift_right(rollout.ids_BT, _start_id(model)),
             encoder_hidden_states=encoded_PSD[rollout.prompt_index_B],
@@ -100,7 +102,7 @@ class EncoderDecoder:
 
     def start(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> EncoderDecoderState:
         """Encode each prompt once and repeat the result for its completions."""
-        encoded = _encoder(model)(input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()).last_hidden_state
+        encoded = model.get_encoder()(input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()).last_hidden_state
         return EncoderDecoderState(
             model, encoded.repeat_interleave(per_prompt, 0), prompts.mask_PS.long().repeat_interleave(per_prompt, 0)
         )
@@ -137,16 +139,12 @@ class EncoderDecoderState:
 
 
 class DecoderOnly:
-    """Llama and models with the same modules. Every prompt has at least one token.
-
-    Attributes:
-        cost: the decoder's, which decides how rows are laid out.
-    """
+    """Llama and models with the same modules. Every prompt has at least one token."""
 
     decoder_only = True
 
     def __init__(self, cost: StackCost) -> None:
-        self.cost = cost
+        self._cost = cost
 
     def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
         """Completions behind one copy of their prompt or apart, whichever costs less (`packing.py`); shape (B, T, D).
@@ -162,7 +160,7 @@ class DecoderOnly:
 
     def shares_prompts(self, model: PreTrainedModel, rollout: Rollout) -> bool:
         """Whether completions of one prompt stand in one row."""
-        return takes_masks(model) and shares_prompts(self.cost, rollout)
+        return takes_masks(model) and shares_prompts(self._cost, rollout)
 
     def output_head(self, model: PreTrainedModel) -> OutputHead:
         """The language-model head, with the logit scale of Cohere, the divisor of Granite and the cap of Gemma."""
@@ -242,10 +240,6 @@ def _start_id(model: PreTrainedModel) -> int:
     if start is None:
         raise ModelError("the model's config.decoder_start_token_id is null: set it to the padding id for T5.")
     return int(start)
-
-
-def _encoder(model: PreTrainedModel) -> nn.Module:
-    return model.get_encoder()
 
 
 def _decoder(model: PreTrainedModel) -> nn.Module:

@@ -1,9 +1,10 @@
 """What a run costs: FLOPs estimated from the models' shapes, and totals of what the steps did, for equal-cost plots.
 
 Counted are 2 FLOPs per weight and token of every matrix product (attention projections, feed-forward, output head) and
-4 per query, key and unit of head width in attention: scores and weighted sum over the whole square of a row, also of one
-that completions share (`packing.py`), because a masked product computes all of it. Not counted are padding, embedding
-look-ups, norms, activations, and rows that wait for others to finish. Attention with a window counts as full. Adapters count, merged or not. Mixtures of experts are not served.
+4 per query, key and unit of head width in attention (scores and weighted sum). A masked product computes the whole
+square of a row, so all of it is counted, also of a row that completions share (`packing.py`) and of layers with a
+window. Not counted are padding, embedding look-ups, norms, activations, and rows that wait for others to finish.
+Adapters count, merged or not. Mixtures of experts are not served.
 """
 
 from __future__ import annotations

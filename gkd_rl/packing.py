@@ -1,12 +1,12 @@
 """Rows of a decoder-only model: a prompt with one completion behind it, or with all of its completions.
 
-In a shared row (prompt, completion 1, ..., completion K) a token of a completion sees the prompt and what comes before it
-in its own completion, and its position counts on from the prompt. So every hidden state is that of the completion
-in a row of its own, and the prompt is computed once, forward and backward.
+In a shared row (prompt, completion 1, ..., completion K) a token of a completion sees the prompt and what is before it
+in its own completion, and its position counts on from the prompt. So every hidden state is that of the completion in a
+row of its own, while the prompt is computed once, forward and backward.
 
-A shared row is the cheaper form unless completions are long: it saves K - 1 times the prompt's tokens, but its attention
-computes all pairs of a row that is about K completions long. Each batch takes the form that needs fewer FLOPs
-(`shares_prompts`); on a CPU the seconds of both forms stand to each other as these FLOPs do.
+A shared row is the cheaper form unless completions are long: it saves K - 1 times the prompt's tokens, but attention
+computes all pairs of a row of K completions. Each batch takes the form that needs fewer FLOPs (`shares_prompts`); the
+seconds of the two forms stand to each other much as these FLOPs do.
 
     R rows    K completions in the longest row    F tokens of a completion that are read, T - 1    W columns of a row
 """
@@ -56,12 +56,12 @@ class Rows:
         read_BF = rollout.mask_BT[:, :-1]
         (R, S), F = ids_RS.shape, read_BF.shape[1]
         rank_B = (row_B.unsqueeze(1) == row_B).tril(-1).sum(dim=1)  # completions before it in its row
-        K = int(rank_B.max()) + 1
+        K = int(rank_B.max()) + 1 if shared else 1
         ids_RKF, read_RKF = ids_RS.new_zeros(R, K, F), mask_RS.new_zeros(R, K, F)
         ids_RKF[row_B, rank_B], read_RKF[row_B, rank_B] = rollout.ids_BT[:, :-1], read_BF
         used_RX = torch.cat([mask_RS, read_RKF.flatten(1)], dim=1)  # X = S + K * F columns, then W without gaps
         order_RX = (~used_RX).long().argsort(dim=1, stable=True)
-        order_RW = order_RX[:, : int(used_RX.sum(dim=1).max())]
+        order_RW = order_RX[:, : int(used_RX.sum(dim=1).max())] if shared else order_RX
 
         step_F, part_K = (torch.arange(count, device=row_B.device) for count in (F, K))
         length_R = mask_RS.sum(dim=1)
@@ -113,6 +113,8 @@ def takes_masks(model: PreTrainedModel) -> bool:
 
 def shares_prompts(cost: StackCost, rollout: Rollout) -> bool:
     """Whether shared rows need fewer FLOPs than rows apart, padding not counted."""
+    if rollout.n_sequences == len(rollout.prompts.ids_PS):  # one completion each
+        return False
     shared, apart = (cost.of_rows(row_lengths(rollout, shared=shared)) for shared in (True, False))
     return bool(shared < apart)
 

@@ -60,5 +60,5 @@ class StackCost:
         return 2 * self.weights * tokens.sum() + 4 * self.attention * pairs.sum()
 
     def of_rows(self, lengths: Tensor) -> Tensor:
-        """FLOPs of rows of these lengths; attention computes the whole square of a row, and a mask what counts of it."""
+        """FLOPs of rows of these lengths, with the whole square of a row in attention."""
         return self.flops(lengths, lengths.square())
