@@ -19,7 +19,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gkd_rl.architecture import DecodingState, HiddenStateModel
+from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.decoding import DecodingState
 from gkd_rl.errors import ModelError
 from gkd_rl.model_files import BASE
 from gkd_rl.types import PromptBatch, Rollout

@@ -1,8 +1,8 @@
 """What differs between model architectures, and nothing else: how prompts and completions become hidden states.
 
 `EncoderDecoder` serves T5-style models: the encoder runs once per prompt, whatever the number of completions.
-`DecoderOnly` serves Llama-like models: prompt and completion stand in one row. A further architecture implements the
-same three methods.
+`DecoderOnly` serves Llama-like models: prompt and completions stand in one row. A further architecture implements the
+same methods.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from gkd_rl.decoding import DecoderOnlyState, DecodingState, EncoderDecoderState, decoder_of, start_id
 from gkd_rl.errors import ModelError
 from gkd_rl.masking import shift_right
+from gkd_rl.packing import Rows, shares_prompts, takes_masks
+from gkd_rl.stack_cost import StackCost
 from gkd_rl.types import Example, OutputHead, PromptBatch, Rollout
 
 # Model types whose log-probabilities equal transformers' own and whose greedy decoding equals its generate, by test.
@@ -26,24 +29,6 @@ DECODER_ONLY = (
     *("llama", "smollm3", "qwen2", "qwen3", "mistral", "ministral", "phi3", "gemma", "gemma2", "gemma3_text"),
     *("granite", "cohere", "cohere2", "olmo2", "olmo3"),
 )
-
-
-class DecodingState(Protocol):
-    """The rows of a batch that are still being written.
-
-    Attributes:
-        hidden_BD: hidden states that predict the next token; of a fresh state, the first token.
-    """
-
-    hidden_BD: Tensor
-
-    def step(self, last_ids_B: Tensor) -> Tensor:
-        """Read one more token of every row; returns the new `hidden_BD`."""
-        ...
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these (indices)."""
-        ...
 
 
 class Architecture(Protocol):
@@ -55,7 +40,11 @@ class Architecture(Protocol):
 
     decoder_only: bool
 
-    def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+    def lay_out(self, model: PreTrainedModel, rollout: Rollout) -> Any:
+        """The text in the form that `read` takes; looks at its values and at no weights."""
+        ...
+
+    def read(self, model: PreTrainedModel, text: Any) -> Tensor:
         """Hidden states that predict each completion token, shape (B, T, D)."""
         ...
 
@@ -73,14 +62,20 @@ class EncoderDecoder:
 
     decoder_only = False
 
-    def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+    def lay_out(self, model: PreTrainedModel, rollout: Rollout) -> Rollout:
+        """Prompts and completions stand apart already."""
+        return rollout
+
+    def read(self, model: PreTrainedModel, text: Rollout) -> Tensor:
         """Encoder once per prompt, decoder over all completions with teacher forcing; shape (B, T, D)."""
-        prompts = rollout.prompts
-        encoded_PSD = _encoder(model)(input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()).last_hidden_state
-        decoded = _decoder(model)(
-            input_ids=shift_right(rollout.ids_BT, _start_id(model)),
-            encoder_hidden_states=encoded_PSD[rollout.prompt_index_B],
-            encoder_attention_mask=prompts.mask_PS[rollout.prompt_index_B].long(),
+        prompts = text.prompts
+        encoded_PSD = model.get_encoder()(
+            input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()
+        ).last_hidden_state
+        decoded = decoder_of(model)(
+            input_ids=shift_right(text.ids_BT, start_id(model)),
+            encoder_hidden_states=encoded_PSD[text.prompt_index_B],
+            encoder_attention_mask=prompts.mask_PS[text.prompt_index_B].long(),
             use_cache=False,
         )
         return decoded.last_hidden_state
@@ -98,40 +93,10 @@ class EncoderDecoder:
 
     def start(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> EncoderDecoderState:
         """Encode each prompt once and repeat the result for its completions."""
-        encoded = _encoder(model)(input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()).last_hidden_state
+        encoded = model.get_encoder()(input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()).last_hidden_state
         return EncoderDecoderState(
             model, encoded.repeat_interleave(per_prompt, 0), prompts.mask_PS.long().repeat_interleave(per_prompt, 0)
         )
-
-
-class EncoderDecoderState:
-    """Cross-attention inputs and the self-attention cache of the unfinished rows."""
-
-    def __init__(self, model: PreTrainedModel, encoded_BSD: Tensor, mask_BS: Tensor) -> None:
-        self._decoder = _decoder(model)
-        self._encoded_BSD = encoded_BSD
-        self._mask_BS = mask_BS
-        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        self.hidden_BD = self.step(mask_BS.new_full(mask_BS.shape[:1], _start_id(model)))
-
-    def step(self, last_ids_B: Tensor) -> Tensor:
-        """Read one more token of every row; returns the new `hidden_BD`."""
-        decoded = self._decoder(
-            input_ids=last_ids_B.unsqueeze(1),
-            encoder_hidden_states=self._encoded_BSD,
-            encoder_attention_mask=self._mask_BS,
-            cache=self._cache,
-            use_cache=True,
-        )
-        self.hidden_BD = decoded.last_hidden_state[:, -1]
-        return self.hidden_BD
-
-    def keep(self, rows: Tensor) -> None:
-        """Select rows of the hidden states, the encoder output, its mask and both caches."""
-        self.hidden_BD = self.hidden_BD[rows]
-        self._encoded_BSD = self._encoded_BSD[rows]
-        self._mask_BS = self._mask_BS[rows]
-        self._cache.batch_select_indices(rows)
 
 
 class DecoderOnly:
@@ -139,20 +104,26 @@ class DecoderOnly:
 
     decoder_only = True
 
-    def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
-        """One row for each completion, its prompt before it; shape (B, T, D).
+    def __init__(self, cost: StackCost) -> None:
+        self._cost = cost
 
-        All padding goes to the end of the row. No token can see it there, so that the causal mask of the model and its
-        positions 0, 1, 2, ... are those of the sequence alone, also where attention has a window.
+    def lay_out(self, model: PreTrainedModel, rollout: Rollout) -> Rows:
+        """Completions behind one copy of their prompt or apart, whichever costs less (`packing.py`)."""
+        return Rows.of(rollout, shared=self.shares_prompts(model, rollout))
+
+    def read(self, model: PreTrainedModel, text: Rows) -> Tensor:
+        """Hidden states of the rows, shape (B, T, D).
+
+        Rows apart need no mask: padding stands at their end, where no token sees it, so that the causal mask of the
+        model and its positions 0, 1, 2, ... are those of the sequence alone, also where attention has a window.
         """
-        prompt_mask_BS = rollout.prompts.mask_PS[rollout.prompt_index_B]
-        ids_BW = torch.cat([rollout.prompts.ids_PS[rollout.prompt_index_B], rollout.ids_BT[:, :-1]], dim=1)
-        used_BW = torch.cat([prompt_mask_BS, torch.ones_like(rollout.mask_BT[:, :-1])], dim=1)
-        order_BW = (~used_BW).long().argsort(dim=1, stable=True)
-        decoded = _decoder(model)(input_ids=ids_BW.gather(1, order_BW), use_cache=False)
-        last_B = prompt_mask_BS.sum(dim=1) - 1  # the last token of a prompt predicts the first of its completion
-        columns_BT = last_B.unsqueeze(1) + torch.arange(rollout.ids_BT.shape[1], device=last_B.device)
-        return decoded.last_hidden_state[torch.arange(len(last_B), device=last_B.device).unsqueeze(1), columns_BT]
+        packed = {"attention_mask": text.masks(model), "position_ids": text.position_RW} if text.shared else {}
+        decoded = decoder_of(model)(input_ids=text.ids_RW, use_cache=False, **packed)
+        return decoded.last_hidden_state[text.row_B.unsqueeze(1), text.columns_BT]
+
+    def shares_prompts(self, model: PreTrainedModel, rollout: Rollout) -> bool:
+        """Whether completions of one prompt stand in one row."""
+        return takes_masks(model) and shares_prompts(self._cost, rollout)
 
     def output_head(self, model: PreTrainedModel) -> OutputHead:
         """The language-model head, with the logit scale of Cohere, the divisor of Granite and the cap of Gemma."""
@@ -170,46 +141,6 @@ class DecoderOnly:
         return DecoderOnlyState(model, prompts, per_prompt)
 
 
-class DecoderOnlyState:
-    """The cache of the unfinished rows and which of its columns hold tokens.
-
-    Prompts are padded on the left: a window of attention counts columns, so none may stand between two tokens.
-    """
-
-    def __init__(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> None:
-        order_PS = prompts.mask_PS.long().argsort(dim=1, stable=True)
-        self._decoder = _decoder(model)
-        self._cache = DynamicCache(config=model.config)
-        self._mask_BS = prompts.mask_PS.gather(1, order_PS).long()
-        self.hidden_BD = self._read(prompts.ids_PS.gather(1, order_PS)).repeat_interleave(per_prompt, 0)
-        self._mask_BS = self._mask_BS.repeat_interleave(per_prompt, 0)
-        self._cache.batch_repeat_interleave(per_prompt)
-
-    def step(self, last_ids_B: Tensor) -> Tensor:
-        """Read one more token of every row; returns the new `hidden_BD`."""
-        self._mask_BS = torch.nn.functional.pad(self._mask_BS, (0, 1), value=1)
-        self.hidden_BD = self._read(last_ids_B.unsqueeze(1))
-        return self.hidden_BD
-
-    def keep(self, rows: Tensor) -> None:
-        """Select rows of the hidden states, the mask and the cache."""
-        self.hidden_BD = self.hidden_BD[rows]
-        self._mask_BS = self._mask_BS[rows]
-        self._cache.batch_select_indices(rows)
-
-    def _read(self, ids_BN: Tensor) -> Tensor:
-        """Hidden states (B, D) of the last of N new columns; the mask has these columns already."""
-        positions_BS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
-        decoded = self._decoder(
-            input_ids=ids_BN,
-            attention_mask=self._mask_BS,
-            position_ids=positions_BS[:, -ids_BN.shape[1] :],
-            cache=self._cache,
-            use_cache=True,
-        )
-        return decoded.last_hidden_state[:, -1]
-
-
 def architecture_of(model: PreTrainedModel) -> Architecture:
     """The architecture of a loaded model.
 
@@ -219,30 +150,11 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     if model.config.model_type in ENCODER_DECODERS:
         return EncoderDecoder()
     if model.config.model_type in DECODER_ONLY:
-        return DecoderOnly()
+        return DecoderOnly(StackCost.of(decoder_of(model)))
     raise ModelError(
         f"model_type={model.config.model_type} cannot be trained here: choose a model of type "
         f"{', '.join(ENCODER_DECODERS + DECODER_ONLY)}."
     )
-
-
-def _start_id(model: PreTrainedModel) -> int:
-    """The token that stands before a completion of an encoder-decoder."""
-    start = model.config.decoder_start_token_id
-    if start is None:
-        raise ModelError("the model's config.decoder_start_token_id is null: set it to the padding id for T5.")
-    return int(start)
-
-
-def _encoder(model: PreTrainedModel) -> nn.Module:
-    return model.get_encoder()
-
-
-def _decoder(model: PreTrainedModel) -> nn.Module:
-    decoder = model.get_decoder()
-    if not isinstance(decoder, nn.Module):
-        raise ModelError(f"{type(model).__name__} has no decoder module.")
-    return decoder
 
 
 class PromptCodec(Protocol):
@@ -269,7 +181,8 @@ class HiddenStateModel(nn.Module):
 
     def forward(self, rollout: Rollout) -> Tensor:
         """Hidden states that predict each completion token, shape (B, T, D)."""
-        return self.architecture.hidden_states(self.model, replace(rollout, prompts=self._own(rollout.prompts)))
+        text = self.architecture.lay_out(self.model, replace(rollout, prompts=self._own(rollout.prompts)))
+        return self.architecture.read(self.model, text)
 
     def start(self, prompts: PromptBatch, per_prompt: int) -> DecodingState:
         """Read the prompts once and open `per_prompt` empty completions of each."""

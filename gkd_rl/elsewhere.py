@@ -8,13 +8,15 @@ student's device once: the largest matrix of a small model, and the only one the
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import cpu_offload
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gkd_rl.architecture import Architecture, DecodingState, HiddenStateModel
+from gkd_rl.architecture import Architecture, HiddenStateModel
+from gkd_rl.decoding import DecodingState
 from gkd_rl.types import OutputHead, PromptBatch, Rollout
 
 
@@ -48,8 +50,8 @@ class _Elsewhere:
         self.decoder_only = inner.decoder_only
         self._inner, self._head, self._there, self._here = inner, head, there, here
 
-    def hidden_states(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
-        """Hidden states that predict each completion token, shape (B, T, D)."""
+    def lay_out(self, model: PreTrainedModel, rollout: Rollout) -> Any:
+        """The text there, in the form that `read` takes."""
         moved = replace(
             rollout,
             prompts=_moved_prompts(rollout.prompts, self._there),
@@ -57,7 +59,11 @@ class _Elsewhere:
             ids_BT=rollout.ids_BT.to(self._there),
             mask_BT=rollout.mask_BT.to(self._there),
         )
-        return self._inner.hidden_states(model, moved).to(self._here)
+        return self._inner.lay_out(model, moved)
+
+    def read(self, model: PreTrainedModel, text: Any) -> Tensor:
+        """Hidden states that predict each completion token, shape (B, T, D)."""
+        return self._inner.read(model, text).to(self._here)
 
     def output_head(self, model: PreTrainedModel) -> OutputHead:
         """The head's copy."""

@@ -7,11 +7,12 @@ code that trains it runs, and what is alive is counted (`live_memory.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from gkd_rl.adapter import AdaptedModel
 from gkd_rl.architecture import HiddenStateModel
@@ -44,14 +45,29 @@ def without_data(model: HiddenStateModel) -> HiddenStateModel:
     return model
 
 
-def fake_rollout(lengths: Lengths, sequences: int, per_prompt: int) -> Rollout:
-    """Completions without data, all of the longest kind."""
-    ids_PS = torch.zeros(-(-sequences // per_prompt), lengths.prompt, dtype=torch.long)
-    ids_BT = torch.zeros(sequences, lengths.completion, dtype=torch.long)
-    index_B = torch.zeros(len(ids_BT), dtype=torch.long)
-    whole = torch.ones_like(ids_BT, dtype=torch.bool)
-    batch = PromptBatch([], ids_PS, torch.ones_like(ids_PS, dtype=torch.bool))
-    return Rollout(batch, index_B, ids_BT, whole, index_B.bool(), [""] * len(ids_BT), Source.student)
+def longest_text(model: HiddenStateModel, lengths: Lengths, sequences: int, per_prompt: int) -> Any:
+    """Completions of the longest kind as the model reads them, without values; in a `FakeTensorMode` without data.
+
+    How a text is laid out depends on its masks, which therefore have data for a moment.
+    """
+    with unset_fake_temporarily():
+        index_B = torch.arange(sequences) // per_prompt
+        ids_PS = torch.zeros(int(index_B[-1]) + 1, lengths.prompt, dtype=torch.long)
+        ids_BT = torch.zeros(sequences, lengths.completion, dtype=torch.long)
+        whole = torch.ones_like(ids_BT, dtype=torch.bool)
+        prompts = PromptBatch([], ids_PS, torch.ones_like(ids_PS, dtype=torch.bool))
+        rollout = Rollout(prompts, index_B, ids_BT, whole, ~whole[:, 0], [""] * sequences, Source.student)
+        text = model.architecture.lay_out(model.model, rollout)
+    return _without_values(text)
+
+
+def _without_values(text: Any) -> Any:
+    """The same shapes, in whatever mode is on."""
+    if isinstance(text, Tensor):
+        return torch.zeros(text.shape, dtype=text.dtype)
+    if is_dataclass(text) and not isinstance(text, type):
+        return replace(text, **{item.name: _without_values(getattr(text, item.name)) for item in fields(text)})
+    return text
 
 
 def weight_bytes(model: HiddenStateModel, quantization: Quantization = Quantization.none) -> int:
@@ -96,15 +112,16 @@ def optimizer_step_bytes(model: HiddenStateModel, name: OptimizerName, *, fused:
 
 def generation_bytes(model: HiddenStateModel, lengths: Lengths, sequences: int, per_prompt: int) -> dict[str, int]:
     """What writing takes: the longest cache or the prompts' forward, logits, copies that an adapter is merged into."""
-    rollout = fake_rollout(lengths, sequences, per_prompt)
+    prompts = -(-sequences // per_prompt)
+    ids_PS = torch.zeros(prompts, lengths.prompt, dtype=torch.long)
     merged = model.merged_bytes() if isinstance(model, AdaptedModel) else 0
     model.eval()
     with torch.no_grad(), LiveMemory(model.parameters()) as live:
-        state = model.start(rollout.prompts, per_prompt)
+        state = model.start(PromptBatch([], ids_PS, torch.ones_like(ids_PS, dtype=torch.bool)), per_prompt)
         first, read = live.now, live.peak
-        growth = _growth(state.step, rollout.ids_BT[:, 0], live)
+        growth = _growth(state.step, torch.zeros(prompts * per_prompt, dtype=torch.long), live)
     cache = first + growth * (lengths.completion - 1)
-    logits = 3 * 4 * rollout.n_sequences * model.head().weight_VD.shape[0]  # float32: scaled, softmax, cumulated
+    logits = 3 * 4 * sequences * model.head().weight_VD.shape[0]  # float32: scaled, softmax, cumulated
     parts = {"key-value cache": max(cache, read), "logits": logits}
     return parts | ({"merged copy": merged} if merged else {})
 
@@ -135,27 +152,25 @@ def reading_bytes(
         head: compares the model's states with those of `other`, where there is one.
         other: see head.
     """
-    rollout = fake_rollout(lengths, sequences, per_prompt)
+    text = longest_text(model, lengths, sequences, per_prompt)
     model.eval()
     others = [] if other is None else list(other.parameters())
     with torch.no_grad(), LiveMemory([*model.parameters(), *others]) as live:
-        states_BTD = model(rollout)
+        hidden_BTD = model.architecture.read(model.model, text)
         if head is not None and other is not None:
-            _through(head, states_BTD, model, other, rollout)
+            _through(head, hidden_BTD, model, other)
     return live.peak
 
 
-def _through(
-    head: FusedHead, hidden_BTD: Tensor, model: HiddenStateModel, teacher: HiddenStateModel | None, rollout: Rollout
-) -> Tensor:
+def _through(head: FusedHead, hidden_BTD: Tensor, model: HiddenStateModel, teacher: HiddenStateModel | None) -> Tensor:
     """The sum of what the head says of a whole batch, beside a teacher's states."""
-    states, told_N = None, ()
+    own_ND, states, told_N = hidden_BTD.flatten(0, 1), None, ()
+    ids_N = torch.zeros(len(own_ND), dtype=torch.long)
     if teacher is not None:
         width = teacher.head().weight_VD.shape[1]
-        states = Projection(hidden_BTD.new_zeros(*rollout.ids_BT.shape, width), teacher.head())
+        states = Projection(hidden_BTD.new_zeros(*hidden_BTD.shape[:2], width), teacher.head())
         told_N = (states.hidden_BTD.flatten(0, 1),)
-    own, ids_N = hidden_BTD.flatten(0, 1), rollout.ids_BT.flatten()
-    logp, divergence, _ = head.of_tokens(own, model.head(), states, told_N, ids_N)
+    logp, divergence, _ = head.of_tokens(own_ND, model.head(), states, told_N, ids_N)
     return (logp + divergence).sum()
 
 
@@ -186,16 +201,16 @@ def training_bytes(
         sequences: completions in the micro-batch.
         update: how.
     """
-    rollout = fake_rollout(lengths, sequences, update.per_prompt)
+    text = longest_text(student, lengths, sequences, update.per_prompt)
     for one in _trained(student):
         one.grad = torch.zeros_like(one)
     held = [*student.parameters(), *(one.grad for one in _trained(student) if one.grad is not None)]
     held += [] if teacher is None else list(teacher.parameters())
     student.train()
     with recomputed_layers(student, update.recompute), LiveMemory(held) as live:
-        hidden_BTD = student(rollout)
+        hidden_BTD = student.architecture.read(student.model, text)
         kept = live.now
-        _through(update.head, hidden_BTD, student, teacher, rollout).backward()
+        _through(update.head, hidden_BTD, student, teacher).backward()
     for one in _trained(student):
         one.grad = None
     return {"activations": kept, "head chunks and backward": live.peak - kept}

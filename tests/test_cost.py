@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.cost import CostTotals, ModelCost, StackCost
+from gkd_rl.cost import CostTotals, ModelCost
 from gkd_rl.errors import ModelError
 from gkd_rl.loading import build_model
 from gkd_rl.rollout import GREEDY, Sampler, TextCodec
+from gkd_rl.stack_cost import StackCost
 from gkd_rl.types import Rollout
 
 TOLERANCE = 0.01
@@ -150,7 +152,9 @@ def test_flops_by_hand(make: Any) -> None:
     assert cost.generation(rollout) == encoder + cross + head + 2 * (2 * 100 * 3 + 4 * 10 * (1 + 2 + 3))
     assert cost.training(rollout) == 3 * cost.forward(rollout)
     alone = ModelCost(None, StackCost(weights=100, attention=10), head=10_000)
-    assert alone.forward(rollout) == head + 2 * (2 * 100 * 7 + 4 * 10 * 49)
+    apart, shared = 2 * (2 * 100 * 7 + 4 * 10 * 7 * 7), 2 * 100 * 9 + 4 * 10 * 9 * 9  # 5 + 2 twice, 5 + 2 + 2
+    assert alone.forward(rollout) == head + min(apart, shared) == head + shared
+    assert replace(alone, masked=False).forward(rollout) == head + apart
     assert alone.generation(rollout) == head + 2 * 100 * 5 + 4 * 10 * 25 + 2 * (2 * 100 * 2 + 4 * 10 * (6 + 7))
 
 
@@ -170,10 +174,12 @@ def test_padding_costs_nothing(
 
 def test_completions_of_a_prompt_share_what_is_read_once(few_words: PreTrainedTokenizerFast, make: Any) -> None:
     once, four = make(1, 1, 15, 3), make(1, 4, 15, 3)
-    t5, llama = (ModelCost.of(model_of(kind, few_words)) for kind in ("t5 gated", "llama"))
-    assert t5.forward(four) < 3 * t5.forward(once)
+    for cost in (ModelCost.of(model_of(kind, few_words)) for kind in ("t5 gated", "llama")):
+        assert cost.forward(four) < 3 * cost.forward(once)
+        assert cost.generation(four) < 2 * cost.generation(once)
+    once, four = make(1, 1, 1, 90), make(1, 4, 1, 90)  # long completions stand in rows apart
+    llama = ModelCost.of(model_of("llama", few_words))
     assert llama.forward(four) == 4 * llama.forward(once)
-    assert llama.generation(four) < 2 * llama.generation(once)
 
 
 def test_an_unknown_attention_is_refused() -> None:

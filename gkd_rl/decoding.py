@@ -1,0 +1,123 @@
+"""The state of completions that are being written: hidden states that predict the next token, and a cache.
+
+Encoder-decoders keep the encoder's output beside the cache; decoder-only models know which columns hold tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+
+from gkd_rl.errors import ModelError
+from gkd_rl.types import PromptBatch
+
+
+class DecodingState(Protocol):
+    """The rows of a batch that are still being written.
+
+    Attributes:
+        hidden_BD: hidden states that predict the next token; of a fresh state, the first token.
+    """
+
+    hidden_BD: Tensor
+
+    def step(self, last_ids_B: Tensor) -> Tensor:
+        """Read one more token of every row; returns the new `hidden_BD`."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these (indices)."""
+        ...
+
+
+class EncoderDecoderState:
+    """Cross-attention inputs and the self-attention cache of the unfinished rows."""
+
+    def __init__(self, model: PreTrainedModel, encoded_BSD: Tensor, mask_BS: Tensor) -> None:
+        self._decoder = decoder_of(model)
+        self._encoded_BSD = encoded_BSD
+        self._mask_BS = mask_BS
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.hidden_BD = self.step(mask_BS.new_full(mask_BS.shape[:1], start_id(model)))
+
+    def step(self, last_ids_B: Tensor) -> Tensor:
+        """Read one more token of every row; returns the new `hidden_BD`."""
+        decoded = self._decoder(
+            input_ids=last_ids_B.unsqueeze(1),
+            encoder_hidden_states=self._encoded_BSD,
+            encoder_attention_mask=self._mask_BS,
+            cache=self._cache,
+            use_cache=True,
+        )
+        self.hidden_BD = decoded.last_hidden_state[:, -1]
+        return self.hidden_BD
+
+    def keep(self, rows: Tensor) -> None:
+        """Select rows of the hidden states, the encoder output, its mask and both caches."""
+        self.hidden_BD = self.hidden_BD[rows]
+        self._encoded_BSD = self._encoded_BSD[rows]
+        self._mask_BS = self._mask_BS[rows]
+        self._cache.batch_select_indices(rows)
+
+
+class DecoderOnlyState:
+    """The cache of the unfinished rows and which of its columns hold tokens.
+
+    Prompts are padded on the left: a window of attention counts columns, so none may stand between two tokens.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> None:
+        order_PS = prompts.mask_PS.long().argsort(dim=1, stable=True)
+        self._decoder = decoder_of(model)
+        self._cache = DynamicCache(config=model.config)
+        self._mask_BS = prompts.mask_PS.gather(1, order_PS).long()
+        self.hidden_BD = self._read(prompts.ids_PS.gather(1, order_PS)).repeat_interleave(per_prompt, 0)
+        self._mask_BS = self._mask_BS.repeat_interleave(per_prompt, 0)
+        self._cache.batch_repeat_interleave(per_prompt)
+
+    def step(self, last_ids_B: Tensor) -> Tensor:
+        """Read one more token of every row; returns the new `hidden_BD`."""
+        self._mask_BS = torch.nn.functional.pad(self._mask_BS, (0, 1), value=1)
+        self.hidden_BD = self._read(last_ids_B.unsqueeze(1))
+        return self.hidden_BD
+
+    def keep(self, rows: Tensor) -> None:
+        """Select rows of the hidden states, the mask and the cache."""
+        self.hidden_BD = self.hidden_BD[rows]
+        self._mask_BS = self._mask_BS[rows]
+        self._cache.batch_select_indices(rows)
+
+    def _read(self, ids_BN: Tensor) -> Tensor:
+        """Hidden states (B, D) of the last of N new columns; the mask has these columns already."""
+        positions_BS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
+        decoded = self._decoder(
+            input_ids=ids_BN,
+            attention_mask=self._mask_BS,
+            position_ids=positions_BS[:, -ids_BN.shape[1] :],
+            cache=self._cache,
+            use_cache=True,
+        )
+        return decoded.last_hidden_state[:, -1]
+
+
+def start_id(model: PreTrainedModel) -> int:
+    """The token that stands before a completion of an encoder-decoder."""
+    start = model.config.decoder_start_token_id
+    if start is None:
+        raise ModelError("the model's config.decoder_start_token_id is null: set it to the padding id for T5.")
+    return int(start)
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The module that reads or writes completions.
+
+    Raises:
+        ModelError: there is none.
+    """
+    decoder = model.get_decoder()
+    if not isinstance(decoder, nn.Module):
+        raise ModelError(f"{type(model).__name__} has no decoder module.")
+    return decoder

@@ -1,0 +1,137 @@
+"""Rows of a decoder-only model: a prompt with one completion behind it, or with all of its completions.
+
+In a shared row (prompt, completion 1, ..., completion K) a token of a completion sees the prompt and what is before it
+in its own completion, and its position counts on from the prompt. So every hidden state is that of the completion in a
+row of its own, while the prompt is computed once, forward and backward.
+
+A shared row is the cheaper form unless completions are long: it saves K - 1 times the prompt's tokens, but attention
+computes all pairs of a row of K completions. Each batch takes the form that needs fewer FLOPs (`shares_prompts`); the
+seconds of the two forms stand to each other much as these FLOPs do.
+
+    R rows    K completions in the longest row    F tokens of a completion that are read, T - 1    W columns of a row
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gkd_rl.stack_cost import StackCost
+from gkd_rl.types import Rollout
+
+MASKED_ATTENTION = ("sdpa", "eager")  # the others (flash, flex) take no mask of this form: their rows stay apart
+MASK_BY_LAYER = ("smollm3", "qwen2", "qwen3", "ministral", "gemma2", "gemma3_text", "cohere2", "olmo3")
+WINDOW_IN_ALL_LAYERS = ("mistral", "phi3")
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the model reads, padded on the right, and where its hidden states predict completions.
+
+    Attributes:
+        ids_RW: token ids.
+        position_RW: of a token in its prompt and completion; 0 on padding.
+        part_RW: 0 in the prompt, k in the row's completion k, -1 on padding.
+        row_B: each completion's row.
+        columns_BT: column of the token that predicts each completion token; on padding, any.
+        shared: rows are those of the prompts, with all their completions.
+    """
+
+    ids_RW: Tensor
+    position_RW: Tensor
+    part_RW: Tensor
+    row_B: Tensor
+    columns_BT: Tensor
+    shared: bool
+
+    @classmethod
+    def of(cls, rollout: Rollout, *, shared: bool) -> Rows:
+        """Rows of the prompts if `shared`, else of the completions. Prompts may be padded on either side."""
+        prompts, row_B = rollout.prompts, rollout.prompt_index_B
+        ids_RS, mask_RS = prompts.ids_PS, prompts.mask_PS
+        if not shared:
+            ids_RS, mask_RS, row_B = ids_RS[row_B], mask_RS[row_B], torch.arange(len(row_B), device=row_B.device)
+        read_BF = rollout.mask_BT[:, :-1]
+        (R, S), F = ids_RS.shape, read_BF.shape[1]
+        rank_B = (row_B.unsqueeze(1) == row_B).tril(-1).sum(dim=1)  # completions before it in its row
+        K = int(rank_B.max()) + 1 if shared else 1
+        ids_RKF, read_RKF = ids_RS.new_zeros(R, K, F), mask_RS.new_zeros(R, K, F)
+        ids_RKF[row_B, rank_B], read_RKF[row_B, rank_B] = rollout.ids_BT[:, :-1], read_BF
+        used_RX = torch.cat([mask_RS, read_RKF.flatten(1)], dim=1)  # X = S + K * F columns, then W without gaps
+        order_RX = (~used_RX).long().argsort(dim=1, stable=True)
+        order_RW = order_RX[:, : int(used_RX.sum(dim=1).max())] if shared else order_RX
+
+        step_F, part_K = (torch.arange(count, device=row_B.device) for count in (F, K))
+        length_R = mask_RS.sum(dim=1)
+        behind_RKF = (length_R.unsqueeze(1) + step_F).unsqueeze(1).expand(R, K, F)
+        position_RX = torch.cat([mask_RS.cumsum(dim=1) - 1, behind_RKF.flatten(1)], dim=1)
+        part_RX = torch.cat([torch.zeros_like(ids_RS), (part_K + 1).repeat_interleave(F).expand(R, K * F)], dim=1)
+
+        column_RX = order_RX.argsort(dim=1)
+        loose_BF = S + rank_B.unsqueeze(1) * F + step_F
+        columns_BT = torch.cat([length_R[row_B].unsqueeze(1) - 1, column_RX[row_B.unsqueeze(1), loose_BF]], dim=1)
+        return cls(
+            ids_RW=torch.cat([ids_RS, ids_RKF.flatten(1)], dim=1).gather(1, order_RW),
+            position_RW=position_RX.masked_fill(~used_RX, 0).gather(1, order_RW),
+            part_RW=part_RX.masked_fill(~used_RX, PADDING).gather(1, order_RW),
+            row_B=row_B,
+            columns_BT=columns_BT.clamp(max=order_RW.shape[1] - 1),
+            shared=shared,
+        )
+
+    def seen(self, window: int | None) -> Tensor:
+        """True where a column (third axis) reads another (last axis), (R, 1, W, W); padding reads itself at least.
+
+        Args:
+            window: positions that a token sees, its own included; None for all.
+        """
+        distance_RWW = self.position_RW.unsqueeze(2) - self.position_RW.unsqueeze(1)
+        reader_RW1, read_R1W = self.part_RW.unsqueeze(2), self.part_RW.unsqueeze(1)
+        seen_RWW = ((read_R1W == 0) | (read_R1W == reader_RW1)) & (distance_RWW >= 0)
+        if window is not None:
+            seen_RWW &= distance_RWW < window
+        return seen_RWW.unsqueeze(1)
+
+    def masks(self, model: PreTrainedModel) -> Tensor | dict[str, Tensor]:
+        """What the model's forward takes as `attention_mask`: one for all layers, or one for each type of layer.
+
+        transformers uses such a mask as it is, so that windows are part of it.
+        """
+        config = model.config
+        window = getattr(config, "sliding_window", None)
+        if config.model_type in MASK_BY_LAYER:
+            windows = {"full_attention": None, "sliding_attention": window}
+            return {kind: _as_taken(self.seen(windows[kind]), model) for kind in set(config.layer_types)}
+        return _as_taken(self.seen(window if config.model_type in WINDOW_IN_ALL_LAYERS else None), model)
+
+
+def takes_masks(model: PreTrainedModel) -> bool:
+    """Whether the model's attention can read shared rows."""
+    return model.config._attn_implementation in MASKED_ATTENTION
+
+
+def shares_prompts(cost: StackCost, rollout: Rollout) -> bool:
+    """Whether shared rows need fewer FLOPs than rows apart, padding not counted."""
+    if rollout.n_sequences == len(rollout.prompts.ids_PS):  # one completion each
+        return False
+    shared, apart = (cost.of_rows(row_lengths(rollout, shared=shared)) for shared in (True, False))
+    return bool(shared < apart)
+
+
+def row_lengths(rollout: Rollout, *, shared: bool) -> Tensor:
+    """Tokens of each row, as float64 on the CPU; the last token of a completion predicts nothing and is not counted."""
+    prompt_P = rollout.prompts.mask_PS.sum(dim=1).cpu().double()
+    read_B = rollout.mask_BT.sum(dim=1).cpu().double() - 1
+    index_B = rollout.prompt_index_B.cpu()
+    return prompt_P.index_add(0, index_B, read_B) if shared else prompt_P[index_B] + read_B
+
+
+def _as_taken(seen: Tensor, model: PreTrainedModel) -> Tensor:
+    """A mask for sdpa; for eager attention what is added to the scores."""
+    if model.config._attn_implementation == "sdpa":
+        return seen
+    return torch.zeros_like(seen, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
