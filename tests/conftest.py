@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -23,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from gkd_rl.adapter import AdaptedModel
 from gkd_rl.architecture import DECODER_ONLY, HiddenStateModel
 from gkd_rl.build import Models, build_critic
 from gkd_rl.build_trainer import build_trainer
@@ -78,6 +80,8 @@ BART = {
     "forced_eos_token_id": None,
 }
 
+ARCHITECTURES = {"t5": ARCHITECTURE, "llama": LLAMA}
+KINDS = ("t5", "llama", "t5 with LoRA", "llama with LoRA")  # of students
 PROMPTS, PER_PROMPT, LONGEST = 4, 2, 8
 SIZES = (f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}", "trainer.diagnose_every=0")
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
@@ -196,6 +200,18 @@ def make_rollout() -> MakeRollout:
         )
 
     return make
+
+
+def with_adapter(model: HiddenStateModel, seed: int, dropout: float = 0.0) -> AdaptedModel:
+    """LoRA on every linear layer, with two random matrices: a fresh adapter is 0, and one of its gradients too."""
+    settings = LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", lora_dropout=dropout)
+    adapted = AdaptedModel(model.model, settings, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, one in sorted(adapted.named_parameters()):
+            if one.requires_grad:
+                one.copy_(torch.rand(one.shape, generator=generator, dtype=torch.float64) - 0.5)
+    return adapted
 
 
 def share_of_a(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
