@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeTrainer, assert_close, config_of, gradient_of
+from conftest import KINDS, MakeTrainer, assert_close, config_of, gradient_of, letters
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import AdamW
@@ -28,14 +28,8 @@ from gkd_rl.types import Rollout, Source
 from gkd_rl.validation import validate
 from reward_models.composite import Composite
 
-KINDS = ("t5", "llama")
 FREE = ("trainer.max_grad_norm=1e9", "trainer.warmup_steps=0", "trainer.learning_rate=0.02")
 NEEDS_TEACHER = [name.value for name in DivergenceName if name is not DivergenceName.cross_entropy]
-
-
-def letters(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    """A reward that few completions share, of random models too."""
-    return [sum((i + 1) * ord(letter) for i, letter in enumerate(text)) % 11 / 5 for text in completions]
 
 
 def parameters_of(model: torch.nn.Module) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeTrainer, assert_close, config_of, gradient_of
+from conftest import KINDS, MakeTrainer, assert_close, config_of, gradient_of, letters
 from torch import Tensor, nn
 
 from gkd_rl import objective as objective_module
@@ -27,12 +27,6 @@ from gkd_rl.value_head import value_loss
 
 PPO = ("alpha=0", "policy_gradient=ppo", "trainer.max_grad_norm=1e9", "trainer.warmup_steps=0")
 SIZES = (8, 3)  # one micro-batch, and 3 + 3 + 2
-KINDS = ("t5", "llama")
-
-
-def letters(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    """A reward that few completions share."""
-    return [sum((i + 1) * ord(letter) for i, letter in enumerate(text)) % 11 / 5 for text in completions]
 
 
 def ragged(rows: int = 7, width: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
