@@ -23,7 +23,7 @@ NOT_TRAINING = {
     *("run", "precheck", "validation", "pipeline", "outputs", "evaluation", "metrics", "uncertainty", "tracking"),
     *("json_files", "environment", "report_table", "model_card", "checkpoint", "setting_words", "contradictions"),
     *("cost", "meter", "step_metrics", "endpoint", "teacher_audit", "teacher_contradictions"),
-    "loading_contradictions",
+    *("loading_contradictions", "first_look", "weight_files"),
 }
 
 

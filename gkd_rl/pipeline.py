@@ -107,7 +107,7 @@ def _prepare_models(config: Config, task: Task, train: list[Example], accelerato
     """Teacher and student, each loaded, reused from the cache, or trained on the references."""
     settings = config.teacher
     own_teacher = settings is not None and (settings.path is not None or settings.architecture is not None)
-    codec, own = build.build_codecs(config, settings if own_teacher else None, task, accelerator)
+    codec, own = build.build_codecs(config, settings if own_teacher else None, task, accelerator.device)
     teacher, endpoint = None, None
     if settings is not None and settings.endpoint is not None:
         endpoint = build_endpoint(settings.endpoint, codec, train[0])
