@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.decoding import DecodingState
 from gkd_rl.errors import ModelError
-from gkd_rl.model_files import BASE
+from gkd_rl.model_files import ADAPTER_FILE, BASE, UNREADABLE, first_line
 from gkd_rl.types import PromptBatch, Rollout
 
 
@@ -158,9 +158,11 @@ def load_merged(base: PreTrainedModel, folder: Path, key: str) -> PreTrainedMode
     """
     try:
         return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()  # pyright: ignore
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        raise ModelError(f"{key}={folder}: the adapter does not fit its base ({reason}).") from error
+    except UNREADABLE as error:
+        raise ModelError(
+            f"{key}={folder}: the adapter does not fit its base ({first_line(error)}): write the model that it was "
+            f"trained on into base_model_name_or_path of {folder / ADAPTER_FILE}, or set {key} to another folder."
+        ) from error
 
 
 def _check_targets(model: PreTrainedModel, settings: LoraConfig) -> None:

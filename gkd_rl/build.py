@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -127,7 +126,7 @@ def load_options(model: ModelConfig) -> LoadOptions:
 
 
 def build_codec(
-    model: ModelConfig, tokenizer: PreTrainedTokenizerBase, task: Task, accelerator: Accelerator, key: str = "student"
+    model: ModelConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device, key: str = "student"
 ) -> TextCodec:
     """Text <-> ids for a model's kind, its ends and its chat template, with the task's length limits; loads no weights.
 
@@ -136,14 +135,19 @@ def build_codec(
     """
     options = load_options(model)
     decoder_only = is_decoder_only(model.path, model.revision, model.architecture, key, options)
+    if model.chat and not decoder_only:
+        raise ModelError(
+            f"{key}.chat=true: {_named(model, key)} is an encoder-decoder, which has no turns of a chat. "
+            f"Set {key}.chat=false."
+        )
     chat = ChatTemplate(tokenizer, f"{key}.chat") if model.chat else None
     ends = () if model.path is None else end_ids(model.path, model.revision, f"{key}.path", options)
     limits = task.max_prompt_tokens, task.max_completion_tokens
-    return TextCodec(tokenizer, *limits, accelerator.device, decoder_only=decoder_only, eos_ids=ends, chat=chat)
+    return TextCodec(tokenizer, *limits, device, decoder_only=decoder_only, eos_ids=ends, chat=chat)
 
 
 def build_codecs(
-    config: Config, teacher: TeacherConfig | None, task: Task, accelerator: Accelerator
+    config: Config, teacher: TeacherConfig | None, task: Task, device: torch.device
 ) -> tuple[TextCodec, TextCodec | None]:
     """The run's codec, which is the student's, and one of the teacher's own where it renders prompts otherwise.
 
@@ -153,28 +157,33 @@ def build_codecs(
         config: the run.
         teacher: its teacher, if it is a model of its own.
         task: the data.
-        accelerator: its device.
+        device: of the ids.
 
     Raises:
         ModelError: the two do not mean the same by the same ids.
     """
-    codec = build_codec(config.student, build_tokenizer(config.student, task, "student"), task, accelerator)
+    codec = build_codec(config.student, build_tokenizer(config.student, task, "student"), task, device)
     if teacher is None:
         return codec, None
-    tokenizer = build_tokenizer(teacher, task, "teacher")
-    check_same_vocabulary(codec.tokenizer, tokenizer)
-    own = build_codec(teacher, tokenizer, task, accelerator, "teacher")
+    own = build_codec(teacher, build_tokenizer(teacher, task, "teacher"), task, device, "teacher")
+    names = _named(config.student, "student"), _named(teacher, "teacher")
     if own.decoder_only != codec.decoder_only:
-        kinds = [("decoder-only" if one.decoder_only else "encoder-decoder") for one in (codec, own)]
+        kinds = [("decoder-only" if one.decoder_only else "an encoder-decoder") for one in (codec, own)]
         raise ModelError(
-            f"student.path={config.student.path} is {kinds[0]} and teacher.path={teacher.path} is {kinds[1]}, which "
-            "read prompts and completions as different ids: choose a teacher of the student's kind."
+            f"{names[0]} is {kinds[0]} and {names[1]} is {kinds[1]}, which read prompts and completions as different "
+            "ids: set teacher.path to a model of the student's kind."
         )
+    check_same_vocabulary(codec.tokenizer, own.tokenizer, names)
     check_same_ends(codec.eos_ids, own.eos_ids)
     codec.eos_ids = own.eos_ids = tuple(dict.fromkeys((*codec.eos_ids, *own.eos_ids)))
     probe = [Example("a", "a", {})]
     same = codec.chat is own.chat is None or torch.equal(codec.prompts(probe).ids_PS, own.prompts(probe).ids_PS)
     return codec, None if same else own
+
+
+def _named(model: ModelConfig, key: str) -> str:
+    """Where a model comes from, as it was typed."""
+    return f"{key}.architecture" if model.path is None else f"{key}.path={model.path}"
 
 
 def fresh_model(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedModel:

@@ -34,8 +34,9 @@ def attach_adapter(config: Config, model: PreTrainedModel) -> AdaptedModel:
         revision=student.revision,
     )
     changed = (student.sft, student.keep_layers, student.gguf_file)
-    stands = student.path is not None and all(one is None for one in changed) and base_of(student.path) is None
-    path = student.path if stands else None
+    path = student.path if all(one is None for one in changed) else None
+    if path is not None and base_of(path, "student.path") is not None:
+        path = None
     if path is not None and Path(path).expanduser().exists():
         path = str(Path(path).expanduser().absolute())
     return AdaptedModel(model, settings, student.seed, None if path is None or path.endswith(".gguf") else path)

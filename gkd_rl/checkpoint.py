@@ -23,7 +23,8 @@ NOT_TRAINING = {
     *("run", "precheck", "validation", "pipeline", "outputs", "evaluation", "metrics", "uncertainty", "tracking"),
     *("json_files", "environment", "report_table", "model_card", "checkpoint", "setting_words", "contradictions"),
     *("cost", "meter", "step_metrics", "endpoint", "teacher_audit", "teacher_contradictions"),
-    *("loading_contradictions", "launched", "ranks"),
+    *("loading_contradictions", "launched", "ranks", "first_look", "weight_files", "live_memory", "memory_plan"),
+    *("model_memory", "peak_memory", "known_shapes", "build_plan", "checkup", "doctor"),
 }
 
 

@@ -17,6 +17,7 @@ from gkd_rl.build_teacher import check_teacher, has_weights
 from gkd_rl.config import Config
 from gkd_rl.contradictions import alpha_schedule
 from gkd_rl.errors import DataError, GkdRlError, ModelError
+from gkd_rl.first_look import check_files
 from gkd_rl.loading import is_on_hub
 from gkd_rl.memory_plan import GIB, Lengths, MemoryPlan, plan_lines
 from gkd_rl.rollout import TextCodec
@@ -61,6 +62,7 @@ def examine(config: Config) -> Iterator[Finding]:
     logging.getLogger("datasets").setLevel(logging.ERROR)
     yield Finding("settings", "ok", "nothing contradicts anything else")
     yield from _devices(config)
+    yield from _checkpoints(config)
     task = build.build_task(config)
     found, train = _data(config, task)
     yield found
@@ -85,6 +87,20 @@ def _devices(config: Config) -> Iterator[Finding]:
         yield Finding("devices", "ok", f"the run's device is {device}")
 
 
+def _checkpoints(config: Config) -> Iterator[Finding]:
+    """The files of both models, by their headers."""
+    models = {"student": config.student} | ({} if config.teacher is None else {"teacher": config.teacher})
+    for key, model in models.items():
+        if model.path is None:
+            continue
+        try:
+            check_files(model, key)
+        except ModelError as error:
+            yield Finding("checkpoints", "unknown" if is_on_hub(model.path) else "failed", str(error))
+        else:
+            yield Finding("checkpoints", "ok", f"{key}: {model.path}")
+
+
 def _data(config: Config, task: Task) -> tuple[Finding, list[Example]]:
     """Both splits are read."""
     try:
@@ -100,7 +116,7 @@ def _tokenizers(config: Config, task: Task) -> tuple[Finding, TextCodec | None]:
     settings = config.teacher
     own = settings if has_weights(settings) else None
     try:
-        codec, _ = build.build_codecs(config, own, task, Accelerator())
+        codec, _ = build.build_codecs(config, own, task, Accelerator().device)
     except ModelError as error:
         remote = any(is_on_hub(one.path) for one in (config.student, own) if one is not None)
         return Finding("tokenizers", "unknown" if remote else "failed", str(error)), None

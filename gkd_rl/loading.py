@@ -32,6 +32,7 @@ from gkd_rl.architecture import DECODER_ONLY, ENCODER_DECODERS
 from gkd_rl.depth_pruning import check_layers, prune
 from gkd_rl.errors import ModelError
 from gkd_rl.model_files import HUB_ID, PLAIN, UNREADABLE, LoadOptions, base_of, first_line, locate, read_config, refusal
+from gkd_rl.weight_files import check_weights
 
 
 def load_tokenizer(path: str, revision: str | None, key: str, options: LoadOptions = PLAIN) -> PreTrainedTokenizerBase:
@@ -98,8 +99,9 @@ def load_model(
     Raises:
         ModelError: nothing usable is there, with the setting that named it.
     """
-    base = base_of(path)
+    base = base_of(path, key)
     if base is not None:
+        check_weights(path, key, options)
         model = load_model(base, None, dtype, key, replace(options, gguf_file=None, keep_layers=None), **placement)
         model = load_merged(model, Path(path).expanduser(), key)
         return model if options.keep_layers is None else prune(model, options.keep_layers)
@@ -107,6 +109,7 @@ def load_model(
     if options.keep_layers is not None:
         check_layers(config, options.keep_layers, f"{key.rpartition('.')[0]}.keep_layers")
     place = locate(path, key, options)
+    check_weights(path, key, options)
     if place.gguf:
         placement = {"quantization_config": GgufConfig(dequantize=True), **placement}
     try:
@@ -125,7 +128,7 @@ def load_model(
     except torch.OutOfMemoryError:
         raise
     except UNREADABLE as error:
-        raise refusal(key, path, error) from error
+        raise refusal(key, path, error, revision, place) from error
     model, info = loaded
     _check_complete(key, path, info)
     return model if options.keep_layers is None else prune(model, options.keep_layers)
@@ -206,7 +209,11 @@ def _check_fields(architecture: dict[str, Any], key: str) -> None:
         )
 
 
-def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+def check_same_vocabulary(
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    names: tuple[str, str] = ("student", "teacher"),
+) -> None:
     """Refuse models that do not mean the same by the same id.
 
     Raises:
@@ -218,9 +225,9 @@ def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedT
         beyond = max(len(own), len(other))
         word = min(differing, key=lambda one: (own.get(one, beyond), other.get(one, beyond), one))
         raise ModelError(
-            f"student and teacher have different tokenizers: {word!r} is {_id_of(word, own)} of the student and "
-            f"{_id_of(word, other)} of the teacher ({len(own)} and {len(other)} words, {len(differing)} differ). "
-            "Choose a teacher with the student's tokenizer."
+            f"{names[0]} and {names[1]} have different tokenizers: {word!r} is {_id_of(word, own)} of the student "
+            f"and {_id_of(word, other)} of the teacher ({len(own)} and {len(other)} words, {len(differing)} differ). "
+            "Set teacher.path to a model with the student's tokenizer."
         )
 
 

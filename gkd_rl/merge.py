@@ -27,9 +27,8 @@ def merge(folder: Path, out: Path) -> None:
         raise ModelError(f"FOLDER={folder} holds no {ADAPTER_FILE}: give the model/ folder of a run with an adapter.")
     if out.exists():
         raise ModelError(f"OUT={out} exists: give a folder that does not.")
-    base = base_of(str(folder))
-    if base is None:
-        raise ModelError(f"FOLDER={folder}: its {ADAPTER_FILE} names no base_model_name_or_path: put one there.")
+    base = base_of(str(folder), "FOLDER")
+    assert base is not None
     dtype = read_config(base, None, "FOLDER").dtype
     model = load_model(str(folder), None, dtype if isinstance(dtype, torch.dtype) else torch.float32, "FOLDER")
     card = folder / "README.md"

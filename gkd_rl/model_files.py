@@ -100,17 +100,37 @@ def locate(path: str, key: str, options: LoadOptions = PLAIN) -> Located:
     return Located(str(local) if local.is_dir() else path, {"gguf_file": gguf_file})
 
 
-def base_of(path: str) -> str | None:
+def base_of(path: str, key: str) -> str | None:
     """The checkpoint that the adapter in a folder belongs to; None for a folder that holds no adapter.
 
     What lies beside the adapter comes first, so that a folder that was moved still finds its own weights.
+
+    Raises:
+        ModelError: the adapter's configuration is damaged, or its base is not there.
     """
     folder = Path(path).expanduser()
     if not (folder / ADAPTER_FILE).is_file():
         return None
+    try:
+        settings = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{key}={path}: {ADAPTER_FILE} is damaged ({first_line(error)}): copy the adapter again."
+        ) from error
     if (folder / BASE).is_dir():
         return str(folder / BASE)
-    return json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{key}={path}: {ADAPTER_FILE} names no base model: write the folder or Hub id of the model that the "
+            "adapter was trained on into its base_model_name_or_path."
+        )
+    if Path(base).expanduser().is_absolute() and not Path(base).expanduser().is_dir():
+        raise ModelError(
+            f"{key}={path}: the adapter's base {base} is not there: put that model back, or write where it is into "
+            f"base_model_name_or_path of {folder / ADAPTER_FILE}."
+        )
+    return base
 
 
 def read_config(path: str, revision: str | None, key: str, options: LoadOptions = PLAIN) -> PreTrainedConfig:
@@ -119,9 +139,11 @@ def read_config(path: str, revision: str | None, key: str, options: LoadOptions 
     Raises:
         ModelError: there is none, or not one of a model that can be trained here, with the setting that named it.
     """
-    path = base_of(path) or path
+    path = base_of(path, key) or path
     place = locate(path, key, options)
     file = Path(place.path) / place.gguf.get("gguf_file", "")
+    if not place.gguf and file.is_dir() and not (file / "config.json").is_file():
+        raise ModelError(f"{key}={path}: the folder has no config.json. {_instead_of(file, key)}")
     try:
         if place.gguf and file.is_file():
             config = copy.deepcopy(_read_gguf(place.path, place.gguf["gguf_file"], file.stat().st_mtime_ns))
@@ -129,7 +151,7 @@ def read_config(path: str, revision: str | None, key: str, options: LoadOptions 
             trusted = options.trust_remote_code
             config = AutoConfig.from_pretrained(place.path, revision=revision, trust_remote_code=trusted, **place.gguf)
     except UNREADABLE as error:
-        raise refusal(key, path, error) from error
+        raise refusal(key, path, error, revision, place) from error
     if config.model_type not in ENCODER_DECODERS + DECODER_ONLY:
         raise ModelError(
             f"{key}={path} has model_type={config.model_type}, which cannot be trained here: set {key} to a model of "
@@ -147,7 +169,7 @@ def end_ids(path: str, revision: str | None, key: str, options: LoadOptions = PL
     Raises:
         ModelError: there is no configuration at `path`.
     """
-    path = base_of(path) or path
+    path = base_of(path, key) or path
     place = locate(path, key, options)
     found: int | list[int] | None = None
     if not place.gguf:
@@ -166,7 +188,16 @@ def _read_gguf(folder: str, gguf_file: str, stamp: int) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
 
 
-def refusal(key: str, path: str, error: Exception) -> ModelError:
+def _instead_of(folder: Path, key: str) -> str:
+    """What to type for a folder that is no checkpoint: what lies in it may be one."""
+    ggufs = sorted(one.name for one in folder.glob("*.gguf"))
+    if ggufs:
+        return f"It has {', '.join(ggufs)}: set {key} to {folder / ggufs[0]}."
+    inner = sorted(one.parent for name in ("config.json", ADAPTER_FILE) for one in folder.glob(f"*/{name}"))
+    return f"Set {key} to {inner[0] if inner else 'a folder with config.json and model.safetensors or to a Hub id'}."
+
+
+def refusal(key: str, path: str, error: Exception, revision: str | None, place: Located) -> ModelError:
     """The sentence for files that transformers could not read."""
     instead = f"Set {key} to a folder with config.json and model.safetensors or to a Hub id."
     owner = key.rpartition(".")[0]
@@ -174,8 +205,10 @@ def refusal(key: str, path: str, error: Exception) -> ModelError:
         instead = (
             f"It comes with code of its own: set {owner}.trust_remote_code=true to run it, or choose another {key}."
         )
-    elif "safetensors" in str(error) and list(Path(path).expanduser().glob("*.bin")):
-        instead = f"Its weights are pickled: set {owner}.use_safetensors=false to read them, or convert them."
+    elif place.gguf:
+        instead = f"Copy {place.gguf['gguf_file']} again if it is cut short, or set {key} to another model."
+    elif revision is not None and not Path(place.path).is_dir():
+        instead = f"Set {owner}.revision={revision} to a branch, tag or commit that {path} has, or to null."
     return ModelError(f"{key}={path}: no model could be loaded ({first_line(error)}). {instead}")
 
 

@@ -121,7 +121,7 @@ def _sized(config: Config, task: Task, train: list[Example], accelerator: Accele
     stages = (config.trainer, config.student.sft, None if settings is None else settings.sft)
     if all(stage is None or stage.micro_batch_size is not None for stage in stages):
         return config
-    codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, accelerator)
+    codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, accelerator.device)
     plan = plan_memory(config, longest(config, codec, train), accelerator.device, codec.tokenizer)
     log.info("memory plan:\n%s", "\n".join(plan_lines(plan)))
     if plan.peak > plan.available:
@@ -137,7 +137,7 @@ def _prepare_models(config: Config, task: Task, train: list[Example], accelerato
     """Teacher and student, each loaded, reused from the cache, or trained on the references."""
     settings = config.teacher
     own_teacher = has_weights(settings)
-    codec, own = build.build_codecs(config, settings if own_teacher else None, task, accelerator)
+    codec, own = build.build_codecs(config, settings if own_teacher else None, task, accelerator.device)
     teacher, endpoint = None, None
     if settings is not None and settings.endpoint is not None:
         endpoint = build_endpoint(settings.endpoint, codec, train[0])

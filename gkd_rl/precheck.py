@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError
 from gkd_rl.setting_words import describe_setting
 from gkd_rl.validation import not_a_setting, validate
@@ -29,19 +30,22 @@ from gkd_rl.validation import not_a_setting, validate
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError)
 
 
-def check_command_line(config_dir: Path, arguments: list[str]) -> None:
+def check_command_line(config_dir: Path, arguments: list[str]) -> list[Config]:
     """Compose and validate every job that `arguments` ask for.
 
     Args:
         config_dir: the absolute folder of `config.yaml`.
         arguments: the command line without the program's name.
 
+    Returns:
+        The jobs; none where `arguments` ask for help.
+
     Raises:
         ConfigError: with every problem of every job.
     """
     options = get_args_parser().parse_args(arguments)
     if options.help or options.hydra_help or options.shell_completion or options.experimental_rerun:
-        return
+        return []
     overrides = list(options.overrides)
     if options.config_dir:  # the user's own experiments, beside ours
         if not Path(options.config_dir).is_dir():
@@ -58,10 +62,14 @@ def check_command_line(config_dir: Path, arguments: list[str]) -> None:
         else:
             jobs = [_first_job(parsed)]
             problems += [_sweep_in_one_run(override) for override in parsed if override.is_sweep_override()]
+        configs = []
         for job in jobs:
-            problems += _job_problems(name, job)
+            config, found = _examined(name, job)
+            configs += [] if config is None else [config]
+            problems += found
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+    return configs
 
 
 def _parse(text: str) -> Override | None:
@@ -135,22 +143,25 @@ def _group_options(group: str) -> list[str]:
     return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
-def _job_problems(name: str, job: list[str]) -> list[str]:
-    """Everything wrong with one job: overrides that do not compose, then what `validate` says of the rest."""
+def _examined(name: str, job: list[str]) -> tuple[Config | None, list[str]]:
+    """One job and all that is wrong with it: overrides that do not compose, then what `validate` says of the rest."""
     try:
-        config, problems = compose(name, job), []
+        composed, problems = compose(name, job), []
     except REFUSALS:
-        config, problems = _compose_one_by_one(name, job)
-    problems += _sizes(config)
+        composed, problems = _compose_one_by_one(name, job)
+    problems += _sizes(composed)
     try:
-        validate(OmegaConf.to_object(config))  # pyright: ignore[reportArgumentType]
+        config = OmegaConf.to_object(composed)
+        assert isinstance(config, Config)
+        validate(config)
+        return config, problems
     except ConfigError as error:
         problems += error.problems
     except MissingMandatoryValue as error:
         problems.append(f"{error.full_key} has no value: it takes {describe_setting(str(error.full_key))}.")
     except OmegaConfBaseException as error:
         problems += [] if problems else [f"{error.full_key}: {_first_line(error)}."]
-    return problems
+    return None, problems
 
 
 def _sizes(config: DictConfig) -> list[str]:

@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gkd_rl.choices import Quantization
 from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError, GkdRlError
 from gkd_rl.launched import is_main_process, processes
@@ -63,8 +64,8 @@ def main(settings: DictConfig) -> float:
 def cli() -> None:
     """Run `main`; what the user can correct ends as one message and an exit status, without a traceback.
 
-    Exit status 2: a setting was refused and nothing ran; 1: the run itself refused something. HYDRA_FULL_ERROR=1 shows
-    the traceback.
+    Exit status 2: a setting was refused and nothing ran; 1: a checkpoint was, or the run itself refused something.
+    HYDRA_FULL_ERROR=1 shows the traceback.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to this function
     # argparse takes overrides on one side of the flag only
@@ -73,7 +74,7 @@ def cli() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if is_main_process():
-            check_command_line(find_config_dir(), sys.argv[1:])
+            _look_at_checkpoints(check_command_line(find_config_dir(), sys.argv[1:]))
         with _beside_the_main_process():
             main()
     except (GkdRlError, HydraException, OmegaConfBaseException) as error:
@@ -125,6 +126,17 @@ def _ending_together() -> Iterator[None]:
             sys.stderr.write(message(error) if refused else traceback.format_exc())
             sys.stderr.flush()  # before another rank's end ends this one
         raise SystemExit(1) from error
+
+
+def _look_at_checkpoints(configs: list[Config]) -> None:
+    """Refuse checkpoints that cannot be used, before a folder is made; torch is imported only where there are any."""
+    models = [one for config in configs for one in (config.student, config.teacher) if one is not None]
+    teachers = [config.teacher for config in configs if config.teacher is not None]
+    placed = any(one.device is not None or one.quantization is not Quantization.none for one in teachers)
+    if placed or any(one.path or one.tokenizer for one in models):
+        from gkd_rl.first_look import check_checkpoints
+
+        check_checkpoints(configs)
 
 
 def message(error: BaseException) -> str:

@@ -16,13 +16,16 @@ from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import DECODER_ONLY, HiddenStateModel
 from gkd_rl.build import Models, build_critic
 from gkd_rl.build_trainer import build_trainer
@@ -78,10 +81,13 @@ BART = {
     "forced_eos_token_id": None,
 }
 
+ARCHITECTURES = {"t5": ARCHITECTURE, "llama": LLAMA}
+KINDS = ("t5", "llama", "t5 with LoRA", "llama with LoRA")  # of students
 PROMPTS, PER_PROMPT, LONGEST = 4, 2, 8
 SIZES = (f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}", "trainer.diagnose_every=0")
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
 MakeModel = Callable[..., HiddenStateModel]
+MakeStudent = Callable[..., HiddenStateModel]
 MakeExamples = Callable[..., list[Example]]
 MakePrompts = Callable[..., PromptBatch]
 MakeRollout = Callable[..., Rollout]
@@ -135,6 +141,19 @@ def make_model() -> MakeModel:
             values = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
             head.weight = nn.Parameter(values)
         return HiddenStateModel(model)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_student(make_model: MakeModel) -> MakeStudent:
+    """`make_student("llama with LoRA", tokenizer, seed, dropout)`: one of KINDS, lively."""
+
+    def make(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int = 8, dropout: float = 0.0) -> HiddenStateModel:
+        base, _, adapter = kind.partition(" with ")
+        rate = {"t5": "dropout_rate", "llama": "attention_dropout"}[base]
+        model = make_model(tokenizer, seed=seed, lively=True, model_type=base, **{rate: dropout})
+        return with_adapter(model, seed, dropout) if adapter else model
 
     return make
 
@@ -198,9 +217,26 @@ def make_rollout() -> MakeRollout:
     return make
 
 
+def with_adapter(model: HiddenStateModel, seed: int, dropout: float = 0.0) -> AdaptedModel:
+    """LoRA on every linear layer, with two random matrices: a fresh adapter is 0, and one of its gradients too."""
+    settings = LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", lora_dropout=dropout)
+    adapted = AdaptedModel(model.model, settings, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, one in sorted(adapted.named_parameters()):
+            if one.requires_grad:
+                one.copy_(torch.rand(one.shape, generator=generator, dtype=torch.float64) - 0.5)
+    return adapted
+
+
 def share_of_a(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
     """A reward."""
     return [text.split().count("a") / (len(text.split()) + 1) for text in completions]
+
+
+def letters(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    """A reward that few completions share, of random models too."""
+    return [sum((i + 1) * ord(letter) for i, letter in enumerate(text)) % 11 / 5 for text in completions]
 
 
 def configured(*overrides: str) -> Config:
@@ -225,20 +261,35 @@ def config_of(*overrides: str) -> Config:
 
 
 def models_of(student: HiddenStateModel, teacher: HiddenStateModel | None, codec: TextCodec) -> Models:
-    """Both models and the student's frozen copy."""
+    """Both models and the initial student: a frozen copy, or what is there without the adapter."""
+    if isinstance(student, AdaptedModel):
+        return Models(student, teacher, InitialView(student), codec)
     return Models(student, teacher, copy.deepcopy(student).requires_grad_(False).eval(), codec)
+
+
+def padded(prompts: PromptBatch, left: int = 0, right: int = 0) -> PromptBatch:
+    """The same prompts in more columns."""
+    ids, mask = (torch.nn.functional.pad(one, (left, right)) for one in (prompts.ids_PS, prompts.mask_PS))
+    return dataclasses.replace(prompts, ids_PS=ids, mask_PS=mask)
+
+
+def codec_of(kind: str, tokenizer: PreTrainedTokenizerBase, longest: int = LONGEST) -> TextCodec:
+    """Of one of KINDS."""
+    return TextCodec(tokenizer, 20, longest, torch.device("cpu"), decoder_only=kind.startswith("llama"))
 
 
 @pytest.fixture
 def codec(few_words: PreTrainedTokenizerFast) -> TextCodec:
-    return TextCodec(few_words, 20, LONGEST, torch.device("cpu"))
+    return codec_of("t5", few_words)
 
 
 @pytest.fixture
-def make_trainer(make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast) -> MakeTrainer:
+def make_trainer(
+    make_model: MakeModel, make_student: MakeStudent, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
+) -> MakeTrainer:
     """`make_trainer("alpha=0.5", reward=stub)`: as `build.py` wires it, with models and prompts of a few words.
 
-    `kind="llama"` for decoder-only models, `same=True` for a teacher that is the student, `samples` of the teacher.
+    `kind` is the student's, `same=True` makes a teacher that is the student, `samples` are the teacher's.
     """
 
     def make(
@@ -250,15 +301,12 @@ def make_trainer(make_model: MakeModel, make_examples: MakeExamples, few_words: 
         same: bool = False,
         samples: list[list[int]] | None = None,
     ) -> Trainer:
-        config = config_of(*overrides)
-        llama = kind == "llama"
-        codec = TextCodec(few_words, 20, LONGEST, torch.device("cpu"), decoder_only=llama)
-        changes, width = ({"model_type": kind}, "hidden_size") if llama else ({"dropout_rate": dropout}, "d_model")
-        student = make_model(few_words, seed=8, lively=True, **changes)
+        config, codec = config_of(*overrides), codec_of(kind, few_words)
+        student = make_student(kind, few_words, dropout=dropout)
         teacher = copy.deepcopy(student) if same else None
         if teacher is None:
-            base = changes if llama else {}
-            teacher = make_model(few_words, seed=28, lively=True, **base, **{width: 24})
+            base = {"model_type": "llama", "hidden_size": 24} if codec.decoder_only else {"d_model": 24}
+            teacher = make_model(few_words, seed=28, lively=True, **base)
         models = models_of(student, teacher.requires_grad_(False).eval(), codec)
         written = None if samples is None else TeacherSamples(teacher, samples)
         models = dataclasses.replace(models, critic=build_critic(config, student), samples=written)
@@ -286,6 +334,27 @@ def gradient_of(trainer: Trainer, step: int = 0, model: nn.Module | None = None)
     trainer.optimizer, trainer.schedule = recorder, LambdaLR(recorder, lambda _: 1.0)
     record = trainer.step(step)
     return recorder.gradient, record
+
+
+def logits_of(model: HiddenStateModel, rollout: Rollout) -> Tensor:
+    """Transformers' own logits before each completion token, (B, T, V): every completion alone, without padding."""
+    rows, inner = [], model.model
+    for row, index in enumerate(rollout.prompt_index_B.tolist()):
+        prompt = rollout.prompts.ids_PS[index][rollout.prompts.mask_PS[index]].unsqueeze(0)
+        written = rollout.ids_BT[row][rollout.mask_BT[row]].unsqueeze(0)
+        if inner.config.is_encoder_decoder:
+            rows.append(inner(input_ids=prompt, labels=written).logits[0])
+        else:
+            rows.append(inner(torch.cat([prompt, written], 1)).logits[0, -written.shape[1] - 1 : -1])
+    return pad_sequence(rows, batch_first=True)
+
+
+def derivative(loss: Tensor, model: nn.Module) -> Tensor:
+    """With respect to all parameters of the model as one vector, 0 of those that are frozen."""
+    trained = [one for one in model.parameters() if one.requires_grad]
+    found = iter(torch.autograd.grad(loss, trained))
+    parts = [next(found) if one.requires_grad else torch.zeros_like(one) for one in model.parameters()]
+    return torch.cat([one.flatten() for one in parts])
 
 
 def assert_close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:

@@ -6,15 +6,18 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 from unittest import mock
 
 import torch
-from conftest import ARCHITECTURE, LLAMA
+from conftest import ARCHITECTURES, with_adapter
 from exact import END, PROMPTS, Draws, Facts, Oracle
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from gkd_rl import credit, masking
+from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.credit import CreditSettings
 from gkd_rl.critic import Critic
@@ -25,7 +28,6 @@ from gkd_rl.readers import Readers
 from gkd_rl.types import Credits, Example, LossTerms, PromptBatch, Rollout, Source, Survey, TokenTerms
 from gkd_rl.value_head import ValueHead
 
-KINDS = {"t5": ARCHITECTURE, "llama": LLAMA}
 EMBEDDINGS = 5  # of which a world samples the first few
 
 
@@ -43,7 +45,7 @@ def doubled() -> Iterator[None]:
 
 def tiny_model(kind: str, seed: int) -> HiddenStateModel:
     """A model whose weights come from uniform numbers alone, so that they are the same on every machine."""
-    fields = {**KINDS[kind]}
+    fields = {**ARCHITECTURES[kind]}
     config = AutoConfig.for_model(str(fields.pop("model_type")), vocab_size=EMBEDDINGS, pad_token_id=0, **fields)
     if config.is_encoder_decoder:
         config.decoder_start_token_id = 0
@@ -63,6 +65,18 @@ def tiny_model(kind: str, seed: int) -> HiddenStateModel:
     return HiddenStateModel(model)
 
 
+def put_by_hand(adapted: AdaptedModel, plain: PreTrainedModel) -> None:
+    """W + (alpha / r) B A in place of every adapted W of `plain`, in the graph of A and B."""
+    for name, layer in adapted.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            matrices: Any = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            inner, outer = matrices
+            module: Any = plain.get_submodule(name)
+            weight = module.weight.detach() + 1.5 * outer @ inner
+            del module.weight
+            module.weight = weight
+
+
 def all_completions(words: int, longest: int) -> list[tuple[int, ...]]:
     """Every completion over `words` ids that ends with END or has `longest` tokens."""
     rows = itertools.product(range(words), repeat=longest)
@@ -70,18 +84,30 @@ def all_completions(words: int, longest: int) -> list[tuple[int, ...]]:
 
 
 class World:
-    """A student, its teacher, its initial weights, and all completions of two prompts."""
+    """A student, its teacher, its initial weights, and all completions of two prompts.
+
+    One prompt is padded on the right, the other on the left. With LoRA the adapter alone has gradients, and the initial
+    student is the student without it.
+    """
 
     def __init__(self, kind: str, words: int = 3, longest: int = 3) -> None:
-        self.student, self.teacher, self.initial = (tiny_model(kind, seed) for seed in (1, 2, 3))
-        for frozen in (self.teacher, self.initial):
-            frozen.requires_grad_(False)
-        self.parameters = list(self.student.parameters())
+        base, _, adapter = kind.partition(" with ")
+        student, self.teacher, initial = (tiny_model(base, seed) for seed in (1, 2, 3))
+        models = {"student": student.model, "teacher": self.teacher.model, "initial": initial.model}
+        if adapter:
+            models["student"], models["initial"] = (tiny_model(base, 1).model for _ in range(2))
+            student = with_adapter(student, seed=7)
+            initial = InitialView(student)
+            put_by_hand(student, models["student"])
+        self.student, self.initial = student, initial
+        for name in ("teacher", "initial"):
+            models[name].requires_grad_(False)
+        self.parameters = [one for one in self.student.parameters() if one.requires_grad]
         self.completions = all_completions(words, longest)
         self.words, self.size = words, len(self.completions)
         self.rollout = self._roll_out(longest)
         self.rewards_B = torch.rand(2 * self.size, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 4
-        models = {"student": self.student.model, "teacher": self.teacher.model, "initial": self.initial.model}
+        self._readings: dict[object, tuple[TokenTerms, Survey]] = {}
         with doubled():
             self.value_head = ValueHead(self.student.head().weight_VD.shape[1], 4, seed=5)
             nn.init.uniform_(self.value_head.outer.weight, -3, 3, generator=torch.Generator().manual_seed(6))
@@ -92,12 +118,9 @@ class World:
         """As `Sampler` does it: rows are padded with END, then masked."""
         ids_BT = torch.tensor([[*row, *[END] * (longest - len(row))] for row in self.completions] * len(PROMPTS))
         mask_BT, truncated_B = masking.completion_mask(ids_BT, [END])
-        width = max(map(len, PROMPTS))
-        prompts = PromptBatch(
-            [Example("", "", {})] * len(PROMPTS),
-            torch.tensor([[*row, *[0] * (width - len(row))] for row in PROMPTS]),
-            torch.tensor([[i < len(row) for i in range(width)] for row in PROMPTS]),
-        )
+        right, left = PROMPTS
+        prompts_PS = torch.tensor([[*right, 0, 0], [0] * (len(right) + 2 - len(left)) + [*left]])
+        prompts = PromptBatch([Example("", "", {})] * len(PROMPTS), prompts_PS, prompts_PS != 0)
         return Rollout(
             prompts=prompts,
             prompt_index_B=torch.arange(len(PROMPTS)).repeat_interleave(self.size),
@@ -135,11 +158,21 @@ class World:
         again: bool = False,
     ) -> tuple[TokenTerms, Survey]:
         """Every completion's terms with gradient, and the survey; `again` with a forward pass of its own."""
+        if again:
+            with doubled():
+                return self._read(divergence, temperature, learned, self.student(self.rollout))
+        asked = (divergence, temperature, learned)
+        if asked not in self._readings:
+            self._readings[asked] = self._read(*asked, self._hidden_BTD)
+        return self._readings[asked]
+
+    def _read(
+        self, divergence: TokenDivergence | None, temperature: float, learned: bool, hidden_BTD: Tensor
+    ) -> tuple[TokenTerms, Survey]:
         head = FusedHead(divergence, temperature, chunk_tokens=1000, vocabulary=self.words)
         readers = Readers(self.student, self.teacher, self.initial, head, credits=True, anchored=True)
         alpha = 0.0 if divergence is None else 1.0
         with doubled():
-            hidden_BTD = self.student(self.rollout) if again else self._hidden_BTD
             critic = Critic(self.value_head, None) if learned else None
             survey, taught = readers.survey(self.rollout, 2 * self.size, rewarded=True, alpha=alpha, critic=critic)
             terms = readers.read(hidden_BTD, taught.get(0), self.rollout, alpha)

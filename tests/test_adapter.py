@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeExamples, MakeModel, config_of
+from conftest import MakeExamples, MakeModel, config_of, letters
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
@@ -31,10 +31,6 @@ from reward_models.composite import Composite
 
 KINDS = ("t5", "llama")
 SETTINGS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
-
-
-def letters(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    return [sum((i + 1) * ord(letter) for i, letter in enumerate(text)) % 11 / 5 for text in completions]
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import MakeModel, MakePrompts, MakeRollout, MakeTokenizer
+from conftest import MakeModel, MakePrompts, MakeRollout, MakeTokenizer, assert_close, padded
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -131,11 +132,21 @@ def test_a_head_of_its_own_survives_the_folder(
     torch.testing.assert_close(logp_of(again, rollout), logp_of(model, rollout), rtol=0, atol=0)
 
 
-def test_padding_changes_nothing(
-    model: HiddenStateModel, rollout: Rollout, make_prompts: MakePrompts, make_rollout: MakeRollout
+def test_padding_changes_neither_values_nor_gradients(
+    model: HiddenStateModel, kind: str, rollout: Rollout, make_prompts: MakePrompts, make_rollout: MakeRollout
 ) -> None:
-    padded = make_rollout(make_prompts(PROMPTS, extra=4), COMPLETIONS, per_prompt=2, extra=3)
-    torch.testing.assert_close(logp_of(model, padded), logp_of(model, rollout), rtol=1e-5, atol=1e-5)
+    """On the left, T5's distances between words stay; BART counts columns, and LongT5 cuts them in blocks."""
+    right = make_rollout(make_prompts(PROMPTS, extra=4), COMPLETIONS, per_prompt=2, extra=3)
+    garbage = replace(right, ids_BT=right.ids_BT.masked_fill(~right.mask_BT, 7))
+    left = replace(rollout, prompts=padded(rollout.prompts, 3, 1))
+    one_order = "bart" in kind or "global" in kind
+    gradients = []
+    for one in (rollout, right, garbage, *([] if one_order else [left])):
+        model.zero_grad()
+        torch.testing.assert_close(logp_of(model, one), logp_of(model, rollout), rtol=1e-5, atol=1e-5)
+        logp_of(model, one).sum().backward()
+        gradients.append(torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None]))
+        assert_close(gradients[-1], gradients[0])
 
 
 def test_the_encoder_reads_each_prompt_once(model: HiddenStateModel, rollout: Rollout) -> None:

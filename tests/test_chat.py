@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from conftest import MakeExamples, MakeModel, config_of, models_of
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -166,14 +165,14 @@ def test_only_a_teacher_that_renders_otherwise_has_a_codec(make_model: MakeModel
     other = TEMPLATE.replace("bot {%", "bot a {%")
     for name, template in (("one", TEMPLATE), ("two", other)):
         save_model(tmp_path / name, make_model(tokenizer_of(), model_type="llama").model, tokenizer_of(template), "")
-    config, task, accelerator = config_of(), build_task(config_of()), Accelerator(cpu=True)
+    config, task = config_of(), build_task(config_of())
 
     def own(student_chat: bool, teacher_chat: bool, folder: str = "one") -> TextCodec | None:
         assert config.teacher is not None
         given: dict[str, Any] = {"architecture": None, "sft": None}
         student = replace(config.student, path=str(tmp_path / "one"), chat=student_chat, **given)
         teacher = replace(config.teacher, path=str(tmp_path / folder), chat=teacher_chat, **given)
-        codec, other = build_codecs(replace(config, student=student), teacher, task, accelerator)
+        codec, other = build_codecs(replace(config, student=student), teacher, task, CPU)
         assert codec.eos_ids[0] == (TURN if student_chat else END)
         assert other is None or other.eos_ids == codec.eos_ids
         return other

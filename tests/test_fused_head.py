@@ -37,19 +37,27 @@ class Case:
     weight: Tensor
     bias: Tensor | None
     scale: float
+    softcap: float | None
     teacher: Projection
     ids: Tensor
     mask: Tensor
 
     @property
     def student(self) -> Projection:
-        return Projection(self.hidden, OutputHead(self.weight, self.bias, self.scale))
+        return Projection(self.hidden, OutputHead(self.weight, self.bias, self.scale, self.softcap))
 
     def leaves(self) -> list[Tensor]:
         return [one for one in (self.hidden, self.weight, self.bias) if one is not None]
 
 
-def make_case(*, bias: bool = False, scale: float = 1.0, teacher_vocabulary: int = V, seed: int = 0) -> Case:
+def make_case(
+    *,
+    bias: bool = False,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    teacher_vocabulary: int = V,
+    seed: int = 0,
+) -> Case:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -60,6 +68,7 @@ def make_case(*, bias: bool = False, scale: float = 1.0, teacher_vocabulary: int
         weight=normal(V, D).requires_grad_(),
         bias=normal(V).requires_grad_() if bias else None,
         scale=scale,
+        softcap=softcap,
         teacher=Projection(normal(B, T, D_TEACHER), OutputHead(normal(teacher_vocabulary, D_TEACHER))),
         ids=torch.randint(0, V, (B, T), generator=generator),
         mask=torch.arange(T) < torch.tensor(LENGTHS).unsqueeze(1),
@@ -70,6 +79,8 @@ def naive(case: Case, name: DivergenceName, beta: float | None, temperature: flo
     """All logits at once, in probabilities instead of log-probabilities."""
     bias = 0 if case.bias is None else case.bias
     logits = case.scale * case.hidden @ case.weight.T + bias
+    if case.softcap is not None:
+        logits = case.softcap * torch.tanh(logits / case.softcap)
     head = case.teacher.head
     teacher_logits = (case.teacher.hidden_BTD @ head.weight_VD.T)[..., :V] * head.scale
     sampled = torch.softmax(logits / sampling, dim=-1)
@@ -130,11 +141,14 @@ def test_equals_the_plain_computation(kind: str, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [3, 10_000])
-@pytest.mark.parametrize(("bias", "scale"), [(True, 1.0), (False, 0.25), (True, 0.25)])
-def test_scaled_head_and_bias(bias: bool, scale: float, chunk: int) -> None:
-    case = make_case(bias=bias, scale=scale)
-    head = FusedHead(TokenDivergence(DivergenceName.jsd, 0.9), 1.0, chunk)
-    terms = head(case.student, case.teacher, case.ids, case.mask)
+@pytest.mark.parametrize(
+    "head", [{"bias": True}, {"scale": 0.25}, {"bias": True, "scale": 0.25}, {"softcap": 1.5}], ids=str
+)
+def test_scaled_head_bias_and_cap(head: dict[str, Any], chunk: int) -> None:
+    """T5 v1.0, Cohere and Granite scale, BART has a bias, Gemma a cap."""
+    case = make_case(**head)
+    fused = FusedHead(TokenDivergence(DivergenceName.jsd, 0.9), 1.0, chunk)
+    terms = fused(case.student, case.teacher, case.ids, case.mask)
     assert_same(case, terms, naive(case, DivergenceName.jsd, 0.9, 1.0, 1.0))
 
 

@@ -15,7 +15,8 @@ from functools import cache
 import pytest
 import torch
 from accelerate import Accelerator
-from enumeration import KINDS, Recipe, World, doubled, expected
+from conftest import KINDS
+from enumeration import Recipe, World, doubled, expected
 from estimators import DESCENDS, PAGE, estimator_table, named_gradients, policy_table, sampled_gradients, with_tables
 from exact import TOLERANCE, assert_same
 from reward_cases import CASES, SEQUENCE_SUM

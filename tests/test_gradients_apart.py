@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import MakeTrainer, assert_close, gradient_of
+from conftest import KINDS, MakeTrainer, assert_close, gradient_of, letters, logits_of
 
+from gkd_rl.adapter import AdaptedModel
+from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.choices import AlphaSchedule
 from gkd_rl.schedule import Schedule
 from gkd_rl.trainer import Trainer
@@ -28,12 +30,14 @@ def at(trainer: Trainer, alpha: float, every: int, kind: AlphaSchedule = AlphaSc
     return trainer
 
 
-@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["policy_gradient=reinforce", "policy_gradient=ppo policy_gradient.epochs=1"])
 @pytest.mark.parametrize("credit", ["none", "reward_to_go"])
 def test_apart_they_add_up_to_the_ordinary_step(kind: str, method: str, credit: str, make_trainer: MakeTrainer) -> None:
     """With both terms and with one."""
-    trainer = make_trainer("alpha=0.5", *FREE, *method.split(), f"divergence.kd_credit={credit}", kind=kind)
+    trainer = make_trainer(
+        "alpha=0.5", *FREE, *method.split(), f"divergence.kd_credit={credit}", reward=letters, kind=kind
+    )
     for alpha in (0.3, 0.0, 1.0):
         ordinary, plain = gradient_of(at(trainer, alpha, every=0))
         apart, record = gradient_of(at(trainer, alpha, every=1))
@@ -46,8 +50,9 @@ def test_apart_they_add_up_to_the_ordinary_step(kind: str, method: str, credit: 
         assert {name: record.metrics[name] for name in shared} == pytest.approx({n: plain.metrics[n] for n in shared})
 
 
-def test_norms_and_cosine_are_of_the_two_gradients(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("alpha=0.5", *FREE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_and_cosine_are_of_the_two_gradients(kind: str, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.5", *FREE, reward=letters, kind=kind)
     reward, _ = gradient_of(at(trainer, 0.0, every=0))
     divergence, _ = gradient_of(at(trainer, 1.0, every=0))
     whole, record = gradient_of(at(trainer, 0.3, every=1))
@@ -62,8 +67,9 @@ def test_norms_and_cosine_are_of_the_two_gradients(make_trainer: MakeTrainer) ->
     assert_close(whole, 0.7 * reward + 0.3 * divergence)
 
 
-def test_with_one_term_there_is_nothing_to_compare(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("alpha=0.5", *FREE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_one_term_there_is_nothing_to_compare(kind: str, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.5", *FREE, reward=letters, kind=kind)
     for alpha, term in ((0.0, "reward"), (1.0, "divergence")):
         _, record = gradient_of(at(trainer, alpha, every=1))
         found = {name for name in measured(record.metrics) if not name.startswith("kl_to")}
@@ -87,8 +93,9 @@ def test_balanced_alpha_is_the_share_of_the_norm_at_every_step(alpha: float, mak
     assert len(weights) == 5
 
 
-def test_balanced_alpha_takes_the_gradient_that_it_names(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("alpha=0.4", *FREE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_balanced_alpha_takes_the_gradient_that_it_names(kind: str, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("alpha=0.4", *FREE, reward=letters, kind=kind)
     reward, _ = gradient_of(at(trainer, 0.0, every=0))
     divergence, _ = gradient_of(at(trainer, 1.0, every=0))
     whole, record = gradient_of(at(trainer, 0.4, every=0, kind=AlphaSchedule.balanced))
@@ -96,13 +103,14 @@ def test_balanced_alpha_takes_the_gradient_that_it_names(make_trainer: MakeTrain
     assert_close(whole, (1 - a) * reward + a * divergence)
 
 
-def test_equal_rewards_leave_nothing_to_balance(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_rewards_leave_nothing_to_balance(kind: str, make_trainer: MakeTrainer) -> None:
     """The reward's gradient is 0: the divergence keeps the weight alpha instead of one that is divided by 0."""
 
     def equal(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
         return [1.0] * len(completions)
 
-    trainer = make_trainer("alpha=0.4", "alpha_schedule=balanced", *FREE, reward=equal)
+    trainer = make_trainer("alpha=0.4", "alpha_schedule=balanced", *FREE, reward=equal, kind=kind)
     whole, record = gradient_of(trainer)
     divergence, _ = gradient_of(at(trainer, 1.0, every=0))
     assert record.metrics["alpha_effective"] == 0.4
@@ -136,24 +144,29 @@ def test_distances_are_only_of_the_students_own_text(make_trainer: MakeTrainer) 
     assert len(sources) == 2
 
 
-def test_distances_are_the_reverse_kls_per_token(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_distances_are_the_reverse_kls_per_token(kind: str, make_trainer: MakeTrainer) -> None:
     """Σ_v q (log q - log p) on transformers' logits, a mean over the step's tokens, before the update."""
-    trainer = make_trainer("alpha=0.5", *FREE, "trainer.diagnose_every=1", "trainer.learning_rate=0.02")
+    trainer = make_trainer(
+        "alpha=0.5", *FREE, "trainer.diagnose_every=1", "trainer.learning_rate=0.02", reward=letters, kind=kind
+    )
     trainer.step(0)
-    models = {"kl_to_initial": trainer.readers.initial, "kl_to_teacher": trainer.readers.teacher}
     _, record = gradient_of(trainer, step=1)
-    rollout = record.rollout
+    student, teacher, rollout = trainer.student, trainer.readers.teacher, record.rollout
+    initial, without = trainer.readers.initial, nullcontext()
+    assert teacher is not None and initial is not None
+    if isinstance(student, AdaptedModel):
+        initial, without = student, student.adapter.disable_adapter()
 
-    def logp(model: Any) -> torch.Tensor:
-        prompts, index = rollout.prompts, rollout.prompt_index_B
-        labels = rollout.ids_BT.masked_fill(~rollout.mask_BT, -100)
-        out = model.model(input_ids=prompts.ids_PS[index], attention_mask=prompts.mask_PS[index], labels=labels)
-        return out.logits.log_softmax(-1)[rollout.mask_BT]
+    def logp(model: HiddenStateModel) -> torch.Tensor:
+        return logits_of(model, rollout).log_softmax(-1)[rollout.mask_BT]
 
     with torch.no_grad():
-        own = logp(trainer.student)
-        for name, model in models.items():
-            expected = (own.exp() * (own - logp(model))).sum(-1).mean()
+        own, of_teacher = logp(student), logp(teacher)
+        with without:
+            of_initial = logp(initial)
+        for name, other in (("kl_to_initial", of_initial), ("kl_to_teacher", of_teacher)):
+            expected = (own.exp() * (own - other)).sum(-1).mean()
             assert record.metrics[name] == pytest.approx(float(expected), rel=1e-4)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeTrainer, assert_close, config_of, gradient_of
+from conftest import KINDS, MakeTrainer, assert_close, codec_of, config_of, derivative, gradient_of, letters, logits_of
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import AdamW
@@ -28,14 +28,8 @@ from gkd_rl.types import Rollout, Source
 from gkd_rl.validation import validate
 from reward_models.composite import Composite
 
-KINDS = ("t5", "llama")
 FREE = ("trainer.max_grad_norm=1e9", "trainer.warmup_steps=0", "trainer.learning_rate=0.02")
 NEEDS_TEACHER = [name.value for name in DivergenceName if name is not DivergenceName.cross_entropy]
-
-
-def letters(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    """A reward that few completions share, of random models too."""
-    return [sum((i + 1) * ord(letter) for i, letter in enumerate(text)) % 11 / 5 for text in completions]
 
 
 def parameters_of(model: torch.nn.Module) -> torch.Tensor:
@@ -71,34 +65,34 @@ def test_a_larger_lambda_keeps_the_steps_of_a_smaller_one() -> None:
         assert sources == sorted(sources)
 
 
-def test_supervised_kd_by_hand(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_supervised_kd_by_hand(kind: str, make_trainer: MakeTrainer) -> None:
     """Five steps of forward KL on the references: transformers' logits, AdamW and schedule; nothing is sampled."""
     rate, steps = 0.01, 5
     settings = ("trainer.warmup_steps=2", f"trainer.steps={steps}", f"trainer.learning_rate={rate}")
     settings += ("trainer.weight_decay=0.1", "trainer.micro_batch_size=3", "trainer.prompts_per_step=4")
-    trainer = make_trainer("experiment=supervised_kd", *settings)
+    trainer = make_trainer("experiment=supervised_kd", *settings, kind=kind)
     assert (trainer.settings.lmbda, trainer.alpha(0)) == (0, 1)
     trainer.sampler.sample = None  # pyright: ignore[reportAttributeAccessIssue] so that sampling would fail
-    teacher: Any = trainer.readers.teacher
-    student: Any = make_trainer("alpha=1").student
+    teacher = trainer.readers.teacher
+    student = make_trainer("alpha=1", kind=kind).student
+    assert teacher is not None
     assert torch.equal(parameters_of(student), parameters_of(trainer.student))
-    optimizer = AdamW(student.parameters(), lr=rate, weight_decay=0.1)
+    trained = [one for one in student.parameters() if one.requires_grad]
+    optimizer = AdamW(trained, lr=rate, weight_decay=0.1)
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=2, num_training_steps=steps)
     for step in range(steps):
         rows = [trainer.stream.examples[row] for row in trainer.stream.rows(step)]
-        tokenizer = trainer.codec.tokenizer
-        prompts = tokenizer([row.prompt for row in rows], padding=True, return_tensors="pt")
-        answers = tokenizer([row.reference for row in rows], padding=True, return_tensors="pt")
-        labels = answers.input_ids.masked_fill(answers.attention_mask == 0, -100)
-        inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask, "labels": labels}
+        given = codec_of(kind, trainer.codec.tokenizer).references(rows)
+        assert list(given.texts) == [row.reference for row in rows]
         with torch.no_grad():
-            p = teacher.model(**inputs).logits.log_softmax(-1)
-        q = student.model(**inputs).logits.log_softmax(-1)
-        kl = (p.exp() * (p - q)).sum(-1) * answers.attention_mask
-        loss = (kl.sum(1) / answers.attention_mask.sum(1)).mean()
+            p = logits_of(teacher, given).log_softmax(-1)
+        q = logits_of(student, given).log_softmax(-1)
+        kl = (p.exp() * (p - q)).sum(-1) * given.mask_BT
+        loss = (kl.sum(1) / given.mask_BT.sum(1)).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         record = trainer.step(step)
@@ -182,24 +176,25 @@ def prompts_and_texts(rollout: Rollout) -> list[tuple[tuple[int, ...], str]]:
     return [(ids[i], text) for i, text in zip(rollout.prompt_index_B.tolist(), rollout.texts, strict=True)]
 
 
-def test_a_fixed_advantage_ignores_the_reward(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fixed_advantage_ignores_the_reward(kind: str, make_trainer: MakeTrainer) -> None:
     """REINFORCE with -1 for every completion: the gradient of the mean log-probability."""
 
     def other(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
         return [-5.0 + len(text) for text in completions]
 
     method = ("experiment=fixed_negative_advantage", *FREE)
-    gradient, record = gradient_of(make_trainer(*method))
-    again, again_record = gradient_of(make_trainer(*method, reward=other))
+    gradient, record = gradient_of(make_trainer(*method, kind=kind))
+    again, again_record = gradient_of(make_trainer(*method, reward=other, kind=kind))
     assert torch.equal(gradient, again)
     assert record.metrics["reward/mean"] != again_record.metrics["reward/mean"]
-    doubled, _ = gradient_of(make_trainer(*method, "policy_gradient.fixed_advantage=2"))
+    doubled, _ = gradient_of(make_trainer(*method, "policy_gradient.fixed_advantage=2", kind=kind))
     assert_close(doubled, -2 * gradient)
-    rewarded, _ = gradient_of(make_trainer("experiment=rl", *FREE))
+    rewarded, _ = gradient_of(make_trainer("experiment=rl", *FREE, kind=kind))
     assert (rewarded - gradient).norm() > 0.1 * gradient.norm()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["t5", "llama"])  # of an adapter: tests/test_adapter.py
 def test_the_initial_student_as_a_teacher(kind: str, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("experiment=rlef", *FREE, kind=kind, reward=letters)
     teacher = trainer.readers.teacher
@@ -215,7 +210,10 @@ def test_the_initial_student_as_a_teacher(kind: str, make_trainer: MakeTrainer) 
 
 @pytest.mark.parametrize("place", ["reward", "loss"])
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_a_sampled_kl_is_taken_where_it_follows_the_kl(estimator: str, place: str, make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sampled_kl_is_taken_where_it_follows_the_kl(
+    kind: str, estimator: str, place: str, make_trainer: MakeTrainer
+) -> None:
     key = "policy_gradient.sampled_kl"
     setting = ("alpha=0", f"{key}.estimator={estimator}", f"{key}.place={place}")
     config = config_of(*setting, f"{key}.coefficient=0.5")
@@ -239,17 +237,17 @@ def test_a_sampled_kl_is_taken_where_it_follows_the_kl(estimator: str, place: st
 
     def step(*overrides: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The gradient of the step, and that of the full KL at every token of its samples."""
-        trainer = make_trainer(*setting, *FREE, *overrides, "rollout.per_prompt=64", reward=equal)
+        trainer = make_trainer(*setting, *FREE, *overrides, "rollout.per_prompt=64", reward=equal, kind=kind)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)
             for one in trainer.student.parameters():  # away from the initial student
-                one.add_(0.15 * torch.randn(one.shape, generator=generator))
+                one.add_(0.15 * torch.randn(one.shape, generator=generator) * one.requires_grad)
         found, record = gradient_of(trainer)
         rollout, initial = record.rollout, trainer.readers.initial
         assert initial is not None
         own, other = ((one(rollout) @ one.head().weight_VD.T).log_softmax(-1) for one in (trainer.student, initial))
         kl = (own.exp() * (own - other.detach())).sum(-1)[rollout.mask_BT].sum() / rollout.n_sequences
-        return found, torch.cat([one.flatten() for one in torch.autograd.grad(kl, list(trainer.student.parameters()))])
+        return found, derivative(kl, trainer.student)
 
     free, _ = step()
     assert free.norm() == 0  # equal rewards alone move nothing

@@ -9,14 +9,17 @@ import pytest
 import test_gradients as gradients
 import torch
 from exact import END
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from gkd_rl import credit, divergence, masking, objective, policy_gradient
+from gkd_rl import architecture, credit, divergence, masking, objective, policy_gradient
+from gkd_rl.adapter import AdaptedModel
 from gkd_rl.choices import DivergenceName, DivergenceReduction, KdCredit, KlEstimator
 from gkd_rl.types import LossTerms
 
 Defect = Callable[[pytest.MonkeyPatch], None]
-Check = Callable[[], object]
+Check = Callable[[str], object]
 
 completion_mask, to_go, gae = masking.completion_mask, policy_gradient.to_go, policy_gradient.gae
 surrogate, sampled_kl = policy_gradient.surrogate, policy_gradient.sampled_kl
@@ -80,12 +83,27 @@ def mean_over_columns(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return masking.sequence_sum(values_BT, mask_BT) / mask_BT.shape[1]
 
 
+def without(name: str, argument: str) -> Defect:
+    """The encoder's or the decoder's module is not told `argument`."""
+    part = getattr(architecture, name)
+
+    def defective(model: PreTrainedModel) -> Callable[..., Any]:
+        return lambda **given: part(model)(**{key: value for key, value in given.items() if key != argument})
+
+    return attribute(architecture, name, defective)
+
+
+def in_place(ids_BW: Tensor, **_: Any) -> Tensor:
+    """As `argsort`, with all columns where they are."""
+    return torch.arange(ids_BW.shape[1]).expand(ids_BW.shape)
+
+
 def policy(name: str) -> Check:
-    return lambda: gradients.check_policy_gradient("llama", name)
+    return lambda kind: gradients.check_policy_gradient(kind, name)
 
 
 def taught(name: str, kd: KdCredit, reduction: DivergenceReduction, batch: str = "one") -> Check:
-    return lambda: gradients.check_divergence("llama", name, kd, reduction, batch)
+    return lambda kind: gradients.check_divergence(kind, name, kd, reduction, batch)
 
 
 NONE, TO_GO = KdCredit
@@ -114,7 +132,7 @@ DEFECTS: dict[str, tuple[Defect, Check]] = {
     ),
     "credit for the token's own position": (
         attribute(credit, "divergence_credit", inclusive),
-        lambda: gradients.check_credit_is_for_later_positions("llama"),
+        gradients.check_credit_is_for_later_positions,
     ),
     "credit from the position after next": (
         attribute(credit, "divergence_credit", one_late),
@@ -142,10 +160,26 @@ DEFECTS: dict[str, tuple[Defect, Check]] = {
     ),
     "alpha and 1 - alpha": (
         attribute(LossTerms, "loss", swapped_loss),
-        lambda: gradients.check_alpha("llama", NONE),
+        lambda kind: gradients.check_alpha(kind, NONE),
     ),
     "a mean over columns": (attribute(objective, "sequence_mean", mean_over_columns), taught("tvd", NONE, MEAN)),
 }
+OF_ONE_KIND: dict[str, tuple[str, Defect, Check]] = {
+    "an encoder that reads padding": ("t5", without("_encoder", "attention_mask"), policy("REINFORCE")),
+    "a decoder that reads padding": ("t5", without("_decoder", "encoder_attention_mask"), policy("REINFORCE")),
+    "padding between prompt and completion": ("llama", attribute(Tensor, "argsort", in_place), policy("REINFORCE")),
+    "an initial student with its adapter": (
+        "llama with LoRA",
+        attribute(AdaptedModel, "_switch", lambda self, off: None),
+        policy("KL in the loss, c"),
+    ),
+    "a frozen matrix of the adapter": (
+        "t5 with LoRA",
+        attribute(LoraLayer, "_cast_input_dtype", lambda self, x, _: x.detach()),
+        policy("REINFORCE"),
+    ),
+}
+ALL = {f"{name}, {kind}": (kind, *pair) for kind in ("t5", "llama") for name, pair in DEFECTS.items()} | OF_ONE_KIND
 
 
 @pytest.fixture(autouse=True)
@@ -156,12 +190,12 @@ def fresh_worlds() -> Iterator[None]:
     gradients.world.cache_clear()
 
 
-@pytest.mark.parametrize("name", DEFECTS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_defect_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    defect, check = DEFECTS[name]
+    kind, defect, check = ALL[name]
     defect(monkeypatch)
     with pytest.raises(AssertionError, match=r"relative distance \d|credit for an earlier position"):
-        check()
+        check(kind)
     monkeypatch.undo()
     gradients.world.cache_clear()
-    check()  # nothing else fails it
+    check(kind)  # nothing else fails it

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, MakeTokenizer
+from conftest import (
+    KINDS,
+    MakeExamples,
+    MakeModel,
+    MakePrompts,
+    MakeRollout,
+    MakeStudent,
+    MakeTokenizer,
+    codec_of,
+    padded,
+)
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.architecture import EncoderDecoderState, HiddenStateModel
+from gkd_rl.adapter import AdaptedModel
+from gkd_rl.architecture import DecoderOnlyState, EncoderDecoderState, HiddenStateModel
 from gkd_rl.masking import completion_mask, sequence_mean, sequence_sum, shift_right
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
@@ -22,26 +34,32 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def codec_of(tokenizer: PreTrainedTokenizerFast, max_completion: int = 12, max_prompt: int = 20) -> TextCodec:
-    return TextCodec(tokenizer, max_prompt, max_completion, torch.device("cpu"))
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture
-def codec(few_words: PreTrainedTokenizerFast) -> TextCodec:
-    return codec_of(few_words)
+def codec(kind: str, few_words: PreTrainedTokenizerFast) -> TextCodec:
+    return codec_of(kind, few_words, 12)
 
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows stayed, each time that finished rows left the batch."""
     sizes: list[int] = []
-    keep = EncoderDecoderState.keep
 
-    def spy(state: EncoderDecoderState, rows: Tensor) -> None:
-        sizes.append(rows.numel())
-        keep(state, rows)
+    def watch(state: type[EncoderDecoderState] | type[DecoderOnlyState]) -> None:
+        keep = state.keep
 
-    monkeypatch.setattr(EncoderDecoderState, "keep", spy)
+        def spy(self: Any, rows: Tensor) -> None:
+            sizes.append(rows.numel())
+            keep(self, rows)
+
+        monkeypatch.setattr(state, "keep", spy)
+
+    for state in (EncoderDecoderState, DecoderOnlyState):
+        watch(state)
     return sizes
 
 
@@ -62,8 +80,14 @@ BART = {"encoder_layers": 2, "decoder_layers": 2}
     ids=lambda changes: str(changes.get("model_type", "t5")),
 )
 def test_greedy_equals_generate(
-    changes: dict[str, object], make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec, kept: list[int]
+    changes: dict[str, object],
+    make_model: MakeModel,
+    make_examples: MakeExamples,
+    few_words: PreTrainedTokenizerFast,
+    kept: list[int],
 ) -> None:
+    """Of decoder-only models: tests/test_decoder_only.py."""
+    codec = codec_of("t5", few_words, 12)
     ended, cut = 0, 0
     for seed in (4, 7, 8, 12, 18, 21, 24, 28, 30, 37, 49, 58):
         model = make_model(codec.tokenizer, seed=seed, lively=True, **changes).eval()
@@ -86,10 +110,39 @@ def test_greedy_equals_generate(
     assert len(kept) > 1, "finished rows did not leave the batch"
 
 
-def test_greedy_repeats_itself_for_every_rollout_of_a_prompt(
-    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec
+def test_greedy_equals_generate_of_the_merged_model(
+    kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
-    model, prompts = make_model(codec.tokenizer, seed=3), codec.prompts(make_examples(4, 2))
+    """Prompts one by one, without padding; an adapter merged by peft for good."""
+    student, prompts = make_student(kind, codec.tokenizer).eval(), codec.prompts(make_examples(8, 4))
+    rollout = Sampler(codec, GREEDY).sample(student, prompts, 1, None)
+    whole = copy.deepcopy(student)
+    plain: Any = whole.merge() if isinstance(whole, AdaptedModel) else whole.model
+    for row in range(8):
+        ids = prompts.ids_PS[row][prompts.mask_PS[row]].unsqueeze(0)
+        given = plain.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)[0]
+        written = given[ids.shape[1] :] if codec.decoder_only else given[1:]
+        assert rollout.ids_BT[row][rollout.mask_BT[row]].tolist() == written.tolist()
+    assert len({*rollout.texts}) > 2
+
+
+@pytest.mark.parametrize(("left", "right"), [(0, 3), (3, 0), (2, 4)])
+def test_padding_of_prompts_changes_no_sample(
+    left: int, right: int, kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
+) -> None:
+    model, prompts = make_student(kind, codec.tokenizer), codec.prompts(make_examples(6))
+    for sampling in (GREEDY, Sampling()):
+        one, other = (
+            Sampler(codec, sampling).sample(model, given, 3, seeded(0))
+            for given in (prompts, padded(prompts, left, right))
+        )
+        assert one.ids_BT.tolist() == other.ids_BT.tolist()
+
+
+def test_greedy_repeats_itself_for_every_rollout_of_a_prompt(
+    kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
+) -> None:
+    model, prompts = make_student(kind, codec.tokenizer, seed=3), codec.prompts(make_examples(4, 2))
     once, thrice = (Sampler(codec, GREEDY).sample(model, prompts, k, None) for k in (1, 3))
     assert thrice.prompt_index_B.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert thrice.ids_BT.tolist() == once.ids_BT.repeat_interleave(3, 0).tolist()
@@ -99,10 +152,11 @@ def test_greedy_repeats_itself_for_every_rollout_of_a_prompt(
 def chances(model: HiddenStateModel, prompt: Tensor, length: int, vocabulary: int, temperature: float) -> Tensor:
     """Exact probability of each of the V^length continuations, by transformers' own forward on all of them."""
     grid = torch.cartesian_prod(*[torch.arange(vocabulary)] * length)
-    start = torch.full((len(grid), 1), PAD)
-    logits = model.model(
-        input_ids=prompt.expand(len(grid), -1), decoder_input_ids=torch.cat([start, grid[:, :-1]], dim=1)
-    ).logits
+    prompts, start = prompt.expand(len(grid), -1), torch.full((len(grid), 1), PAD)
+    if model.architecture.decoder_only:
+        logits = model.model(input_ids=torch.cat([prompts, grid[:, :-1]], dim=1)).logits[:, -length:]
+    else:
+        logits = model.model(input_ids=prompts, decoder_input_ids=torch.cat([start, grid[:, :-1]], dim=1)).logits
     logp = (logits / temperature).log_softmax(-1).gather(2, grid.unsqueeze(2)).squeeze(2)
     alive = (grid == END).long().cumsum(dim=1) - (grid == END).long() == 0  # nothing is drawn after the end
     certain = torch.where(grid == PAD, 0.0, -torch.inf)  # it is filled with padding
@@ -125,11 +179,11 @@ def chi_square_p(counts: Tensor, probabilities: Tensor) -> float:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
 def test_samples_follow_the_exact_probabilities(
-    temperature: float, make_tokenizer: MakeTokenizer, make_model: MakeModel, kept: list[int]
+    temperature: float, kind: str, make_tokenizer: MakeTokenizer, make_student: MakeStudent, kept: list[int]
 ) -> None:
     """Two prompts of unequal length, four rollouts of each row, rows leaving before the last token that is counted."""
-    codec = codec_of(make_tokenizer("a b"), max_completion=3)
-    model = make_model(codec.tokenizer, seed=28, lively=True).eval()
+    codec = codec_of(kind, make_tokenizer("a b"), 3)
+    model = make_student(kind, codec.tokenizer).eval()
     rows = [Example("a", "", {}), Example("b a b b", "", {})] * 600
     rollout = Sampler(codec, Sampling(temperature)).sample(model, codec.prompts(rows), 4, seeded(1))
     assert kept, "no row left the batch"
@@ -138,9 +192,8 @@ def test_samples_follow_the_exact_probabilities(
     for prompt in (0, 1):
         drawn = ids[rollout.prompt_index_B % 2 == prompt]
         assert len(drawn) == 2400
-        exact = chances(
-            model, rollout.prompts.ids_PS[prompt : prompt + 1][:, : 2 if prompt == 0 else 5], 3, 5, temperature
-        )
+        words = rollout.prompts.ids_PS[prompt][rollout.prompts.mask_PS[prompt]].unsqueeze(0)
+        exact = chances(model, words, 3, 5, temperature)
         assert exact.sum().item() == pytest.approx(1, abs=1e-5)
         counts = torch.zeros(5, 5, 5)
         counts.index_put_(tuple(drawn.T), torch.ones(len(drawn)), accumulate=True)
@@ -149,9 +202,9 @@ def test_samples_follow_the_exact_probabilities(
 
 
 def test_the_text_ends_with_the_first_end_of_sequence(
-    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec
+    kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
-    model = make_model(codec.tokenizer, seed=8, lively=True)
+    model = make_student(kind, codec.tokenizer)
     rollout = Sampler(codec, Sampling()).sample(model, codec.prompts(make_examples(16)), 4, seeded(0))
     lengths = set()
     for ids, mask, cut, text in zip(
@@ -174,7 +227,7 @@ def test_the_text_ends_with_the_first_end_of_sequence(
 def test_a_batch_that_ends_early_is_as_wide_as_its_longest_completion(
     make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
-    codec = codec_of(few_words, max_completion=200)
+    codec = codec_of("t5", few_words, 200)
     rollout = Sampler(codec, Sampling()).sample(make_model(few_words), codec.prompts(make_examples(4)), 2, seeded(0))
     assert not rollout.truncated_B.any()
     assert rollout.mask_BT[:, -1].any()
@@ -182,11 +235,10 @@ def test_a_batch_that_ends_early_is_as_wide_as_its_longest_completion(
 
 
 def test_sampling_is_in_evaluation_mode_and_the_mode_comes_back(
-    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec
+    kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
     prompts = codec.prompts(make_examples(6))
-    plain = make_model(codec.tokenizer, seed=2)
-    dropping = make_model(codec.tokenizer, seed=2, dropout_rate=0.5)
+    plain, dropping = (make_student(kind, codec.tokenizer, seed=2, dropout=rate) for rate in (0.0, 0.5))
     expected = Sampler(codec, Sampling()).sample(plain.eval(), prompts, 2, seeded(5))
     for training in (True, False):
         dropping.train(training)
@@ -197,17 +249,20 @@ def test_sampling_is_in_evaluation_mode_and_the_mode_comes_back(
 
 
 def test_no_gradient_flows_through_sampling(
-    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec
+    kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
     grad_enabled: list[bool] = []
-    model = make_model(codec.tokenizer)
-    model.model.get_encoder().register_forward_hook(lambda *_: grad_enabled.append(torch.is_grad_enabled()))
+    model = make_student(kind, codec.tokenizer)
+    inner: Any = model.model.get_decoder()
+    inner.register_forward_hook(lambda *_: grad_enabled.append(torch.is_grad_enabled()))
     Sampler(codec, Sampling()).sample(model, codec.prompts(make_examples(2)), 2, seeded(0))
-    assert grad_enabled == [False]
+    assert grad_enabled and not any(grad_enabled)
 
 
-def test_the_seed_decides_the_rollout(make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec) -> None:
-    model, prompts = make_model(codec.tokenizer), codec.prompts(make_examples(8))
+def test_the_seed_decides_the_rollout(
+    kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
+) -> None:
+    model, prompts = make_student(kind, codec.tokenizer), codec.prompts(make_examples(8))
     rollouts = []
     for seed, outside in ((3, 0), (3, 1), (4, 0)):
         torch.manual_seed(outside)
@@ -220,8 +275,9 @@ def test_the_seed_decides_the_rollout(make_model: MakeModel, make_examples: Make
 
 
 def test_the_encoder_reads_each_prompt_once(
-    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec
+    make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
+    codec = codec_of("t5", few_words)
     rows: list[int] = []
     model = make_model(codec.tokenizer)
     model.model.get_encoder().register_forward_hook(lambda *call: rows.append(call[2].last_hidden_state.shape[0]))
@@ -230,9 +286,9 @@ def test_the_encoder_reads_each_prompt_once(
 
 
 def test_top_k_of_one_and_a_tiny_top_p_are_greedy(
-    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec
+    kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
-    model, prompts = make_model(codec.tokenizer, seed=6), codec.prompts(make_examples(8))
+    model, prompts = make_student(kind, codec.tokenizer, seed=6), codec.prompts(make_examples(8))
     greedy = Sampler(codec, GREEDY).sample(model, prompts, 2, None)
     for sampling in (Sampling(top_k=1), Sampling(top_p=1e-6), Sampling(2.0, 1e-6, 3), Sampling(1e-4)):
         assert Sampler(codec, sampling).sample(model, prompts, 2, seeded(0)).ids_BT.tolist() == greedy.ids_BT.tolist()
@@ -264,9 +320,9 @@ def test_truncated_sampling(sampling: Sampling, expected: dict[int, float]) -> N
 
 
 def test_words_of_a_padded_embedding_are_never_drawn(
-    make_model: MakeModel, make_examples: MakeExamples, codec: TextCodec
+    kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
-    model = make_model(codec.tokenizer)
+    model = make_student(kind, codec.tokenizer)
     model.model.resize_token_embeddings(64, mean_resizing=False)
     for sampling, generator in ((Sampling(), seeded(0)), (GREEDY, None)):
         rollout = Sampler(codec, sampling).sample(model, codec.prompts(make_examples(8)), 2, generator)
@@ -291,7 +347,7 @@ def test_masked_reductions_and_the_shift() -> None:
 
 
 def test_references_are_a_rollout_of_the_same_shape(few_words: PreTrainedTokenizerFast) -> None:
-    codec = codec_of(few_words, max_completion=4, max_prompt=3)
+    codec = TextCodec(few_words, 3, 4, torch.device("cpu"))
     examples = [Example("a b c d e", "a b", {}), Example("a", "c c c c c c", {})]
     rollout = codec.references(examples)
     assert rollout.ids_BT.tolist() == [[3, 4, 1, 0], [5, 5, 5, 1]]  # a text that is cut still ends
