@@ -106,7 +106,7 @@ def _data(config: Config, task: Task) -> tuple[Finding, list[Example]]:
     try:
         train, held_out = task.examples("train"), task.examples(config.evaluation.split)
     except DataError as error:
-        return Finding("data", "unknown" if config.task.get("data") == "hub" else "failed", str(error)), []
+        return Finding("data", "failed" if config.task.get("data_files") else "unknown", str(error)), []
     words = f"{len(train)} train rows, {len(held_out)} {config.evaluation.split} rows"
     return Finding("data", "ok", words), train
 

@@ -122,7 +122,7 @@ def test_the_hub_is_asked_for_the_configuration(monkeypatch: pytest.MonkeyPatch)
         ({"data_files": {"train": "a.jsonl"}}, r"needs task\.data_files\.test"),
         ({"data_files": {"train": "a", "test": "b", "dev": "c"}}, r"task\.data_files\.dev=c: there is no such split"),
         ({"data": "embedded"}, r"task\.data=embedded: No word problems are generated: task\.data takes files"),
-        ({"data": "hub", "data_files": {"train": "a.jsonl"}}, r"task\.data_files with task\.data=hub is never read"),
+        ({"data": "hub", "data_files": {"train": "a.jsonl"}}, r"needs task\.data_files\.test"),
         ({"data": "web"}, r"task\.data=web: task\.data takes files"),
         ({"data": "hub", "prompt_template": "Q:"}, r"task\.prompt_template='Q:': it takes a text with \{question\}"),
     ],

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.errors import DataError
-from gkd_rl.tasks.rows import check_files_are_read, file_rows, hub_rows, text_of
+from gkd_rl.tasks.rows import file_rows, hub_rows, text_of
 from gkd_rl.types import Example
 
 SPLITS = ("train", "validation", "test")
@@ -28,7 +28,7 @@ class Gsm8k:
     """Rows of the arithmetic task. The reward's column is `final_answer`, what stands after `####`.
 
     Attributes:
-        data: where rows come from.
+        data: where rows come from without `data_files`.
         train_size: the most train rows that are read (likewise test_size).
         validation_size: without a validation file, how many rows at the end of the train rows are validation.
         data_files: split -> file, for data=files; validation may be absent.
@@ -65,9 +65,8 @@ class Gsm8k:
                 f"task.prompt_template={self.prompt_template!r}: it takes a text with {{question}} in it, "
                 "e.g. 'Question: {question}'."
             )
-        check_files_are_read(self.data, self.data_files)
         files = self.data_files or {}
-        if self.data == "files":
+        if self.origin == "files":
             for split in ("train", "test"):
                 if split not in files:
                     raise DataError(
@@ -79,6 +78,11 @@ class Gsm8k:
                     f"task.data_files.{split}={files[split]}: there is no such split; "
                     f"task.data_files takes {', '.join(SPLITS)}."
                 )
+
+    @property
+    def origin(self) -> str:
+        """Where rows come from: the files that are given, else what `data` says."""
+        return "files" if self.data_files else self.data
 
     def examples(self, split: str) -> list[Example]:
         """The rows of "train", "validation" or "test".
@@ -110,11 +114,11 @@ class Gsm8k:
         return None
 
     def _has_validation(self) -> bool:
-        return self.data == "files" and "validation" in (self.data_files or {})
+        return self.origin == "files" and "validation" in (self.data_files or {})
 
     def _rows(self, split: str) -> tuple[str, list[dict[str, Any]]]:
         """Where the rows of a split are, and the rows."""
-        if self.data == "hub":
+        if self.origin == "hub":
             return f"{self.hub_id}:{split}", hub_rows(self.hub_id, split, self.hub_config)
         origin = (self.data_files or {})[split]
         return origin, file_rows(origin, f"task.data_files.{split}")

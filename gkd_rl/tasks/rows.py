@@ -10,16 +10,6 @@ from gkd_rl.errors import DataError
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def check_files_are_read(data: str, data_files: dict[str, str] | None) -> None:
-    """Refuse files that nothing would read.
-
-    Raises:
-        DataError: `data_files` is set and `data` is not files.
-    """
-    if data != "files" and data_files:
-        raise DataError(f"task.data_files with task.data={data} is never read: add task.data=files, or leave it out.")
-
-
 def file_rows(path: str, key: str) -> list[dict[str, Any]]:
     """All rows of one file.
 

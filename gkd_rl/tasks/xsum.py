@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from gkd_rl.embedded.news import generate
 from gkd_rl.embedded.tokenizer import build_tokenizer
 from gkd_rl.errors import DataError
-from gkd_rl.tasks.rows import check_files_are_read, file_rows, hub_rows, text_of
+from gkd_rl.tasks.rows import file_rows, hub_rows, text_of
 from gkd_rl.types import Example
 
 SPLITS = ("train", "validation", "test")
@@ -21,7 +21,7 @@ class Xsum:
     """Rows of the summarisation task.
 
     Attributes:
-        data: where rows come from.
+        data: where rows come from without `data_files`.
         seed: of the generated articles.
         train_size: generated train rows; for files and the Hub the most that are read (likewise the other sizes).
         data_files: split -> file, for data=files.
@@ -49,14 +49,18 @@ class Xsum:
     def __post_init__(self) -> None:
         if self.data not in ("embedded", "files", "hub"):
             raise DataError(f"task.data={self.data}: task.data takes embedded, files or hub.")
-        check_files_are_read(self.data, self.data_files)
-        if self.data == "files":
+        if self.origin == "files":
             missing = [split for split in SPLITS if split not in (self.data_files or {})]
             if missing:
                 raise DataError(
                     f"task.data=files needs task.data_files.{missing[0]}: a path to a jsonl, csv or parquet "
                     "file, e.g. task.data_files={train: a.jsonl, validation: b.jsonl, test: c.jsonl}."
                 )
+
+    @property
+    def origin(self) -> str:
+        """Where rows come from: the files that are given, else what `data` says."""
+        return "files" if self.data_files else self.data
 
     def examples(self, split: str) -> list[Example]:
         """The rows of "train", "validation" or "test".
@@ -67,10 +71,10 @@ class Xsum:
         sizes = {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}
         if split not in sizes:
             raise DataError(f"split {split!r} is unknown: use one of {', '.join(sizes)}.")
-        if self.data == "embedded":
+        if self.origin == "embedded":
             items = generate(split, sizes[split], self.seed)
             return [self._example(item.article, item.summary) for item in items]
-        if self.data == "files":
+        if self.origin == "files":
             origin = (self.data_files or {})[split]
             rows = file_rows(origin, f"task.data_files.{split}")
         else:
@@ -80,7 +84,7 @@ class Xsum:
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer that comes with the data; None when the checkpoint must bring its own."""
-        return build_tokenizer() if self.data == "embedded" else None
+        return build_tokenizer() if self.origin == "embedded" else None
 
     def _from_row(self, row: dict[str, Any], where: str) -> Example:
         document = text_of(row, self.document_column, "task.document_column", where)
