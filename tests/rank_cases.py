@@ -153,13 +153,14 @@ def gradients() -> Gradients:
 def evaluation() -> Evaluation:
     """Of 13 rows, 7 of them sampled, 3 for Self-BLEU: no number of processes shares them out evenly."""
     config = config_of("evaluation.rollout_prompts=7", "evaluation.self_bleu_prompts=3", "evaluation.batch_size=2")
-    models = built("t5", config)
+    models = built("llama", config)
     return build_evaluator(config, models, reward(), examples()).evaluate(models.student, "student")
 
 
 def samples(folder: Path) -> list[list[int]]:
     """Of 13 rows in chunks of 3."""
-    return write_samples(folder / "samples", model_of("t5", 3), Sampler(codec_of("t5"), Sampling()), examples(), 0, 3)
+    codec = codec_of("llama")
+    return write_samples(folder / "samples", model_of("llama", 3), Sampler(codec, Sampling()), examples(), 0, 3)
 
 
 def everything(folder: Path) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def test_ranks_share_out_the_questions_to_a_server(alone: dict[str, Any], ranks:
 def test_ranks_share_out_teacher_samples_and_evaluation(alone: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
     expected = alone["evaluation"]
     assert [len(expected.values[key]) for key in ("rouge2", "sampled/reward", "self_bleu")] == [13, 7, 3]
+    assert len(set(expected.completions)) > 6 and len(set(map(tuple, alone["samples"]))) > 6
     for rank in ranks:
         assert rank["samples"] == alone["samples"]
         found = rank["evaluation"]
