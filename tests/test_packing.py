@@ -176,7 +176,7 @@ def test_attention_that_takes_no_mask_reads_rows_apart(
     make_model: MakeModel, few_words: PreTrainedTokenizerFast, rollout: Rollout, lay: Lay
 ) -> None:
     model = make_model(few_words, model_type="llama")
-    shapes: list[tuple[int, ...]] = []
+    shapes: list[int] = []
     base: Any = model.model.get_decoder()
     base.register_forward_hook(lambda *call: shapes.append(len(call[2].last_hidden_state)))
     expected = predicting(model(rollout.extended()), rollout)
