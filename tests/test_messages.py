@@ -25,6 +25,7 @@ GSM8K += ["student.chat=false", "teacher.chat=false", "teacher.quantization=none
 XSUM = ["experiment=xsum_rl", "student.architecture=null", "student.sft=null", "teacher.architecture=null"]
 XSUM += ["teacher.sft=null"]
 Refuse = Callable[..., str]
+Damage = Callable[[Path], object]  # what happens to a folder
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +87,17 @@ def refuse(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     return start
 
 
-def broken(name: str, text: bytes | str) -> Callable[[Path], object]:
+def broken(name: str, text: bytes | str) -> Damage:
     """A file with another content."""
     return lambda folder: (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
-def without(*names: str) -> Callable[[Path], object]:
+def without(*names: str) -> Damage:
     """Files that are gone."""
     return lambda folder: [(folder / name).unlink() for name in names]
 
 
-def halved(name: str) -> Callable[[Path], object]:
+def halved(name: str) -> Damage:
     """A file whose copy stopped half-way."""
 
     def change(folder: Path) -> None:
@@ -112,7 +113,7 @@ def pickled(folder: Path) -> None:
     torch.save({}, folder / "pytorch_model.bin")
 
 
-def sharded(text: str) -> Callable[[Path], object]:
+def sharded(text: str) -> Damage:
     """An index in place of the weights."""
 
     def change(folder: Path) -> None:
@@ -135,7 +136,7 @@ def run_folder(folder: Path) -> None:
     folder.with_name("inner").rename(folder / "model")
 
 
-def baseless(text: str) -> Callable[[Path], object]:
+def baseless(text: str) -> Damage:
     """An adapter whose base is not beside it."""
 
     def change(folder: Path) -> None:
@@ -147,7 +148,7 @@ def baseless(text: str) -> Callable[[Path], object]:
 
 SHARDS = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})
 # the checkpoint, what happens to it, and what the message says beside {key}.path={folder}
-DAMAGE: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
+DAMAGE: dict[str, tuple[str, Damage, list[str]]] = {
     "no folder": ("llama", shutil.rmtree, ["there is no folder", "to a folder that exists or to a Hub id"]),
     "an empty folder": ("llama", emptied, ["no config.json", "to a folder with config.json and model.safetensors"]),
     "a run's folder": ("llama", run_folder, ["no config.json", "Set {key}.path to {folder}/model"]),
