@@ -52,6 +52,12 @@ def _endpoint(config: Config, teacher: TeacherConfig, endpoint: EndpointConfig) 
             f"teacher.{name}={value} with teacher.endpoint has no effect, the server holds the teacher: "
             f"set teacher.{name}={neutral}, or teacher.endpoint=null."
         )
+    own, other = (str(model.chat).lower() for model in (config.student, teacher))
+    if own != other:
+        yield (
+            f"teacher.chat={other} with teacher.endpoint and student.chat={own}: the server reads prompts as "
+            f"the student renders them. Set teacher.chat={own}."
+        )
     divergence = config.divergence
     if divergence.name is DivergenceName.cross_entropy:
         yield "divergence=cross_entropy reads no teacher: set teacher=none, or choose another with divergence=jsd."

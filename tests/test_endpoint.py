@@ -358,6 +358,8 @@ BASE = ["teacher=endpoint", "teacher.endpoint.model=m"]
         (["teacher.device=cpu"], "set teacher.device=null"),
         (["teacher.offload=true"], "set teacher.offload=false"),
         (["teacher.initial_student=true"], "set teacher.endpoint=null"),
+        (["teacher.chat=true"], "set teacher.chat=false"),
+        (["student.chat=true", "teacher.chat=false"], "set teacher.chat=true"),
         (["divergence.temperature=2"], "set divergence.temperature=1"),
         (["divergence.teacher_top_k=5"], "set divergence.teacher_top_k=null"),
         (["divergence=cross_entropy", "alpha=1", "lmbda=0"], "set teacher=none"),
@@ -381,6 +383,8 @@ def test_a_key_in_the_address_is_refused_and_not_repeated() -> None:
     assert "sesame" not in str(caught.value)
 
 
-@pytest.mark.parametrize("overrides", [[], ["alpha=0"], ["divergence=reverse_kl", "teacher.prompts=shuffled"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["alpha=0"], ["divergence=reverse_kl", "teacher.prompts=shuffled"], ["student.chat=true"]]
+)
 def test_what_goes_together_is_taken(overrides: list[str]) -> None:
     validate(configured(*BASE, *overrides))
