@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gkd_rl.decoding import DecoderOnlyState, DecodingState, EncoderDecoderState, decoder_of, start_id
+from gkd_rl.decoding import DecoderOnlyState, DecodingState, EncoderDecoderState, decoder_of, encoder_of, start_id
 from gkd_rl.errors import ModelError
 from gkd_rl.masking import shift_right
 from gkd_rl.packing import Rows, shares_prompts, takes_masks
@@ -69,7 +69,7 @@ class EncoderDecoder:
     def read(self, model: PreTrainedModel, text: Rollout) -> Tensor:
         """Encoder once per prompt, decoder over all completions with teacher forcing; shape (B, T, D)."""
         prompts = text.prompts
-        encoded_PSD = model.get_encoder()(
+        encoded_PSD = encoder_of(model)(
             input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()
         ).last_hidden_state
         decoded = decoder_of(model)(
@@ -93,7 +93,7 @@ class EncoderDecoder:
 
     def start(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> EncoderDecoderState:
         """Encode each prompt once and repeat the result for its completions."""
-        encoded = model.get_encoder()(input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()).last_hidden_state
+        encoded = encoder_of(model)(input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()).last_hidden_state
         return EncoderDecoderState(
             model, encoded.repeat_interleave(per_prompt, 0), prompts.mask_PS.long().repeat_interleave(per_prompt, 0)
         )

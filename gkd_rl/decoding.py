@@ -111,6 +111,11 @@ def start_id(model: PreTrainedModel) -> int:
     return int(start)
 
 
+def encoder_of(model: PreTrainedModel) -> nn.Module:
+    """The module that reads prompts for an encoder-decoder."""
+    return model.get_encoder()
+
+
 def decoder_of(model: PreTrainedModel) -> nn.Module:
     """The module that reads or writes completions.
 

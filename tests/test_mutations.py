@@ -165,8 +165,8 @@ DEFECTS: dict[str, tuple[Defect, Check]] = {
     "a mean over columns": (attribute(objective, "sequence_mean", mean_over_columns), taught("tvd", NONE, MEAN)),
 }
 OF_ONE_KIND: dict[str, tuple[str, Defect, Check]] = {
-    "an encoder that reads padding": ("t5", without("_encoder", "attention_mask"), policy("REINFORCE")),
-    "a decoder that reads padding": ("t5", without("_decoder", "encoder_attention_mask"), policy("REINFORCE")),
+    "an encoder that reads padding": ("t5", without("encoder_of", "attention_mask"), policy("REINFORCE")),
+    "a decoder that reads padding": ("t5", without("decoder_of", "encoder_attention_mask"), policy("REINFORCE")),
     "padding between prompt and completion": ("llama", attribute(Tensor, "argsort", in_place), policy("REINFORCE")),
     "an initial student with its adapter": (
         "llama with LoRA",
