@@ -165,7 +165,8 @@ def test_a_plan_needs_no_weights(checkpoint: str) -> None:
     assert WEIGHTS < training.held["teacher in int8"] < 4 * WEIGHTS
     assert training.held["optimiser"] == 2 * training.held["gradients"] == 2 * training.held["adapter"]
     assert [stage.name for stage in plan.stages] == ["teacher: loading", "teacher audit", "training", "evaluation"]
-    assert plan.peak == plan.process + plan.largest.peak
+    held = sum(plan.largest.held.values())
+    assert plan.peak == pytest.approx(plan.process + held + 1.25 * (plan.largest.peak - held), abs=2)
     assert with_micro_batches(config, plan).trainer.micro_batch_size == plan.micro_batch_sizes["trainer"] == 32
 
 

@@ -313,7 +313,7 @@ def test_every_experiment_runs(experiment: str, run: Run) -> None:
     assert math.isfinite(objective)
     results = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     models = {"teacher", "student before", "student after", "after - before"}
-    assert results.keys() == {"settings", "notice", "cost", *models}
+    assert results.keys() == {"settings", "notice", "cost", "memory", *models}
     for model in models:
         for metric, estimate in results[model].items():
             for value in estimate.values():

@@ -104,6 +104,7 @@ def test_the_same_seed_twice_at_once_is_the_same_run_in_two_folders(folder: Path
     def numbers(path: Path) -> list[dict]:
         results = json.loads((path / "eval.json").read_text(encoding="utf-8"))
         results["cost"] = untimed(results["cost"])
+        assert results.pop("memory")["peak_bytes"] > 0
         return [*map(untimed, lines(path / "metrics.jsonl")), results]
 
     for path in found:
