@@ -26,7 +26,7 @@ COUNTS = {
     "experiment": 19,
     "fixed_data": 2,
     "policy_gradient": 4,
-    "reward": 4,
+    "reward": 6,
     "rollout": 1,
     "scale": 3,
     "student": 6,

@@ -1,0 +1,59 @@
+"""Rewards from overlap with the reference, and penalties on the form of a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sacrebleu
+
+from reward_models.overlap import Overlap
+from reward_models.shaping import LengthPenalty, RepetitionPenalty
+
+TRUTH = "Das Haus steht am 3. Mai leer ."
+TEXTS = [TRUTH, "Das Haus steht leer .", "Ein Hund bellt", ""]
+
+
+@pytest.mark.parametrize("kind", ["bleu", "chrf", "chrf++"])
+def test_overlap_is_sacrebleus(kind: Any) -> None:
+    found = Overlap(kind)(prompts=["unread"] * 4, completions=TEXTS, reference=[TRUTH] * 4, document=["unread"])
+    for text, score in zip(TEXTS, found, strict=True):
+        theirs = (
+            sacrebleu.sentence_bleu(text, [TRUTH], use_effective_order=True)
+            if kind == "bleu"
+            else sacrebleu.sentence_chrf(text, [TRUTH], word_order=2 if kind == "chrf++" else 0)
+        )
+        assert score == pytest.approx(theirs.score / 100)
+    assert found[0] == pytest.approx(1.0) and found[0] > found[1] > found[2] >= found[3] == 0.0
+
+
+def test_tokens_are_those_that_are_asked_for() -> None:
+    plain, split = (Overlap("bleu", tokenize)(["x"], ["haus."], ["haus ."])[0] for tokenize in ("none", "13a"))
+    assert plain < split == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "penalty"), [(0, -1.0), (1, -0.5), (2, 0.0), (4, 0.0), (5, -0.25), (8, -1.0), (99, -1.0)]
+)
+def test_length(words: int, penalty: float) -> None:
+    assert LengthPenalty(longest=4, shortest=2)(["x"], ["w " * words]) == [pytest.approx(penalty)]
+
+
+def test_repetition() -> None:
+    texts = ["a b c d", "a b a b a b", "a", ""]
+    assert RepetitionPenalty(2)(["x"] * 4, texts) == pytest.approx([0.0, 2 / 5 - 1, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: Overlap("ter"), "takes one of bleu"),  # pyright: ignore[reportArgumentType]
+        (lambda: Overlap("bleu", "words"), "tokenize=words"),
+        (lambda: LengthPenalty(0), "longest >= 1"),
+        (lambda: LengthPenalty(3, 4), "shortest <= longest"),
+        (lambda: RepetitionPenalty(0), "n=0"),
+    ],
+)
+def test_refusals(build: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        build()
