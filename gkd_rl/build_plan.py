@@ -271,5 +271,6 @@ class _Planner:
         """The teacher's weights lie in other memory than the student's."""
         teacher = self.config.teacher
         assert teacher is not None
-        other = teacher.device is not None and not teacher.device.startswith(self.device.type)
+        here, there = (torch.device(one) for one in (self.device, teacher.device or self.device))
+        other = (here.type, here.index or 0) != (there.type, there.index or 0)
         return other or (teacher.offload and self.device.type != "cpu")

@@ -75,11 +75,6 @@ class MemoryPlan:
         """The stage with the peak."""
         return max(self.stages, key=self.of)
 
-    def as_dict(self) -> dict[str, object]:
-        """For eval.json."""
-        stages = {stage.name: {"held": stage.held, "phases": stage.phases} for stage in self.stages}
-        return {"peak_bytes": self.peak, "process_bytes": self.process, "stages": stages}
-
 
 def plan_lines(plan: MemoryPlan) -> list[str]:
     """The plan as a table: stages, what stays in them, and what each phase takes on top; the largest are marked."""

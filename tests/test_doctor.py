@@ -170,6 +170,13 @@ def test_a_plan_needs_no_weights(checkpoint: str) -> None:
     assert with_micro_batches(config, plan).trainer.micro_batch_size == plan.micro_batch_sizes["trainer"] == 32
 
 
+@pytest.mark.parametrize(("place", "held"), [("cuda:1", False), ("cpu", False), ("cuda:0", True), ("cuda", True)])
+def test_a_teacher_on_another_card_takes_nothing_of_this_one(checkpoint: str, place: str, held: bool) -> None:
+    options = scaled(checkpoint, f"teacher.device={place}", "scale.memory_gib=16")
+    plan = plan_memory(configured("alpha=0.5", *options), Lengths(16, 8), torch.device("cuda", 0), None)
+    assert all(("teacher in int8" in stage.held) == held for stage in plan.stages if stage.name == "training")
+
+
 def test_a_supervised_stage_is_planned_with_its_own_micro_batch(checkpoint: str) -> None:
     options = ["experiment=gsm8k_rl", f"student.path={checkpoint}", "teacher=like_student", "adapter=none"]
     config, plan = planned(*options, "trainer.head_chunk_tokens=64", "scale.memory_gib=16")
