@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.errors import DataError
-from gkd_rl.tasks.rows import file_rows, hub_rows, text_of
+from gkd_rl.tasks.row_files import RowProblem
+from gkd_rl.tasks.rows import SPLITS, Row, RowReport, RowRules, TaskRows
 from gkd_rl.types import Example
 
-SPLITS = ("train", "validation", "test")
 ANNOTATION = re.compile(r"<<[^<>]*>>")
 FINAL = re.compile(r"####[ \t]*(\S[^\n]*)")
 TYPE_THIS = "task.data_files={train: train.jsonl, test: test.jsonl} (validation: FILE where there is one)"
@@ -36,6 +37,9 @@ class Gsm8k:
         hub_config: its configuration.
         question_column: column of the problem.
         answer_column: column of the worked solution.
+        id_column: column that no two rows share; None looks for no duplicates.
+        on_malformed: rows that cannot be used: "drop" or "refuse".
+        max_characters: rows with a longer text cannot be used.
         prompt_template: the prompt, with {question} where the problem stands.
         strip_annotations: references lose their calculator annotations.
         max_prompt_tokens: longer problems are cut.
@@ -51,6 +55,9 @@ class Gsm8k:
     hub_config: str | None
     question_column: str
     answer_column: str
+    id_column: str | None
+    on_malformed: Literal["drop", "refuse"]
+    max_characters: int
     prompt_template: str
     strip_annotations: bool
     max_prompt_tokens: int
@@ -84,30 +91,38 @@ class Gsm8k:
         """Where rows come from: the files that are given, else what `data` says."""
         return "files" if self.data_files else self.data
 
+    @cached_property
+    def rows(self) -> TaskRows:
+        """The rows of files or the Hub."""
+        rules = RowRules(self.on_malformed, self.max_characters, self.id_column)
+        columns = {"task.question_column": self.question_column, "task.answer_column": self.answer_column}
+        return TaskRows(self.data_files, self.hub_id, self.hub_config, rules, columns)
+
+    @property
+    def row_reports(self) -> dict[str, RowReport]:
+        """Split -> what became of its rows, of the splits that were read."""
+        return self.rows.reports
+
     def examples(self, split: str) -> list[Example]:
         """The rows of "train", "validation" or "test".
 
         Raises:
-            DataError: the split is unknown, a file is unreadable, a row lacks a column or a final answer, or the train
-                rows leave nothing beside validation.
+            DataError: the split is unknown, its rows cannot be used, or the train rows leave nothing beside validation.
         """
         if split not in SPLITS:
             raise DataError(f"split {split!r} is unknown: use one of {', '.join(SPLITS)}.")
         size = {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}[split]
         if split == "test" or self._has_validation():
-            origin, rows = self._rows(split)
-            return self._examples(rows[:size], origin, 0)
-        origin, rows = self._rows("train")
+            return self.rows.examples(split, self._parse, size)
+        rows = self.rows.examples("train", self._parse)
         start = len(rows) - self.validation_size
         if start < 1:
             raise DataError(
                 f"task.validation_size={self.validation_size}: validation is taken from the end of the train rows, and "
-                f"{origin} has {len(rows)}; task.validation_size takes a whole number below that, or give "
-                "task.data_files.validation."
+                f"{self.rows.source('train')} has {len(rows)}; task.validation_size takes a whole number below that, "
+                "or give task.data_files.validation."
             )
-        if split == "train":
-            return self._examples(rows[: min(start, size)], origin, 0)
-        return self._examples(rows[start:], origin, start)
+        return rows[: min(start, size)] if split == "train" else rows[start:]
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """None: the checkpoint brings its own."""
@@ -116,24 +131,11 @@ class Gsm8k:
     def _has_validation(self) -> bool:
         return self.origin == "files" and "validation" in (self.data_files or {})
 
-    def _rows(self, split: str) -> tuple[str, list[dict[str, Any]]]:
-        """Where the rows of a split are, and the rows."""
-        if self.origin == "hub":
-            return f"{self.hub_id}:{split}", hub_rows(self.hub_id, split, self.hub_config)
-        origin = (self.data_files or {})[split]
-        return origin, file_rows(origin, f"task.data_files.{split}")
-
-    def _examples(self, rows: list[dict[str, Any]], origin: str, start: int) -> list[Example]:
-        return [self._example(row, f"{origin} row {start + i + 1}") for i, row in enumerate(rows)]
-
-    def _example(self, row: dict[str, Any], where: str) -> Example:
-        question = text_of(row, self.question_column, "task.question_column", where)
-        solution = text_of(row, self.answer_column, "task.answer_column", where)
+    def _parse(self, row: Row) -> Example:
+        question, solution = row.text(self.question_column), row.text(self.answer_column)
         final = FINAL.search(solution)
         if final is None:
-            raise DataError(
-                f"{where}: column {self.answer_column!r} has no final answer; a solution ends in a line like '#### 72'."
-            )
+            raise RowProblem(f"column {self.answer_column!r} has no final answer like '#### 72'")
         return Example(
             prompt=self.prompt_template.replace("{question}", question),
             reference=ANNOTATION.sub("", solution) if self.strip_annotations else solution,
