@@ -1,6 +1,6 @@
-"""Generator of simple instructions whose fulfilment a program can tell: words, counts, capitals, beginnings and ends.
+"""Generator of simple instructions whose fulfilment a program can tell: words, counts, capitals, beginnings.
 
-Each row has a prompt, one answer that follows it, and the checks of `reward_models/verifiable.py`: any other answer that
+Each row has a prompt, one answer that follows it, and the checks of `reward_models/verifiable.py`; any other answer that
 passes them is as good.
 """
 
@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gkd_rl.embedded.lexicon import words_of
 from gkd_rl.embedded.splits import distinct
 
-WORDS = (
+WORDS = words_of(
     "river stone garden window silver morning forest candle summer bridge ocean pencil winter market island "
     "copper thunder lantern meadow harvest castle feather mirror valley"
-).split()
+)
 COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
@@ -72,7 +73,8 @@ def _without(rng: random.Random) -> Instruction:
 
 def _sentences(rng: random.Random) -> Instruction:
     word, count = rng.choice(WORDS), rng.choice(list(COUNTS))
-    answer = " ".join(f"The {word} is {adjective}." for adjective in rng.sample(("old", "new", "big", "small", "far"), count))
+    adjectives = rng.sample(("old", "new", "big", "small", "far"), count)
+    answer = " ".join(f"The {word} is {adjective}." for adjective in adjectives)
     prompt = f"Write {COUNTS[count]} sentences about the word {word}, without commas."
     checks = (_check("sentences", count), _check("count", {word: count}), _check("no_commas"))
     return Instruction(prompt, answer, checks)

@@ -19,14 +19,16 @@ from babel.numbers import format_currency
 from babel.units import format_unit
 from num2words import num2words
 
+from gkd_rl.embedded.lexicon import words_of
+
 EN, DE = Locale("en", "US"), Locale("de", "DE")
 LARGEST = 999
 # Those that German names without an article, so that any of them fits into a sentence as it is.
-COUNTRIES = tuple(
-    "FR DE IT ES PT AT BE DK SE NO FI PL GR HU RO BG HR IE IS EE LV LT RU JP CN IN BR MX CA AU EG KE GH MA PE CL CU".split()
+COUNTRIES = words_of(
+    "FR DE IT ES PT AT BE DK SE NO FI PL GR HU RO BG HR IE IS EE LV LT RU JP CN IN BR MX CA AU EG KE GH MA PE CL"
 )
-LANGUAGES = tuple("fr de it es pt da sv fi pl el hu ro bg hr ga is et lv lt ru ja zh hi ar tr nl cs uk sw".split())
-CURRENCIES = tuple("EUR USD GBP CHF SEK DKK NOK PLN CZK HUF JPY CAD AUD INR".split())
+LANGUAGES = words_of("fr de it es pt da sv fi pl el hu ro bg hr ga is et lv lt ru ja zh hi ar tr nl cs uk sw")
+CURRENCIES = words_of("EUR USD GBP CHF SEK DKK NOK PLN CZK HUF JPY CAD AUD INR")
 LENGTHS = ("length-kilometer", "length-meter")
 TIMES = ("duration-hour", "duration-day", "duration-minute", "duration-week", "duration-year")
 GOODS = ("mass-kilogram", "mass-gram", "volume-liter", "mass-tonne")

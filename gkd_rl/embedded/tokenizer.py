@@ -1,8 +1,10 @@
-"""Word tokenizer of the generated news: a normal fast tokenizer, one id per word."""
+"""Tokenizers of the generated texts: normal fast tokenizers, one id per word, or subwords learnt from them."""
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.embedded.grammar import vocabulary
@@ -11,10 +13,36 @@ SPECIAL = ("<pad>", "</s>", "<unk>")  # T5's ids: pad 0, end of sequence 1, unkn
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer over the generator's whole vocabulary; every text ends in `</s>`, as T5's do."""
-    ids = {word: i for i, word in enumerate([*SPECIAL, *vocabulary()])}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    """The tokenizer over the whole vocabulary of the generated news."""
+    return word_tokenizer(vocabulary())
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One id per word, words being what stands between spaces."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return _fast(tokenizer)
+
+
+def subword_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding (Sennrich et al. 2016) learnt from `texts`; digits and ends of lines stand alone.
+
+    Args:
+        texts: what is to be written in few tokens.
+        size: ids, special ones included.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    lines, digits = pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Digits(individual_digits=True)
+    parts = [pre_tokenizers.Metaspace(), lines, digits]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)  # pyright: ignore
+    tokenizer.train_from_iterator(texts, trainer)
+    return _fast(tokenizer)
+
+
+def _fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """As transformers takes it; every text ends in `</s>`, as T5's do."""
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single="$A </s>", special_tokens=[("</s>", 1)]
     )

@@ -1,7 +1,7 @@
 """Generator and checker of the number walk: a long chain in which a wrong turn can be made good.
 
-A prompt names a start and targets between 0 and 39. The answer is a chain of moves (+1, -1, +5, -5, +12, -12), each with
-the value that it leads to, and `hit` at every target in turn. The reference is the shortest path; ANY path counts whose
+A prompt names a start and targets between 0 and 39. The answer is a chain of moves (by 1, 5 or 12), each with the value
+that it leads to, and `hit` at every target in turn. The reference is the shortest path; ANY path counts whose
 values are right, so that a model that took another turn than the reference can still arrive. Imitating references alone
 does not show it how: that is what training on its own text is for.
 

@@ -11,14 +11,14 @@ their CRC-32. All draws come from Python's Mersenne Twister, so rows are the sam
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gkd_rl.embedded.splits import distinct
 
-from gkd_rl.embedded.splits import distinct
-
 LARGEST = 99
+ANNOTATION = re.compile(r"<<[^<>]*>>")
 MOST_OPERATIONS = 4
 PEOPLE = ("anna", "ben", "clara", "david", "emma", "frank", "grace")
 THINGS = ("apples", "books", "coins", "marbles", "stamps", "shells", "cards", "pencils", "sweets", "stones")
@@ -40,6 +40,11 @@ class WordProblem:
     question: str
     solution: str
     answer: int
+
+    @property
+    def plain_solution(self) -> str:
+        """The solution without annotations."""
+        return ANNOTATION.sub("", self.solution)
 
 
 def _step(rng: random.Random, value: int) -> tuple[str, int, int]:
@@ -112,7 +117,15 @@ def generate(
 
 def vocabulary() -> list[str]:
     """Every word that a problem or a solution without annotations can have, sorted."""
-    templates = [START, QUESTION, *DISTRACTORS, *STORIES["+"], *STORIES["-"], *STORIES["*"].values(), *STORIES["/"].values()]
+    templates = [
+        START,
+        QUESTION,
+        *DISTRACTORS,
+        *STORIES["+"],
+        *STORIES["-"],
+        *STORIES["*"].values(),
+        *STORIES["/"].values(),
+    ]
     words = {word for template in templates for word in template.split() if "{" not in word}
     words |= {*PEOPLE, *THINGS, *map(str, range(LARGEST + 1)), "+", "-", "*", "/", "=", ".", "####"}
     return sorted(words)
