@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.beam_search import Beams
 from gkd_rl.chat import ChatTemplate
 from gkd_rl.checkpoint import cache_key, folder_digest, rows_digest
 from gkd_rl.choices import DivergenceName
@@ -202,7 +203,7 @@ def model_key(model: ModelConfig, codec: TextCodec, train: list[Example], adapte
         model=_plain(model),
         adapter=None if adapter is None else _values(adapter),
         checkpoint=folder_digest(model.path),
-        rows=rows_digest(train),
+        rows=rows_digest(train if model.sft is None else train[: model.sft.train_rows]),
         limits=[codec.max_prompt_tokens, codec.max_completion_tokens],
         vocabulary=sorted(codec.tokenizer.get_vocab().items()),
         end=codec.eos_ids[0],
@@ -267,6 +268,9 @@ def build_evaluator(config: Config, models: Models, reward: Composite | None, ex
         initial_head=head(reverse_kl),
         reward=reward,
         settings=EvaluationSettings(
+            metrics=tuple(evaluation.metrics),
+            beams=Beams(evaluation.beams, evaluation.length_penalty) if evaluation.beams > 1 else None,
+            judge=config.reward.judge,
             batch_size=evaluation.batch_size,
             rollout_prompts=evaluation.rollout_prompts,
             self_bleu_prompts=evaluation.self_bleu_prompts,

@@ -16,20 +16,25 @@ from gkd_rl.json_files import write_json
 from gkd_rl.model_card import model_card
 from gkd_rl.report_table import markdown_table, results_table
 from gkd_rl.teacher_audit import TeacherAudit
-from gkd_rl.uncertainty import Estimate, paired_difference
+from gkd_rl.uncertainty import Estimate
 
 GREEDY_METRICS = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "reward": "reward",
+    "judge_minus_reward": "judge - reward",
     "completion_tokens": "length in tokens",
+    "copy_rate": "copied bigrams",
     "repetition": "repetition",
     "truncated_share": "truncated share",
 }
 SAMPLED_METRICS = {
     "sampled/rouge2": "ROUGE-2, sampled",
     "sampled/reward": "reward, sampled",
+    "sampled/judge_minus_reward": "judge - reward, sampled",
     "sampled/divergence": "D, sampled",
     "sampled/reverse_kl": "reverse KL, sampled",
     "sampled/kl_to_initial": "initial KL, sampled",
@@ -64,8 +69,8 @@ class Results:
 
     def changes(self) -> dict[str, Estimate]:
         """Paired differences, student after - student before, by metric."""
-        before, after = self.evaluations["student before"].values, self.evaluations["student after"].values
-        return {key: paired_difference(after[key], before[key], self.bootstrap_samples, seed=0) for key in after}
+        before, after = self.evaluations["student before"], self.evaluations["student after"]
+        return after.changes(before, self.bootstrap_samples, seed=0)
 
     def as_dict(self) -> dict[str, Any]:
         """All estimates and the paired differences, as JSON."""
@@ -197,13 +202,18 @@ def write_results(folder: Path, results: Results, config: Config) -> str:
     """Write eval.json and predictions.jsonl; returns the table to print."""
     settings, audit = _described(config, results), results.teacher_audit
     facts = {"settings": settings, "notice": config.scale.notice, "cost": results.cost, "memory": results.memory}
+    signatures = {name: counts.signature for name, counts in results.evaluations["student after"].corpus.items()}
     facts |= {} if audit is None else {"teacher_audit": audit.as_dict()}
+    facts |= {"signatures": signatures} if signatures else {}
     write_json(folder / "eval.json", {**facts, **results.as_dict()})
     lines = [json.dumps(row, ensure_ascii=False) for row in results.predictions()]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     caption = "; ".join(f"{key} {value}" for key, value in settings.items())
     counts = {key: len(values) for key, values in results.evaluations["student after"].values.items()}
-    sizes = f"{counts['rouge2']} rows, sampled: {counts['sampled/rouge2']} rows"
+    sizes = f"{counts['repetition']} rows, sampled: {counts['sampled/repetition']} rows"
     sizes += f", Self-BLEU: {counts['self_bleu']} prompts" if "self_bleu" in counts else ""
-    caption += f". {config.evaluation.split} split, greedy: {sizes}; 95% bootstrap intervals. {config.scale.notice}"
+    beams = config.evaluation.beams
+    decoding = "greedy" if beams == 1 else f"beam {beams}, length penalty {config.evaluation.length_penalty:g}"
+    caption += f". {config.evaluation.split} split, {decoding}: {sizes}; 95% bootstrap intervals. "
+    caption += " ".join([*(f"{name}: {text}." for name, text in signatures.items()), config.scale.notice])
     return results_table(results.table(), results.columns(), config.name, caption)

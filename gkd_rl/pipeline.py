@@ -81,13 +81,14 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
     accelerator = meet()
     check_teacher(config.teacher)
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
+    own = train[: config.trainer.train_rows]
     reset_peak(accelerator.device)
     config = _sized(config, task, train, accelerator)
     cost = CostTotals()
     models = _prepare_models(config, task, train, accelerator)
     audit = _audit(config, models, train, held_out, accelerator)
-    models = _write_samples(config, models, train, cost)
-    stream = PromptStream(train, config.trainer.prompts_per_step, config.seed)
+    models = _write_samples(config, models, train, own, cost)
+    stream = PromptStream(own, config.trainer.prompts_per_step, config.seed)
     evaluator = build.build_evaluator(config, models, reward, held_out)
     trainer = build_trainer(config, models, reward, stream, accelerator)
 
@@ -174,23 +175,25 @@ def _audit(
     return audit
 
 
-def _write_samples(config: Config, models: build.Models, train: list[Example], cost: CostTotals) -> build.Models:
-    """The teacher's completion of every training prompt, where the run has steps on them."""
+def _write_samples(
+    config: Config, models: build.Models, train: list[Example], own: list[Example], cost: CostTotals
+) -> build.Models:
+    """The teacher's completion of every prompt of the run's own stage, where that has steps on them."""
     reads = config.fixed_data.source is FixedSource.teacher and config.lmbda < 1
     if not reads or models.teacher is None or config.teacher is None:
         return models
     own = models.teacher.codec
     key = build.model_key(config.teacher, own if isinstance(own, TextCodec) else models.codec, train)
-    folder = build.samples_cache(config, key, models.codec, train)
+    folder = build.samples_cache(config, key, models.codec, own)
     sampler = Sampler(models.codec, Sampling(config.fixed_data.temperature))
     start = time.perf_counter()
-    with progress(len(train), "teacher: samples", "row") as bar:
+    with progress(len(own), "teacher: samples", "row") as bar:
 
         def after_chunk(done: int) -> None:
             bar.update(done - bar.n)
 
         seed = config.fixed_data.seed
-        ids = write_samples(folder, models.teacher, sampler, train, seed, after_chunk=after_chunk)
+        ids = write_samples(folder, models.teacher, sampler, own, seed, after_chunk=after_chunk)
     cost.add({"time/teacher_samples": time.perf_counter() - start})
     log.info("teacher: samples in %s", folder)
     return replace(models, samples=TeacherSamples(models.teacher, ids))

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.beam_search import Beams, beam_search
 from gkd_rl.chat import ChatTemplate
 from gkd_rl.errors import DataError, ModelError
 from gkd_rl.masking import completion_mask
@@ -169,9 +170,9 @@ class TextCodec:
 
 
 class Sampler:
-    """Draws completions from a model."""
+    """Takes completions from a model: drawn, greedy, or the likeliest of a beam search."""
 
-    def __init__(self, codec: TextCodec, sampling: Sampling) -> None:
+    def __init__(self, codec: TextCodec, sampling: Sampling | Beams) -> None:
         self.codec = codec
         self.sampling = sampling
 
@@ -185,12 +186,15 @@ class Sampler:
             model: sampled in evaluation mode; its mode is restored.
             prompts: P prompts.
             per_prompt: K.
-            generator: on the model's device; None only for greedy decoding.
+            generator: on the model's device; None only for greedy decoding and beams, which have one completion.
         """
         training = model.training
         model.eval()
         with model.generating():
-            ids_BT = self._decode(model, prompts, per_prompt, generator)
+            if isinstance(self.sampling, Beams):
+                ids_BT = self._search(model, prompts, self.sampling)
+            else:
+                ids_BT = self._decode(model, prompts, per_prompt, self.sampling, generator)
         model.train(training)
         mask_BT, truncated_B = completion_mask(ids_BT, self.codec.eos_ids)
         ids_BT = ids_BT.masked_fill(~mask_BT, self.codec.pad_id)
@@ -204,8 +208,26 @@ class Sampler:
             source=Source.student,
         )
 
+    def _search(self, model: HiddenStateModel, prompts: PromptBatch, beams: Beams) -> Tensor:
+        """Token ids (P, T) of the best beams."""
+        codec = self.codec
+        return beam_search(
+            model,
+            model.own(prompts),
+            beams,
+            longest=codec.max_completion_tokens,
+            eos_ids=codec.eos_ids,
+            pad_id=codec.pad_id,
+            vocabulary=codec.vocabulary,
+        )
+
     def _decode(
-        self, model: HiddenStateModel, prompts: PromptBatch, per_prompt: int, generator: torch.Generator | None
+        self,
+        model: HiddenStateModel,
+        prompts: PromptBatch,
+        per_prompt: int,
+        sampling: Sampling,
+        generator: torch.Generator | None,
     ) -> Tensor:
         """Token ids (B, T), padded with the end-of-sequence id after it; T is the longest completion."""
         state = model.start(prompts, per_prompt)
@@ -219,7 +241,7 @@ class Sampler:
             if position > 0:
                 state.step(ids_BT[live, position - 1])
             logits = head.logits(state.hidden_BD, min(vocabulary, head.weight_VD.shape[0]))
-            drawn = torch.where(done, eos_ids[0], self.sampling.draw(logits, generator))
+            drawn = torch.where(done, eos_ids[0], sampling.draw(logits, generator))
             ids_BT[live, position] = drawn
             done = done | torch.isin(drawn, eos_ids)
             finished = int(done.sum())

@@ -72,6 +72,9 @@ def _describe_type(hint: Any, metadata: dict[str, Any]) -> str:
         limits = describe_range(metadata["range"]) if "range" in metadata else ""
         return ("a whole number " if hint is int else "a number ") + limits if limits else "a number"
     if get_origin(hint) is list:
-        return f"a list of {'whole numbers' if get_args(hint)[0] is int else 'names'}"
+        inner = get_args(hint)[0]
+        if isinstance(inner, type) and issubclass(inner, Enum):
+            return "a list of " + ", ".join(member.name for member in inner)
+        return f"a list of {'whole numbers' if inner is int else 'names'}"
     named = {bool: "true or false", str: "text", Any: "any value"}
     return named.get(hint, "a mapping of names to values")

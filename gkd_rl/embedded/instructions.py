@@ -1,6 +1,6 @@
 """Generator of simple instructions whose fulfilment a program can tell: words, counts, capitals, beginnings.
 
-Each row has a prompt, one answer that follows it, and the checks of `reward_models/verifiable.py`; any other answer that
+A row has a prompt, one answer that follows it, and the checks of `reward_models/verifiable.py`; any other answer that
 passes them is as good.
 """
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gkd_rl.embedded.splits import distinct
+from gkd_rl.errors import DataError
 
 LARGEST = 99
 ANNOTATION = re.compile(r"<<[^<>]*>>")
@@ -91,6 +92,23 @@ def _problem(rng: random.Random, steps: list[tuple[int, str, int, int]], distrac
     equations = [f"{value} {sign} {k} = <<{value}{sign}{k}={result}>>{result} ." for value, sign, k, result in steps]
     answer = steps[-1][-1]
     return WordProblem(" ".join(sentences), "\n".join([" ".join(equations), f"#### {answer}"]), answer)
+
+
+def check_difficulty(seed: int, min_operations: int, max_operations: int, distractors: int) -> None:
+    """Refuse what the generator cannot write.
+
+    Raises:
+        DataError: a number is out of range.
+    """
+    if seed < 0:
+        raise DataError(f"task.word_problems.seed={seed}: it takes a whole number >= 0.")
+    if not 1 <= min_operations <= max_operations <= MOST_OPERATIONS:
+        raise DataError(
+            f"task.word_problems: min_operations={min_operations}, max_operations={max_operations}; they take "
+            f"1 <= min_operations <= max_operations <= {MOST_OPERATIONS}."
+        )
+    if not 0 <= distractors <= len(DISTRACTORS):
+        raise DataError(f"task.word_problems.distractors={distractors}: it takes 0 to {len(DISTRACTORS)}.")
 
 
 def generate(

@@ -14,12 +14,13 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from gkd_rl.embedded.tokenizer import word_tokenizer
+from gkd_rl.embedded.word_problems import ANNOTATION, check_difficulty, generate, vocabulary
 from gkd_rl.errors import DataError
 from gkd_rl.tasks.row_files import RowProblem
 from gkd_rl.tasks.rows import SPLITS, Row, RowReport, RowRules, TaskRows
 from gkd_rl.types import Example
 
-ANNOTATION = re.compile(r"<<[^<>]*>>")
 FINAL = re.compile(r"####[ \t]*(\S[^\n]*)")
 TYPE_THIS = "task.data_files={train: train.jsonl, test: test.jsonl} (validation: FILE where there is one)"
 
@@ -30,6 +31,7 @@ class Gsm8k:
 
     Attributes:
         data: where rows come from without `data_files`.
+        word_problems: of data=embedded: seed, min_operations, max_operations, distractors of the generator.
         train_size: the most train rows that are read (likewise test_size).
         validation_size: without a validation file, how many rows at the end of the train rows are validation.
         data_files: split -> file, for data=files; validation may be absent.
@@ -46,7 +48,8 @@ class Gsm8k:
         max_completion_tokens: longest solution.
     """
 
-    data: Literal["files", "hub"]
+    data: Literal["embedded", "files", "hub"]
+    word_problems: dict[str, int]
     train_size: int
     validation_size: int
     test_size: int
@@ -64,9 +67,9 @@ class Gsm8k:
     max_completion_tokens: int
 
     def __post_init__(self) -> None:
-        if self.data not in ("files", "hub"):
-            generated = " No word problems are generated:" if self.data == "embedded" else ""
-            raise DataError(f"task.data={self.data}:{generated} task.data takes files, with {TYPE_THIS}, or hub.")
+        if self.data not in ("embedded", "files", "hub"):
+            raise DataError(f"task.data={self.data}: task.data takes embedded, files, with {TYPE_THIS}, or hub.")
+        check_difficulty(**self.word_problems)
         if "{question}" not in self.prompt_template:
             raise DataError(
                 f"task.prompt_template={self.prompt_template!r}: it takes a text with {{question}} in it, "
@@ -112,6 +115,9 @@ class Gsm8k:
         if split not in SPLITS:
             raise DataError(f"split {split!r} is unknown: use one of {', '.join(SPLITS)}.")
         size = {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}[split]
+        if self.origin == "embedded":
+            problems = generate(split, size, **self.word_problems)
+            return [self._example(problem.question, problem.solution, str(problem.answer)) for problem in problems]
         if split == "test" or self._has_validation():
             return self.rows.examples(split, self._parse, size)
         rows = self.rows.examples("train", self._parse)
@@ -125,8 +131,8 @@ class Gsm8k:
         return rows[: min(start, size)] if split == "train" else rows[start:]
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """None: the checkpoint brings its own."""
-        return None
+        """One id for each word of the generated problems; None for other data, where the checkpoint brings its own."""
+        return word_tokenizer(vocabulary()) if self.origin == "embedded" else None
 
     def _has_validation(self) -> bool:
         return self.origin == "files" and "validation" in (self.data_files or {})
@@ -136,8 +142,11 @@ class Gsm8k:
         final = FINAL.search(solution)
         if final is None:
             raise RowProblem(f"column {self.answer_column!r} has no final answer like '#### 72'")
+        return self._example(question, solution, final[1].strip())
+
+    def _example(self, question: str, solution: str, final_answer: str) -> Example:
         return Example(
             prompt=self.prompt_template.replace("{question}", question),
             reference=ANNOTATION.sub("", solution) if self.strip_annotations else solution,
-            columns={"final_answer": final[1].strip()},
+            columns={"final_answer": final_answer},
         )
