@@ -115,8 +115,10 @@ def _walk(start: int, targets: list[int], words: list[str]) -> tuple[int, bool]:
     """Targets that are hit before the first mistake, and whether there was none."""
     value, hits, i = start, 0, 0
     while i < len(words):
+        if hits == len(targets):
+            return hits, False
         if words[i] == HIT:
-            if hits == len(targets) or value != targets[hits]:
+            if value != targets[hits]:
                 return hits, False
             hits, i = hits + 1, i + 1
             continue
