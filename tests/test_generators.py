@@ -50,7 +50,9 @@ def test_word_problems_add_up() -> None:
         value = int(problem.question.split()[2])
         for left, sign, right, result in re.findall(r"(\d+) ([-+*/]) (\d+) = <<[^>]+>>(\d+) \.", problem.solution):
             assert int(left) == value
-            value = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}[sign](value, int(right))
+            value = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}[sign](
+                value, int(right)
+            )
             assert value == int(result) and (sign != "/" or int(left) % int(right) == 0)
         assert value == problem.answer and 1 <= value <= 99
     assert {problem.solution.count("=<<") or problem.solution.count(" = ") for problem in problems} == {1, 2, 3, 4}
