@@ -85,7 +85,8 @@ def test_the_story_of_a_word_problem_tells_its_steps() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [((0, 0, 2, 0), "1 <= min_operations"), ((0, 3, 2, 0), "min_operations=3, max_operations=2"),
-     ((0, 1, 5, 0), "max_operations <= 4"), ((0, 1, 2, 4), "distractors=4: it takes 0 to 3"), ((-1, 1, 2, 0), "seed=-1")],
+     ((0, 1, 5, 0), "max_operations <= 4"), ((0, 1, 2, 4), "distractors=4: it takes 0 to 3"),
+     ((-1, 1, 2, 0), "seed=-1")],
 )  # fmt: skip
 def test_difficulties_that_cannot_be(settings: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
