@@ -42,6 +42,7 @@ from gkd_rl.types import Example
 from gkd_rl.value_head import FILE as VALUE_HEAD_FILE
 from gkd_rl.value_head import ValueHead
 from reward_models.composite import Composite
+from reward_models.guard import Guard
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,15 @@ def build_task(config: Config) -> Task:
 def build_reward(config: Config) -> Composite | None:
     """The weighted reward, None without components."""
     components = {name: construct(node, f"reward.components.{name}") for name, node in config.reward.components.items()}
-    return Composite(components, config.reward.weights) if components else None
+    settings = config.reward
+    guard = Guard(
+        batch_size=settings.batch_size,
+        cache_size=settings.cache_size,
+        timeout=settings.timeout,
+        on_failure=settings.on_failure.value,
+        failure_value=settings.failure_value,
+    )
+    return Composite(components, settings.weights, guard) if components else None
 
 
 def build_tokenizer(model: ModelConfig, task: Task, key: str) -> PreTrainedTokenizerBase:

@@ -123,6 +123,13 @@ class OptimizerName(Enum):
     adafactor = "adafactor"
 
 
+class OnFailure(Enum):
+    """What a reward that fails does to the run."""
+
+    stop = "stop"
+    replace = "replace"
+
+
 class Metric(Enum):
     """Scores of a text against its reference."""
 

@@ -27,6 +27,7 @@ from gkd_rl.choices import (
     KlEstimator,
     KlPlace,
     Metric,
+    OnFailure,
     OptimizerName,
     Quantization,
     SurrogateReduction,
@@ -203,6 +204,11 @@ class RewardConfig:
     components: dict[str, Any] = MISSING
     weights: dict[str, float] = MISSING
     judge: str | None = MISSING
+    batch_size: int | None = number(1)
+    cache_size: int = number(0)
+    timeout: float | None = number(0, open_low=True)
+    on_failure: OnFailure = MISSING
+    failure_value: float = number()
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Decode a split and measure: greedy text (or beams) against references and reward, samples against the teacher.
 
-Every number is the mean over examples, or a corpus score, with a percentile-bootstrap interval. The same prompts and the same random
-numbers serve the teacher, the student before and the student after, so that differences are paired. Each of several
+Every number is the mean over examples, or a corpus score, with a percentile-bootstrap interval. The same prompts and the
+same random numbers serve the teacher, the student before and the student after, so that differences are paired. Each of several
 processes measures its share of the examples, and all know all numbers.
 """
 
@@ -163,6 +163,8 @@ class Evaluator:
             values["reward"] = np.array([x for one in scores for x in one.total])
             for name in scores[0].components:
                 values[f"reward/{name}"] = np.array([x for one in scores for x in one.components[name]])
+            if all(one.failed is not None for one in scores):
+                values["reward_failed"] = np.array([float(x) for one in scores for x in one.failed or ()])
             if self.settings.judge is not None:
                 values["judge_minus_reward"] = values[f"reward/{self.settings.judge}"] - values["reward"]
         values["completion_tokens"] = np.concatenate([r.mask_BT.sum(dim=1).cpu().numpy() for r in rollouts]).astype(

@@ -26,6 +26,7 @@ GREEDY_METRICS = {
     "rougeL": "ROUGE-L",
     "reward": "reward",
     "judge_minus_reward": "judge - reward",
+    "reward_failed": "reward failed",
     "completion_tokens": "length in tokens",
     "copy_rate": "copied bigrams",
     "repetition": "repetition",

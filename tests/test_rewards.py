@@ -106,9 +106,9 @@ def test_every_component_sees_everything() -> None:
     [
         ((1.0,), ["'bad'", "1 numbers for 2 completions"]),
         ((1.0, 2.0, 3.0), ["'bad'", "3 numbers for 2 completions"]),
-        ((1.0, None), ["'bad'", "None for completion 1", "'second'"]),
-        ((math.nan, 1.0), ["'bad'", "nan for completion 0", "'first'"]),
-        ((1.0, math.inf), ["'bad'", "inf for completion 1"]),
+        ((1.0, None), ["'bad'", "returned None for the completion 'second'"]),
+        ((math.nan, 1.0), ["'bad'", "returned nan for the completion 'first'"]),
+        ((1.0, math.inf), ["'bad'", "returned inf for the completion 'second'"]),
     ],
 )
 def test_what_is_no_reward_is_refused_with_the_component_that_gave_it(values: tuple[Any, ...], says: list[str]) -> None:
