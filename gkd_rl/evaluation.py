@@ -1,8 +1,8 @@
 """Decode a split and measure: greedy text (or beams) against references and reward, samples against the teacher.
 
-Every number is the mean over examples, or a corpus score, with a percentile-bootstrap interval. The same prompts and the
-same random numbers serve the teacher, the student before and the student after, so that differences are paired. Each of several
-processes measures its share of the examples, and all know all numbers.
+Every number is the mean over examples, or a corpus score, with a percentile-bootstrap interval. The same prompts and
+the same random numbers serve the teacher, the student before and the student after, so that differences are paired.
+Each of several processes measures its share of the examples, and all know all numbers.
 """
 
 from __future__ import annotations

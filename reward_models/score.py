@@ -49,7 +49,7 @@ def load_reward(name: str, changes: Sequence[str] = ()) -> Composite:
         loaded = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(list(changes)))
         settings: Any = OmegaConf.to_container(loaded, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ValueError(f"--reward {name}: {str(error).partition(chr(10))[0]}; add KEY=VALUE for it.") from error
+        raise ValueError(f"--reward {name}: {error.full_key}: {error.msg}; add KEY=VALUE for it.") from error
     components, weights = settings.get("components"), settings.get("weights")
     if not components or not weights:
         raise ValueError(f"--reward {name}: {file} has no components with weights.")

@@ -109,7 +109,7 @@ def test_other_answers_and_no_server(server: Server) -> None:
     server.says = lambda asked: b"<html>"
     with pytest.raises(JudgeError, match=r"has no choices\[0\]\.message\.content: b'<html>'"):
         judge_of(server)(["q"], ["c"])
-    with pytest.raises(JudgeError, match="127[.]0[.]0[.]1:9"):
+    with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9"):
         judge_of(server, url="http://127.0.0.1:9", timeout=0.5)(["q"], ["c"])
 
 
