@@ -133,11 +133,15 @@ def test_settings_that_cannot_be_used_say_what_to_type(changes: dict[str, Any], 
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path: Path, files: dict[str, str]) -> None:
-    path = write(tmp_path / "bad.jsonl", [*numbered(4), {"question": "q", "answer": "it is 4"}])
+    path = write(tmp_path / "bad.jsonl", [{"question": "q", "answer": "it is 4"}, *numbered(4)])
     for split, data_files in (("validation", files | {"train": path}), ("test", files | {"test": path})):
-        with pytest.raises(DataError, match=r"bad\.jsonl row 5: column 'answer' has no final answer.*#### 72"):
-            task_of(data_files=data_files, validation_size=1).examples(split)
-    with pytest.raises(DataError, match=r"row 1: column 'text' is missing; task\.question_column"):
+        task = task_of(data_files=data_files, validation_size=1)
+        assert task.examples(split)[-1].columns == {"final_answer": "3"}
+        report = task.row_reports["test" if split == "test" else "train"]
+        assert report.reasons() == "column 'answer' has no final answer like '#### 72': row 1"
+        with pytest.raises(DataError, match=r"bad\.jsonl: 1 of 5 rows cannot be used: .*row 1"):
+            task_of(data_files=data_files, validation_size=1, on_malformed="refuse").examples(split)
+    with pytest.raises(DataError, match=r"column 'text' is missing: .*task\.question_column=text"):
         task_of(data_files=files, question_column="text").examples("test")
     with pytest.raises(DataError, match="split 'dev' is unknown"):
         task_of(data_files=files).examples("dev")
