@@ -17,12 +17,13 @@ TOKEN = re.compile(
     r"|(?P<number>(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[ ]?%)?)"
     r"|(?P<final>####|\b[Aa]nswer(?: is\b|:))"
     r"|(?P<power>\*\*|[\^√!])"
-    r"|(?P<per>/ ?[A-Za-z]+)"
+    r"|(?P<per>/ ?[A-Za-z]{2,})"
     r"|(?P<operator>[-+*/×÷−–]|\b(?:plus|minus|times|multiplied by|divided by)\b|(?<![A-Za-z])[xX](?![A-Za-z]))"
     r"|(?P<equals>=)|(?P<left>\()|(?P<right>\))"
     r"|(?P<word>[A-Za-z]+(?:['’-][A-Za-z]+)*)"
     r"|(?P<space>[ \t$€£]+)|(?P<other>.|\n)"
 )
+CLOCK = re.compile(r"0[0-9]")  # 0730 is no number
 OPERATORS = {"−": "-", "–": "-", "×": "*", "x": "*", "X": "*", "÷": "/"}
 OPERATORS |= {"plus": "+", "minus": "-", "times": "*", "of": "*", "multiplied by": "*", "divided by": "/"}
 
@@ -92,7 +93,7 @@ def evaluate(expression: Sequence[Token], percent_is_share: bool) -> Fraction | 
         expression: tokens of the kinds number, operator, left and right.
         percent_is_share: 5% is 0.05, else 5.
     """
-    if len(expression) > LONGEST or any(len(token.text) > DIGITS for token in expression):
+    if len(expression) > LONGEST or any(len(token.text) > DIGITS or CLOCK.match(token.text) for token in expression):
         return None
     rest = iter([*expression, Token("end", "")])
     try:

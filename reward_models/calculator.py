@@ -22,37 +22,69 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from reward_models.arithmetic import Token, evaluate, tokens_of
+from reward_models.arithmetic import Token, tokens_of
+from reward_models.equations import behind_annotation, expression_before, one_measure, readings, result_place
 
-UNIT_WORDS = 4  # behind a number
-BOUND = {"of", "twice", "thrice", "double", "triple", "half", "quarter", "third", "root", "square", "squared", "than"}
-PLURALS = {"inches": "inch", "feet": "foot", "pennies": "penny"}
-MEASURES = set(
-    "second minute hour day week month year decade century cent penny nickel dime quarter dollar inch foot yard mile "
-    "meter metre centimeter kilometer km cm mm ounce pound ton gram kilogram kg cup pint gallon liter litre dozen".split()
-)
 Key = tuple[Fraction, bool]
 
 
 def recalculate(text: str) -> str:
     """The text with the results of its equations corrected and carried on."""
-    tokens = tokens_of(text)
-    carried: dict[Key, Fraction] = {}
-    seen: set[Key] = set()
-    settled: set[int] = set()
-    final = False
-    for i, token in enumerate(tokens):
-        if token.kind == "final":
-            final = True
-        elif token.kind == "equals":
-            place = _result_place(tokens, i)
-            if place is not None and place not in settled:
-                settled |= _settle(tokens, i, place, carried)
-        elif token.kind == "number":
-            key = _key(token)
-            if i not in settled and key in carried and (final or key not in seen):
-                token.write(carried[key])
-            elif i not in settled or key not in carried:
-                seen.add(key)
-            final = False
-    return "".join(token.text for token in tokens)
+    return _Solution(tokens_of(text)).corrected()
+
+
+class _Solution:
+    """A text that is read from left to right.
+
+    `carried` holds what a wrong number became, and whether that number stood in the text before; `settled` the places
+    of numbers that are results themselves.
+    """
+
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self.tokens = tokens
+        self.carried: dict[Key, tuple[Fraction, bool]] = {}
+        self.seen: set[Key] = set()
+        self.settled: set[int] = set()
+
+    def corrected(self) -> str:
+        """Every token in turn."""
+        final = False
+        for i, token in enumerate(self.tokens):
+            if token.kind == "final":
+                final = True
+            elif token.kind == "equals":
+                self._equation(i)
+            elif token.kind == "number":
+                value, given = self.carried.get(_key(token), (None, False))
+                if value is not None and i not in self.settled and (final or not given):
+                    token.write(value)
+                self.seen.add(_key(token))
+                final = False
+        return "".join(token.text for token in self.tokens)
+
+    def _equation(self, equals: int) -> None:
+        """Settle the result behind an equals sign."""
+        place = result_place(self.tokens, equals)
+        expression = None if place is None else expression_before(self.tokens, equals)
+        if place is None or expression is None or place in self.settled:
+            return
+        result = self.tokens[place]
+        values = readings(self.tokens, expression, place)
+        if not values or not one_measure(self.tokens, expression, place):
+            return
+        behind = behind_annotation(self.tokens, place)
+        repeated = behind is not None and _key(self.tokens[behind]) == _key(result)
+        self.settled |= {place, behind} if repeated and behind is not None else {place}
+        wrong = _key(result)
+        self.carried.pop(wrong, None)
+        if any(abs(value - result.value) < Fraction(1, 10**result.decimals) for value in values):
+            return
+        value = min(values, key=lambda one: abs(one - result.value))
+        self.carried[wrong] = value, wrong in self.seen
+        for index in (place, behind) if repeated else (place,):
+            assert index is not None
+            self.tokens[index].write(value)
+
+
+def _key(token: Token) -> Key:
+    return token.value, token.percent
