@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 LONGEST = 64  # tokens of one expression, which bounds brackets in brackets too
-DIGITS = 24  # of one number
+DIGITS = 24  # of one number, as it is written
+BITS = 1024  # of a value: an exact fraction that is carried through many equations would grow without end
 TOKEN = re.compile(
     r"(?P<open><<)|(?P<close>>>)"
     r"|(?P<number>(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[ ]?%)?)"
@@ -68,7 +69,9 @@ def tokens_of(text: str) -> list[Token]:
     """The whole text in pieces; `of` between two numbers is a multiplication."""
     found = [Token(str(match.lastgroup), match[0]) for match in TOKEN.finditer(text)]
     for token in found:
-        if token.kind == "number":
+        if len(token.text) > DIGITS:
+            token.kind = "other"
+        elif token.kind == "number":
             token.value = Fraction(token.text.rstrip(" %").replace(",", ""))
     solid = [token for token in found if token.kind != "space"]
     for before, token, after in zip(solid, solid[1:], solid[2:], strict=False):
@@ -93,14 +96,15 @@ def evaluate(expression: Sequence[Token], percent_is_share: bool) -> Fraction | 
         expression: tokens of the kinds number, operator, left and right.
         percent_is_share: 5% is 0.05, else 5.
     """
-    if len(expression) > LONGEST or any(len(token.text) > DIGITS or CLOCK.match(token.text) for token in expression):
+    if len(expression) > LONGEST or any(CLOCK.match(token.text) for token in expression):
         return None
     rest = iter([*expression, Token("end", "")])
     try:
         value, after = _sum(next(rest), rest, percent_is_share)
     except (ValueError, ZeroDivisionError):
         return None
-    return value if after.kind == "end" else None
+    bits = value.numerator.bit_length() + value.denominator.bit_length()
+    return value if after.kind == "end" and bits <= BITS else None
 
 
 def _sum(token: Token, rest: Iterator[Token], share: bool) -> tuple[Fraction, Token]:

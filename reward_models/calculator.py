@@ -72,18 +72,17 @@ class _Solution:
         values = readings(self.tokens, expression, place)
         if not values or not one_measure(self.tokens, expression, place):
             return
+        wrong, places = _key(result), {place}
         behind = behind_annotation(self.tokens, place)
-        repeated = behind is not None and _key(self.tokens[behind]) == _key(result)
-        self.settled |= {place, behind} if repeated and behind is not None else {place}
-        wrong = _key(result)
+        if behind is not None and _key(self.tokens[behind]) == wrong:
+            places.add(behind)
+        self.settled |= places
         self.carried.pop(wrong, None)
         if any(abs(value - result.value) < Fraction(1, 10**result.decimals) for value in values):
             return
-        value = min(values, key=lambda one: abs(one - result.value))
-        self.carried[wrong] = value, wrong in self.seen
-        for index in (place, behind) if repeated else (place,):
-            assert index is not None
-            self.tokens[index].write(value)
+        self.carried[wrong] = values[0], wrong in self.seen
+        for one in places:
+            self.tokens[one].write(values[0])
 
 
 def _key(token: Token) -> Key:

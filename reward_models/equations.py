@@ -71,7 +71,7 @@ def expression_before(tokens: Sequence[Token], equals: int) -> list[int] | None:
         if before is None or tokens[before].kind != "operator":
             break
         places, end = [before, *places], before - 1
-    if len(places) < 3 or (before is not None and _binds(tokens, before)):
+    if len(places) < 3 or (before is not None and _binds(tokens, before, places[0])):
         return None
     return places
 
@@ -107,7 +107,7 @@ def _bracket(tokens: Sequence[Token], last: int) -> list[int] | None:
     return None
 
 
-def _binds(tokens: Sequence[Token], before: int) -> bool:
+def _binds(tokens: Sequence[Token], before: int, first: int) -> bool:
     """What stands before an expression belongs to its first number."""
     token, kind = tokens[before], tokens[before].kind
     further = _next(tokens, before - 1, -1)
@@ -115,7 +115,7 @@ def _binds(tokens: Sequence[Token], before: int) -> bool:
     if kind == "word" and (token.text.lower() in BOUND or _measure(token)):
         return True
     if kind == "word" and token.text == "and":  # 1 and 1/4
-        return last.kind == "number"
+        return last.kind == "number" and tokens[first + 1].text == "/"
     if kind == "word":
         far = _next(tokens, before, -1, ("space", "word", "per"))
         return far is not None and tokens[far].kind == "operator"  # a term without a number
@@ -125,25 +125,37 @@ def _binds(tokens: Sequence[Token], before: int) -> bool:
 
 
 def readings(tokens: Sequence[Token], places: Sequence[int], result: int) -> list[Fraction]:
-    """The values that an expression may have: percentages as shares or as numbers, 3 / 1/4 as 3 / (1/4), in cents."""
+    """The values that an expression may have, the likeliest first.
+
+    Percentages are shares where something is multiplied or divided, else numbers; a quotient is a percentage of 100
+    where the result has a percent sign; dollars come out in cents where the result is in cents; 3 / 1/4 is 3 / (1/4).
+    """
     plain = [tokens[i] for i in places]
-    expressions = [plain, grouped] if (grouped := _grouped(tokens, places)) != plain else [plain]
-    shares = (True, False) if any(token.percent for token in plain) else (True,)
+    expressions = [grouped, plain] if (grouped := _grouped(tokens, places)) != plain else [plain]
+    scales = any(token.kind == "operator" and token.operation in "*/" for token in plain)
+    shares = (scales, not scales) if any(token.percent for token in plain) else (True,)
     found = [evaluate(expression, share) for expression in expressions for share in shares]
     values = [value for value in found if value is not None]
+    if not values or not (tokens[result].percent or _in_cents(tokens, result)):
+        return values
+    dollars = any("$" in token.text for token in tokens[max(0, places[0] - 1) : places[-1]])
+    hundredfold = [100 * value for value in values]
+    return [*hundredfold, *values] if (scales if tokens[result].percent else dollars) else [*values, *hundredfold]
+
+
+def _in_cents(tokens: Sequence[Token], result: int) -> bool:
     after = _next(tokens, result + 1, 1)
-    in_cents = after is not None and _measure(tokens[after]) in ("cent", "penny")
-    return [*values, 100 * values[0]] if values and (in_cents or tokens[result].percent) else values
+    return after is not None and _measure(tokens[after]) in ("cent", "penny")
 
 
 def _grouped(tokens: Sequence[Token], places: Sequence[int]) -> list[Token]:
-    """The expression with brackets around fractions that something is divided by."""
+    """The expression with brackets around fractions that something is divided by, as spaces show them."""
     found: list[Token] = []
     rest = list(places)
     while rest:
         texts = [tokens[i].text for i in rest[:4]]
         tight = len(rest) > 3 and rest[3] == rest[1] + 2 and texts[0] == texts[2] == "/"
-        if tight and tokens[rest[1]].kind == tokens[rest[3]].kind == "number":
+        if tight and tokens[rest[0] + 1].kind == "space" and tokens[rest[1]].kind == tokens[rest[3]].kind == "number":
             found += [tokens[rest[0]], Token("left", "("), *(tokens[i] for i in rest[1:4]), Token("right", ")")]
             rest = rest[4:]
         else:
