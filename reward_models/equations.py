@@ -11,7 +11,7 @@ from fractions import Fraction
 from reward_models.arithmetic import LONGEST, Token, evaluate
 
 UNIT_WORDS = 4  # behind a number
-BOUND = {"of", "twice", "thrice", "double", "triple", "half", "quarter", "third", "root", "square", "squared", "than"}
+BOUND = {"twice", "thrice", "double", "triple", "half", "quarter", "third", "root", "square", "squared", "than"}
 PLURALS = {"inches": "inch", "feet": "foot", "pennies": "penny"}
 TIMES = ("second", "minute", "hour", "day", "week", "month", "year", "decade", "century")
 MONEY = ("cent", "penny", "nickel", "dime", "quarter", "dollar")
@@ -46,11 +46,16 @@ def result_place(tokens: Sequence[Token], equals: int) -> int | None:
     if after is None or tokens[after].kind not in ("operator", "power", "left"):
         return place
     operand = _next(tokens, after + 1, 1)
-    continues = operand is not None and (tokens[operand].kind in ("number", "left") or len(tokens[operand].text) == 1)
+    continues = operand is not None and (tokens[operand].kind in ("number", "left") or _is_unknown(tokens[operand]))
     if tokens[after].kind == "operator":
-        is_dash = tokens[after].operation == "-" or after != behind  # before words it is none of arithmetic
+        is_dash = tokens[after].operation == "-" or tokens[after].text == "times" or after != behind  # before words
         return None if continues or not is_dash else place
     return place if after != behind else None
+
+
+def _is_unknown(token: Token) -> bool:
+    """x, but not the words "a" and "I"."""
+    return len(token.text) == 1 and token.text.isalpha() and token.text not in "aAI"
 
 
 def _ends(tokens: Sequence[Token], point: int) -> bool:
@@ -114,6 +119,8 @@ def _binds(tokens: Sequence[Token], before: int, first: int) -> bool:
     last = tokens[before if further is None else further]
     if kind == "word" and (token.text.lower() in BOUND or _measure(token)):
         return True
+    if kind == "word" and token.text == "of":  # half of 10, but not a total of 10
+        return last.kind == "number" or last.text.lower() in BOUND
     if kind == "word" and token.text == "and":  # 1 and 1/4
         return last.kind == "number" and tokens[first + 1].text == "/"
     if kind == "word":

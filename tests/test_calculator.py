@@ -42,6 +42,7 @@ SOLUTIONS = [  # of the shape of the data set's
         ("3 trays * 42 eggs/tray = 125 eggs", "3 trays * 42 eggs/tray = 126 eggs"),
         ("60 / 3/4 = 90", "60 / 3/4 = 80"),
         ("1 + 1 = 1 + 2 = 4", "1 + 1 = 1 + 2 = 3"),
+        ("a total of 5 * 3 = 16 times a year", "a total of 5 * 3 = 15 times a year"),
         ("he has <<5*3=16>>16 left", "he has <<5*3=15>>15 left"),
         ("5*3 = $<<5*3=16>>16", "5*3 = $<<5*3=15>>15"),
     ],
