@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from conftest import configured
 
 from gkd_rl.embedded.news import generate
 from gkd_rl.embedded.tokenizer import build_tokenizer
@@ -85,6 +86,25 @@ def test_local_files(ending: str, tmp_path: Path) -> None:
     assert [row.columns for row in rows] == [{"document": row["document"]} for row in ROWS]
     assert task.examples("train") == rows[:2]
     assert task.tokenizer() is None
+
+
+def test_cnn_dailymail_is_a_choice_of_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"article": "LONDON (CNN) words", "highlights": "One .\nTwo .", "id": "42c0"}
+    settings = configured("task=cnn_dailymail", "scale=single_gpu").task
+    settings = {name: value for name, value in settings.items() if name != "_target_"}
+    files = dict.fromkeys(("train", "validation", "test"), write(tmp_path / "rows.parquet", [row]))
+    expected = ("summarize: LONDON (CNN) words", "One .\nTwo .")
+    (read,) = Xsum(**(settings | {"data_files": files})).examples("test")
+    assert (read.prompt, read.reference) == expected
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(*names: Any, split: str) -> list[dict[str, Any]]:
+        asked.append((*names, split))
+        return [row]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    (read,) = Xsum(**settings).examples("train")
+    assert (read.prompt, read.reference) == expected and asked == [("abisee/cnn_dailymail", "3.0.0", "train")]
 
 
 def test_columns_have_the_names_that_the_settings_give(tmp_path: Path) -> None:
