@@ -90,11 +90,12 @@ def test_local_files(ending: str, tmp_path: Path) -> None:
 
 def test_cnn_dailymail_is_a_choice_of_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"article": "LONDON (CNN) words", "highlights": "One .\nTwo .", "id": "42c0"}
-    settings = configured("task=cnn_dailymail", "scale=single_gpu").task
-    settings = {name: value for name, value in settings.items() if name != "_target_"}
-    files = dict.fromkeys(("train", "validation", "test"), write(tmp_path / "rows.parquet", [row]))
+    composed = configured("task=cnn_dailymail", "scale=single_gpu").task
+    settings: dict[str, Any] = {name: value for name, value in composed.items() if name != "_target_"}
+    path = write(tmp_path / "rows.parquet", [row])
+    files: dict[str, str] = dict.fromkeys(("train", "validation", "test"), path)
     expected = ("summarize: LONDON (CNN) words", "One .\nTwo .")
-    (read,) = Xsum(**(settings | {"data_files": files})).examples("test")
+    (read,) = task_of(**(settings | {"data_files": files})).examples("test")
     assert (read.prompt, read.reference) == expected
     asked: list[tuple[Any, ...]] = []
 
@@ -103,7 +104,7 @@ def test_cnn_dailymail_is_a_choice_of_columns(tmp_path: Path, monkeypatch: pytes
         return [row]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    (read,) = Xsum(**settings).examples("train")
+    (read,) = task_of(**settings).examples("train")
     assert (read.prompt, read.reference) == expected and asked == [("abisee/cnn_dailymail", "3.0.0", "train")]
 
 
