@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Results:
         bootstrap_samples: resamples behind every interval.
         cost: tokens, seconds and estimated FLOPs of the run's own stage.
         memory: the device, and bytes at the peak of the run.
+        data: rows that were read, dropped and cut.
         teacher_audit: what quantising the teacher cost; None for one that is not quantised.
     """
 
@@ -62,6 +63,7 @@ class Results:
     bootstrap_samples: int
     cost: dict[str, float]
     memory: dict[str, str | int]
+    data: dict[str, Any] = field(default_factory=dict)
     teacher_audit: TeacherAudit | None = None
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
@@ -204,6 +206,7 @@ def write_results(folder: Path, results: Results, config: Config) -> str:
     settings, audit = _described(config, results), results.teacher_audit
     facts = {"settings": settings, "notice": config.scale.notice, "cost": results.cost, "memory": results.memory}
     signatures = {name: counts.signature for name, counts in results.evaluations["student after"].corpus.items()}
+    facts |= {"data": results.data}
     facts |= {} if audit is None else {"teacher_audit": audit.as_dict()}
     facts |= {"signatures": signatures} if signatures else {}
     write_json(folder / "eval.json", {**facts, **results.as_dict()})

@@ -29,6 +29,7 @@ from gkd_rl.checkpoint import save_model
 from gkd_rl.choices import FixedSource
 from gkd_rl.config import Config, ModelConfig
 from gkd_rl.cost import CostTotals
+from gkd_rl.data_report import data_facts
 from gkd_rl.environment import environment_record
 from gkd_rl.evaluation import Evaluation
 from gkd_rl.json_files import write_json
@@ -83,6 +84,7 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
     own = train[: config.trainer.train_rows]
     reset_peak(accelerator.device)
+    facts = _data_facts(config, task, {"train": train, config.evaluation.split: held_out}, accelerator)
     config = _sized(config, task, train, accelerator)
     cost = CostTotals()
     models = _prepare_models(config, task, train, accelerator)
@@ -102,7 +104,9 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
     references = [example.reference for example in held_out]
     memory: dict[str, str | int] = {"device": accelerator.device.type, "peak_bytes": peak_bytes(accelerator.device)}
     log.info("peak memory: %.2f GiB (%s)", peak_bytes(accelerator.device) / GIB, accelerator.device)
-    results = Results(evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, audit)
+    results = Results(
+        evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit
+    )
     if tracker is None:
         return results.objective(config.alpha)
     tracker.summary(results.as_dict())
@@ -114,6 +118,15 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
         save_model(output_dir / "model", student, models.codec.tokenizer, card, head)
     print(f"{table}\nRun folder: {output_dir}")  # noqa: T201
     return results.objective(config.alpha)
+
+
+def _data_facts(
+    config: Config, task: Task, splits: dict[str, list[Example]], accelerator: Accelerator
+) -> dict[str, Any]:
+    """What became of the rows and their texts."""
+    settings = config.teacher
+    codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, accelerator.device)
+    return data_facts(task, codec, splits)
 
 
 def _sized(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> Config:

@@ -136,6 +136,18 @@ class TextCodec:
             ids = self._tokenise(texts, self.max_completion_tokens)
         return replace(self.completions(examples, ids, Source.dataset), texts=texts)
 
+    def lengths(self, examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+        """Tokens of every prompt and of every reference with its end, as they were if nothing were cut."""
+        prompts = [example.prompt for example in examples]
+        if self.chat is not None:
+            read = [self.chat.length(text) for text in prompts]
+        else:
+            own_end = int(self.decoder_only and self._adds_end)
+            read = [len(row) - own_end for row in self._tokenise(prompts, None)]
+        references = [example.reference for example in examples]
+        words = self._tokenise(references, None, add_special_tokens=not self.decoder_only)
+        return read, [len(row) + int(self.decoder_only) for row in words]
+
     def completions(self, examples: Sequence[Example], ids: Sequence[Sequence[int]], source: Source) -> Rollout:
         """Completions that are given as ids, one per prompt, as a Rollout; what follows their first end is dropped."""
         ends = [next((i + 1 for i, word in enumerate(row) if word in self.eos_ids), None) for row in ids]
@@ -158,7 +170,9 @@ class TextCodec:
     def _tokenise(self, texts: list[str], max_length: int | None, add_special_tokens: bool = True) -> list[list[int]]:
         """Ids of texts; the tokenizer's special tokens stay when a text is cut."""
         cut = max_length is not None
-        encoded = self.tokenizer(texts, truncation=cut, max_length=max_length, add_special_tokens=add_special_tokens)
+        encoded = self.tokenizer(
+            texts, truncation=cut, max_length=max_length, add_special_tokens=add_special_tokens, verbose=False
+        )
         return encoded["input_ids"]  # pyright: ignore[reportReturnType]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

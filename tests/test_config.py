@@ -31,7 +31,7 @@ COUNTS = {
     "scale": 3,
     "student": 6,
     "sweep": 1,
-    "task": 2,
+    "task": 3,
     "teacher": 9,
     "tracking": 3,
     "trainer": 3,
@@ -44,6 +44,7 @@ COMPANIONS = {
     "reward=none": ["alpha=1"],
     "student=checkpoint": ["student.path=any"],
     "student=paper": ["scale=paper"],
+    "task=cnn_dailymail": ["scale=single_gpu"],
     "task=gsm8k": ["scale=single_gpu"],
     "teacher=checkpoint": ["teacher.path=any"],
     "teacher=paper_xl": ["scale=paper"],
@@ -79,7 +80,7 @@ def test_every_file_is_counted() -> None:
     }  # the text of --help, and what is no choice
     assert groups == COUNTS, "a file came or went: change COUNTS"
     assert len(CHOICES) == sum(COUNTS.values())
-    assert others["sft"] == 1 and len(PAIRS) == 5
+    assert others["sft"] == 1 and len(PAIRS) == 6
     assert (
         len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + len(PAIRS) + 4
     )  # config.yaml, help, sft, accelerate
@@ -139,6 +140,7 @@ def test_the_paper_scale_is_the_tables_of_the_paper(
     lengths = (config.task["max_prompt_tokens"], config.task["max_completion_tokens"])
     assert lengths == ((1024, 64) if task == "xsum" else (512, 320))
     assert student.dropout == (0.0 if task == "xsum" else 0.05)
+    assert task == "xsum" or (config.task["shots"], config.task["answer_style"]) == (4, "words")
     assert config.divergence.teacher_temperature == (1.0 if task == "xsum" else 0.1)
 
 

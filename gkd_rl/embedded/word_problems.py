@@ -36,11 +36,16 @@ QUESTION = "how many {things} does {name} have now ?"
 
 @dataclass(frozen=True)
 class WordProblem:
-    """A problem, its solution with calculator annotations, and the answer."""
+    """A problem, its steps with calculator annotations, and the answer."""
 
     question: str
-    solution: str
+    reasoning: str
     answer: int
+
+    @property
+    def solution(self) -> str:
+        """As the official data write it."""
+        return f"{self.reasoning}\n#### {self.answer}"
 
     @property
     def plain_solution(self) -> str:
@@ -90,8 +95,7 @@ def _problem(rng: random.Random, steps: list[tuple[int, str, int, int]], distrac
         sentences.insert(rng.randint(1, len(sentences)), template.format(k=rng.randint(2, LARGEST), **words))
     sentences.append(QUESTION.format(**words))
     equations = [f"{value} {sign} {k} = <<{value}{sign}{k}={result}>>{result} ." for value, sign, k, result in steps]
-    answer = steps[-1][-1]
-    return WordProblem(" ".join(sentences), "\n".join([" ".join(equations), f"#### {answer}"]), answer)
+    return WordProblem(" ".join(sentences), " ".join(equations), steps[-1][-1])
 
 
 def check_difficulty(seed: int, min_operations: int, max_operations: int, distractors: int) -> None:

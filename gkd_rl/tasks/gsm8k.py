@@ -2,7 +2,9 @@
 
 Official rows have `question` and `answer`, a solution with calculator annotations `<<48/2=24>>` that ends in
 `#### 24`. Official data have no validation split: it is the end of the train rows, which training then does not see.
-Departs from the paper: prompts are zero-shot.
+The paper's prompts have four worked examples before the problem (`shots=4`), and answers end in `The answer is 24.`
+(`answer_style=words`). It trains on chains of thought of PaLM-540B, which are not published: here the references are
+the data set's own solutions.
 """
 
 from __future__ import annotations
@@ -17,17 +19,19 @@ from transformers import PreTrainedTokenizerBase
 from gkd_rl.embedded.tokenizer import word_tokenizer
 from gkd_rl.embedded.word_problems import ANNOTATION, check_difficulty, generate, vocabulary
 from gkd_rl.errors import DataError
+from gkd_rl.tasks.exemplars import EXEMPLARS
 from gkd_rl.tasks.row_files import RowProblem
 from gkd_rl.tasks.rows import SPLITS, Row, RowReport, RowRules, TaskRows
 from gkd_rl.types import Example
 
 FINAL = re.compile(r"####[ \t]*(\S[^\n]*)")
+IN_WORDS = re.compile(r"\b[Tt]he answer is:?[ \t]*(\S[^\n]*?)\.?\s*$")
 TYPE_THIS = "task.data_files={train: train.jsonl, test: test.jsonl} (validation: FILE where there is one)"
 
 
 @dataclass(frozen=True)
 class Gsm8k:
-    """Rows of the arithmetic task. The reward's column is `final_answer`, what stands after `####`.
+    """Rows of the arithmetic task. The reward's column is `final_answer`.
 
     Attributes:
         data: where rows come from without `data_files`.
@@ -43,6 +47,8 @@ class Gsm8k:
         on_malformed: rows that cannot be used: "drop" or "refuse".
         max_characters: rows with a longer text cannot be used.
         prompt_template: the prompt, with {question} where the problem stands.
+        shots: worked examples before the problem, written as the prompt and the references are.
+        answer_style: how references end: "hashes" is `#### 24`, "words" is `The answer is 24.` in one paragraph.
         strip_annotations: references lose their calculator annotations.
         max_prompt_tokens: longer problems are cut.
         max_completion_tokens: longest solution.
@@ -62,6 +68,8 @@ class Gsm8k:
     on_malformed: Literal["drop", "refuse"]
     max_characters: int
     prompt_template: str
+    shots: int
+    answer_style: Literal["hashes", "words"]
     strip_annotations: bool
     max_prompt_tokens: int
     max_completion_tokens: int
@@ -75,6 +83,11 @@ class Gsm8k:
                 f"task.prompt_template={self.prompt_template!r}: it takes a text with {{question}} in it, "
                 "e.g. 'Question: {question}'."
             )
+        if not 0 <= self.shots <= len(EXEMPLARS):
+            raise DataError(f"task.shots={self.shots}: it takes a whole number from 0 to {len(EXEMPLARS)}.")
+        if self.answer_style not in ("hashes", "words"):
+            raise DataError(f"task.answer_style={self.answer_style}: it takes hashes (#### 24) or words.")
+        _ = self.rows  # its settings are refused here
         files = self.data_files or {}
         if self.origin == "files":
             for split in ("train", "test"):
@@ -117,7 +130,7 @@ class Gsm8k:
         size = {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}[split]
         if self.origin == "embedded":
             problems = generate(split, size, **self.word_problems)
-            return [self._example(problem.question, problem.solution, str(problem.answer)) for problem in problems]
+            return [self._example(problem.question, problem.reasoning, str(problem.answer)) for problem in problems]
         if split == "test" or self._has_validation():
             return self.rows.examples(split, self._parse, size)
         rows = self.rows.examples("train", self._parse)
@@ -139,14 +152,35 @@ class Gsm8k:
 
     def _parse(self, row: Row) -> Example:
         question, solution = row.text(self.question_column), row.text(self.answer_column)
-        final = FINAL.search(solution)
+        final = FINAL.search(solution) or IN_WORDS.search(solution)
         if final is None:
             raise RowProblem(f"column {self.answer_column!r} has no final answer like '#### 72'")
-        return self._example(question, solution, final[1].strip())
+        return self._example(question, solution[: final.start()], final[1].strip())
 
-    def _example(self, question: str, solution: str, final_answer: str) -> Example:
+    def _example(self, question: str, reasoning: str, answer: str) -> Example:
+        if self.strip_annotations:
+            reasoning = ANNOTATION.sub("", reasoning)
         return Example(
-            prompt=self.prompt_template.replace("{question}", question),
-            reference=ANNOTATION.sub("", solution) if self.strip_annotations else solution,
-            columns={"final_answer": final_answer},
+            prompt=self._worked_examples + self._asked(question),
+            reference=self._worked(reasoning, answer),
+            columns={"final_answer": answer},
         )
+
+    @cached_property
+    def _worked_examples(self) -> str:
+        """What stands before the problem."""
+        return "".join(
+            f"{self._asked(one.question)} {self._worked(one.reasoning, one.answer)}\n\n"
+            for one in EXEMPLARS[: self.shots]
+        )
+
+    def _asked(self, question: str) -> str:
+        return self.prompt_template.replace("{question}", question)
+
+    def _worked(self, reasoning: str, answer: str) -> str:
+        """A solution in the style that is asked for."""
+        lines = [line.strip() for line in reasoning.split("\n") if line.strip()]
+        if self.answer_style == "hashes":
+            return "\n".join([*lines, f"#### {answer}"])
+        sentences = [line if line.endswith((".", "!", "?")) else f"{line}." for line in lines]
+        return " ".join([*sentences, f"The answer is {answer}."])

@@ -115,7 +115,8 @@ def _next_fields(reader: Iterator[list[str]]) -> list[str] | RowProblem | None:
     try:
         return next(reader, None)
     except csv.Error as error:
-        return RowProblem(f"broken CSV ({error})")
+        lost = "a quote is not closed, rows behind it are lost" if "end of data" in str(error) else error
+        return RowProblem(f"broken CSV ({lost})")
 
 
 def _record(header: list[str], fields: list[str] | RowProblem) -> dict[str, Any] | RowProblem:

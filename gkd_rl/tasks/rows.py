@@ -129,8 +129,7 @@ class RowReport:
         return {"source": self.source, "read": self.read, "dropped": self.unusable, "reasons": found}
 
     def __str__(self) -> str:
-        verb = "row" if self.read == 1 else "rows"
-        return f"{self.source}: {self.unusable:,} of {self.read:,} {verb} dropped: {self.reasons()}"
+        return f"{self.source}: {self.unusable:,} of {self.read:,} rows dropped: {self.reasons()}"
 
 
 def _places(rows: tuple[int, ...]) -> str:
@@ -196,7 +195,7 @@ class TaskRows:
             else:
                 examples.append(example)
         report = RowReport(self.source(split), read, {reason: tuple(rows) for reason, rows in problems.items()})
-        self._judge(report, bool(examples), list(map(str, names)))
+        self._judge(report, bool(examples), split, list(map(str, names)))
         if problems and self.reports.get(split) != report:
             log.warning(str(report))
         self.reports[split] = report
@@ -216,18 +215,16 @@ class TaskRows:
             raise RowProblem(f"duplicate in column {self.rules.id_column!r}")
         seen.add(identifier)
 
-    def _judge(self, report: RowReport, usable: bool, names: list[str]) -> None:
+    def _judge(self, report: RowReport, usable: bool, split: str, names: list[str]) -> None:
+        key = f"task.data_files.{split}" if self.data_files else "task.hub_id"
         if report.read == 0:
-            raise DataError(f"{report.source}: there are no rows in it.")
+            raise DataError(f"{key}={report.source}: there are no rows in it.")
         if not usable:
-            settings = ", ".join(f"{key}={column}" for key, column in self.columns.items())
-            there = f"the columns that there are: {', '.join(names)}" if names else "no row has columns"
-            raise DataError(
-                f"{report.source}: none of {report.read:,} rows can be used: {report.reasons()}. "
-                f"{settings} name the columns that are read; {there}."
-            )
+            settings = " and ".join(f"{one}={column}" for one, column in self.columns.items())
+            there = f"{settings} name what is read; the columns are {', '.join(names)}." if names else ""
+            raise DataError(f"{key}={report.source}: no row can be used: {report.reasons()}. {there}".rstrip())
         if report.problems and self.rules.on_malformed == "refuse":
             raise DataError(
-                f"{report.source}: {report.unusable:,} of {report.read:,} rows cannot be used: {report.reasons()}. "
-                "Mend them, or leave them out with task.on_malformed=drop."
+                f"{key}={report.source}: {report.unusable:,} of {report.read:,} rows cannot be used: "
+                f"{report.reasons()}. Mend them, or leave them out with task.on_malformed=drop."
             )
