@@ -82,15 +82,15 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
     accelerator = meet()
     check_teacher(config.teacher)
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
-    own = train[: config.trainer.train_rows]
+    prompts = train[: config.trainer.train_rows]
     reset_peak(accelerator.device)
     facts = _data_facts(config, task, {"train": train, config.evaluation.split: held_out}, accelerator)
     config = _sized(config, task, train, accelerator)
     cost = CostTotals()
     models = _prepare_models(config, task, train, accelerator)
     audit = _audit(config, models, train, held_out, accelerator)
-    models = _write_samples(config, models, train, own, cost)
-    stream = PromptStream(own, config.trainer.prompts_per_step, config.seed)
+    models = _write_samples(config, models, train, prompts, cost)
+    stream = PromptStream(prompts, config.trainer.prompts_per_step, config.seed)
     evaluator = build.build_evaluator(config, models, reward, held_out)
     trainer = build_trainer(config, models, reward, stream, accelerator)
 
@@ -189,7 +189,7 @@ def _audit(
 
 
 def _write_samples(
-    config: Config, models: build.Models, train: list[Example], own: list[Example], cost: CostTotals
+    config: Config, models: build.Models, train: list[Example], prompts: list[Example], cost: CostTotals
 ) -> build.Models:
     """The teacher's completion of every prompt of the run's own stage, where that has steps on them."""
     reads = config.fixed_data.source is FixedSource.teacher and config.lmbda < 1
@@ -197,16 +197,16 @@ def _write_samples(
         return models
     own = models.teacher.codec
     key = build.model_key(config.teacher, own if isinstance(own, TextCodec) else models.codec, train)
-    folder = build.samples_cache(config, key, models.codec, own)
+    folder = build.samples_cache(config, key, models.codec, prompts)
     sampler = Sampler(models.codec, Sampling(config.fixed_data.temperature))
     start = time.perf_counter()
-    with progress(len(own), "teacher: samples", "row") as bar:
+    with progress(len(prompts), "teacher: samples", "row") as bar:
 
         def after_chunk(done: int) -> None:
             bar.update(done - bar.n)
 
         seed = config.fixed_data.seed
-        ids = write_samples(folder, models.teacher, sampler, own, seed, after_chunk=after_chunk)
+        ids = write_samples(folder, models.teacher, sampler, prompts, seed, after_chunk=after_chunk)
     cost.add({"time/teacher_samples": time.perf_counter() - start})
     log.info("teacher: samples in %s", folder)
     return replace(models, samples=TeacherSamples(models.teacher, ids))

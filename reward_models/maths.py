@@ -6,7 +6,7 @@ is up. math-verify's own time limits work in the main thread alone and are off.
 
 from __future__ import annotations
 
-import multiprocessing
+from multiprocessing.context import SpawnContext, SpawnProcess
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -25,7 +25,7 @@ class Maths:
         if not seconds > 0:
             raise ValueError(f"seconds={seconds}: takes a number > 0.")
         self.seconds = seconds
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
     def __call__(
@@ -73,9 +73,9 @@ class Maths:
         Raises:
             RuntimeError: it does not start.
         """
-        context = multiprocessing.get_context("spawn")
+        context = SpawnContext()
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = SpawnProcess(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
         if not self._pipe.poll(STARTUP) or self._pipe.recv() != "ready":
