@@ -41,6 +41,7 @@ FRAMES = (
         "Die Gäste aus {country} bleiben {duration} und sprechen {language}.",
     ),
 )
+FIGURES = {"money", "date", "weekday", "clock"}  # written in digits
 SLOT = re.compile(r"\{(\w+)\}")
 
 
@@ -53,9 +54,9 @@ class Translation:
     accepted: tuple[str, ...]
 
 
-def _draw(rng: random.Random) -> tuple[str, Callable[[], Translation]]:
+def _draw(rng: random.Random, frames: tuple[tuple[str, str], ...]) -> tuple[str, Callable[[], Translation]]:
     """An English sentence, and what translates it."""
-    english, german = rng.choice(FRAMES)
+    english, german = rng.choice(frames)
     phrases = {slot: DRAW[slot.rstrip("2")](rng) for slot in SLOT.findall(english)}
     sentence = english.format(**{slot: phrase.english for slot, phrase in phrases.items()})
 
@@ -67,12 +68,14 @@ def _draw(rng: random.Random) -> tuple[str, Callable[[], Translation]]:
     return sentence, write
 
 
-def generate(split: str, size: int, seed: int) -> list[Translation]:
+def generate(split: str, size: int, seed: int, *, simple: bool = False) -> list[Translation]:
     """`size` distinct sentences of `split`; a longer list begins with the shorter one.
 
     Args:
         split: "train", "validation" or "test".
         size: number of sentences.
         seed: of the whole data set.
+        simple: only sentences in which every number is in words.
     """
-    return distinct(_draw, lambda translation: translation.english, split, size, seed)
+    frames = tuple(frame for frame in FRAMES if not simple or FIGURES.isdisjoint(SLOT.findall(frame[0])))
+    return distinct(lambda rng: _draw(rng, frames), lambda translation: translation.english, split, size, seed)

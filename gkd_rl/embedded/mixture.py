@@ -1,4 +1,6 @@
-"""The generators as sources of an instruction mixture: each brings the columns that its reward reads."""
+"""The generators as sources of an instruction mixture: each brings the columns that its reward reads.
+
+Rows are the short and simple ones of each kind: models of some 100,000 weights learn all kinds at one time."""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ from gkd_rl.types import Example
 def _news(split: str, size: int, seed: int) -> list[Example]:
     return [
         Example(f"Summarise: {item.article}", item.summary, {"kind": "news", "document": item.article})
-        for item in news.generate(split, size, seed)
+        for item in news.generate(split, size, seed, distractors=0)
     ]
 
 
 def _translation(split: str, size: int, seed: int) -> list[Example]:
     return [
         Example(f"Translate: {one.english}", one.german, {"kind": "translation", "accepted": list(one.accepted)})
-        for one in german.generate(split, size, seed)
+        for one in german.generate(split, size, seed, simple=True)
     ]
 
 

@@ -75,11 +75,11 @@ def _distractor(rng: random.Random, template: str, facts: dict[str, str]) -> str
     return render(template, other)
 
 
-def _item(rng: random.Random, facts: dict[str, str]) -> NewsItem:
+def _item(rng: random.Random, facts: dict[str, str], distractors: int) -> NewsItem:
     """Write the article and the reference of one event."""
     stated = [detail for detail in DETAILS if rng.random() >= OMIT]
     body = [render(rng.choice(STATEMENTS[detail]), facts) for detail in stated]
-    body += [_distractor(rng, template, facts) for template in rng.sample(DISTRACTORS, DISTRACTOR_SENTENCES)]
+    body += [_distractor(rng, template, facts) for template in rng.sample(DISTRACTORS, distractors)]
     rng.shuffle(body)
     article = " ".join([render(rng.choice(LEADS), facts), *body])
 
@@ -93,17 +93,18 @@ def _item(rng: random.Random, facts: dict[str, str]) -> NewsItem:
     return NewsItem(article, render(SUMMARIES[style], named))
 
 
-def generate(split: str, size: int, seed: int) -> list[NewsItem]:
+def generate(split: str, size: int, seed: int, distractors: int = DISTRACTOR_SENTENCES) -> list[NewsItem]:
     """`size` distinct items of `split`; a longer list begins with the shorter one.
 
     Args:
         split: "train", "validation" or "test".
         size: number of items.
         seed: of the whole data set; another seed gives other articles about the same world.
+        distractors: sentences of an article that are about others, 0 to 6.
     """
 
     def draw(rng: random.Random) -> tuple[str, Callable[[], NewsItem]]:
         facts = _facts(rng)
-        return f"{facts['surname']} {facts['event']} {facts['object']}", lambda: _item(rng, facts)
+        return f"{facts['surname']} {facts['event']} {facts['object']}", lambda: _item(rng, facts, distractors)
 
     return distinct(draw, lambda item: item.article, split, size, seed)

@@ -24,16 +24,17 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     return _fast(tokenizer)
 
 
-def subword_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding (Sennrich et al. 2016) learnt from `texts`; digits and ends of lines stand alone.
+def subword_tokenizer(texts: Iterable[str], size: int, *, split_digits: bool) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding (Sennrich et al. 2016) learnt from `texts`; ends of lines stand alone.
 
     Args:
         texts: what is to be written in few tokens.
         size: ids, special ones included.
+        split_digits: digits stand alone, so that long numbers are copied digit by digit.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    lines, digits = pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Digits(individual_digits=True)
-    parts = [pre_tokenizers.Metaspace(), lines, digits]
+    parts = [pre_tokenizers.Metaspace(), pre_tokenizers.Split("\n", "isolated")]
+    parts += [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)  # pyright: ignore

@@ -151,7 +151,7 @@ class Instruct:
         if self.tables:
             return None
         texts = [text for one in self.examples("train") for text in (one.prompt, one.reference)]
-        return subword_tokenizer(texts, self.subwords)
+        return subword_tokenizer(texts, self.subwords, split_digits=False)
 
     def _source(self, name: str) -> Source:
         if name == FILES:

@@ -101,7 +101,7 @@ class Wmt:
         if self.origin != "embedded":
             return None
         texts = [text for one in self.examples("train") for text in (one.prompt, one.reference)]
-        return subword_tokenizer(texts, self.subwords)
+        return subword_tokenizer(texts, self.subwords, split_digits=True)
 
     def _parse(self, row: Row) -> Example:
         source, target = row.text(self.source_column), row.text(self.target_column)
