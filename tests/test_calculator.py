@@ -44,6 +44,7 @@ SOLUTIONS = [  # of the shape of the data set's
         ("1 + 1 = 1 + 2 = 4", "1 + 1 = 1 + 2 = 3"),
         ("a total of 5 * 3 = 16 times a year", "a total of 5 * 3 = 15 times a year"),
         ("he has <<5*3=16>>16 left", "he has <<5*3=15>>15 left"),
+        ("of 16 men, <<5*3=16>>16 go", "of 16 men, <<5*3=15>>15 go"),
         ("5*3 = $<<5*3=16>>16", "5*3 = $<<5*3=15>>15"),
     ],
 )
@@ -133,7 +134,7 @@ def test_random_chains_come_out_as_exact_arithmetic_has_them() -> None:
         "- " * 5000 + "1 = 3",
         "<<" * 3000 + "= 3 " * 2000,
         "a " * 3000 + "= 3 " * 1000,
-        "\n".join(f"{'*'.join([str(i + 2)] * 20)}/{'/'.join([str(i + 3)] * 10)} = {i + 3}" for i in range(60)),
+        "\n".join(f"{'*'.join([f'{i}.37'] * 20)}/7 = {i + 1}.37" for i in range(60)),  # each carried to the next
         "__import__('os').system('x') = 3, 9**9**9**9 = 3",
     ],
 )

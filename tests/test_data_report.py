@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def codecs(few_words: PreTrainedTokenizerFast, prompt: int, completion: int) -> list[TextCodec]:
-    """An encoder-decoder's, decoder-only ones' with a tokenizer that adds an end and one with a start, a chat's."""
+    """An encoder-decoder's, decoder-only ones' whose tokenizers add an end or a start, a chat's."""
     starts = tokenizer_of()
     chat = ChatTemplate(starts, "student.chat")
     return [
