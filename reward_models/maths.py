@@ -6,9 +6,9 @@ is up. math-verify's own time limits work in the main thread alone and are off.
 
 from __future__ import annotations
 
-from multiprocessing.context import SpawnContext, SpawnProcess
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 STARTUP = 60.0  # seconds in which the process must have imported sympy

@@ -179,7 +179,10 @@ def test_subwords_read_back_what_they_wrote_and_are_the_same_every_time() -> Non
     lists = [row.answer for row in instructions.generate("train", 500, 0)]
     texts = [text for row in rows for text in (row.english, row.german)] + lists
     tokenizer = subword_tokenizer(texts, 400, split_digits=True)
-    assert tokenizer.backend_tokenizer.to_str() == subword_tokenizer(texts, 400, split_digits=True).backend_tokenizer.to_str()
+    assert (
+        tokenizer.backend_tokenizer.to_str()
+        == subword_tokenizer(texts, 400, split_digits=True).backend_tokenizer.to_str()
+    )
     assert len(tokenizer) <= 400
     for row in german.generate("test", 200, 0):
         ids = tokenizer(row.german)["input_ids"]

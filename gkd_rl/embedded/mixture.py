@@ -1,6 +1,7 @@
 """The generators as sources of an instruction mixture: each brings the columns that its reward reads.
 
-Rows are the short and simple ones of each kind: models of some 100,000 weights learn all kinds at one time."""
+Rows are the short and simple ones of each kind: models of some 100,000 weights learn all kinds at one time.
+"""
 
 from __future__ import annotations
 
