@@ -14,17 +14,13 @@ from hydra.utils import instantiate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.beam_search import Beams
 from gkd_rl.chat import ChatTemplate
 from gkd_rl.checkpoint import cache_key, folder_digest, rows_digest
-from gkd_rl.choices import DivergenceName
 from gkd_rl.config import AdapterConfig, Config, DivergenceConfig, ModelConfig, TeacherConfig
 from gkd_rl.critic import Critic
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.errors import ConfigError, GkdRlError, ModelError
-from gkd_rl.evaluation import EvaluationSettings, Evaluator
-from gkd_rl.fused_head import FusedHead
 from gkd_rl.launched import processes
 from gkd_rl.loading import (
     build_model,
@@ -35,7 +31,7 @@ from gkd_rl.loading import (
     load_tokenizer,
 )
 from gkd_rl.model_files import LoadOptions, end_ids
-from gkd_rl.rollout import Sampling, TextCodec
+from gkd_rl.rollout import TextCodec
 from gkd_rl.tasks.task import Task
 from gkd_rl.teacher_samples import TeacherSamples
 from gkd_rl.types import Example
@@ -253,42 +249,6 @@ def samples_cache(config: Config, teacher_key: str, codec: TextCodec, train: lis
         threads=torch.get_num_threads(),
     )
     return Path(config.cache_dir).expanduser() / "teacher_samples" / key
-
-
-def build_evaluator(config: Config, models: Models, reward: Composite | None, examples: list[Example]) -> Evaluator:
-    """The measurements of a run; the same random numbers for every model of the run."""
-    configured = token_divergence(config.divergence)
-    reverse_kl = TokenDivergence(DivergenceName.reverse_kl)
-    divergences = {"forward_kl": TokenDivergence(DivergenceName.forward_kl), "reverse_kl": reverse_kl}
-    if configured.needs_teacher:
-        divergences["divergence"] = configured
-    evaluation, rollout = config.evaluation, config.rollout
-
-    def head(divergence: TokenDivergence) -> FusedHead:
-        return FusedHead(divergence, rollout.temperature, config.trainer.head_chunk_tokens, models.codec.vocabulary)
-
-    return Evaluator(
-        examples=examples,
-        codec=models.codec,
-        sampling=Sampling(rollout.temperature, rollout.top_p, rollout.top_k),
-        teacher=models.teacher or models.endpoint,
-        heads={name: head(divergence) for name, divergence in divergences.items()},
-        initial=models.initial,
-        initial_head=head(reverse_kl),
-        reward=reward,
-        settings=EvaluationSettings(
-            metrics=tuple(evaluation.metrics),
-            beams=Beams(evaluation.beams, evaluation.length_penalty) if evaluation.beams > 1 else None,
-            judge=config.reward.judge,
-            batch_size=evaluation.batch_size,
-            rollout_prompts=evaluation.rollout_prompts,
-            self_bleu_prompts=evaluation.self_bleu_prompts,
-            self_bleu_samples=evaluation.self_bleu_samples,
-            self_bleu_temperature=evaluation.self_bleu_temperature,
-            bootstrap_samples=evaluation.bootstrap_samples,
-            seed=config.seed,
-        ),
-    )
 
 
 def token_divergence(config: DivergenceConfig) -> TokenDivergence:

@@ -22,6 +22,7 @@ from gkd_rl import build
 from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build_adapter import attach_adapter
+from gkd_rl.build_evaluator import build_evaluator
 from gkd_rl.build_plan import longest, plan_memory, with_micro_batches
 from gkd_rl.build_teacher import audit_teacher, build_endpoint, check_teacher, has_weights, placed_teacher
 from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
@@ -91,7 +92,7 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
     audit = _audit(config, models, train, held_out, accelerator)
     models = _write_samples(config, models, train, prompts, cost)
     stream = PromptStream(prompts, config.trainer.prompts_per_step, config.seed)
-    evaluator = build.build_evaluator(config, models, reward, held_out)
+    evaluator = build_evaluator(config, models, reward, held_out)
     trainer = build_trainer(config, models, reward, stream, accelerator)
 
     evaluations: dict[str, Evaluation] = {}

@@ -92,31 +92,36 @@ class Judge:
     """What the judge says, from 0 (its lowest mark) to 1 (its highest); None where it names no mark.
 
     Args:
-        url, model, api_key_variable, timeout: as in `ChatServer`.
+        server: where the judge is.
         template: what it is asked, with {prompt} and {completion}, and {reference} where that is wanted.
         verdict: regular expression whose first group is the mark in its answer; the last match counts.
-        lowest: mark that is worth 0.
-        highest: mark that is worth 1.
+        marks: the one that is worth 0 and the one that is worth 1.
         temperature: of its answers.
         max_tokens: of an answer.
         parallel: requests under way at one time.
     """
 
     def __init__(
-        self, url: str, model: str, api_key_variable: str | None, timeout: float, template: str, verdict: str,
-        lowest: float, highest: float, temperature: float = 0.0, max_tokens: int = 512, parallel: int = 8,
-    ) -> None:  # fmt: skip
+        self,
+        server: ChatServer,
+        template: str,
+        verdict: str,
+        marks: Sequence[float],
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+        parallel: int = 8,
+    ) -> None:
         missing = [slot for slot in SLOTS if slot not in template]
         if missing:
             raise ValueError(f"template: {missing[0]} is not in it; it takes {' and '.join(SLOTS)}.")
-        if not highest > lowest:
-            raise ValueError(f"lowest={lowest}, highest={highest}: highest must be above lowest.")
+        if len(marks) != 2 or not marks[0] < marks[1]:
+            raise ValueError(f"marks={list(marks)}: takes the lowest and the highest, e.g. [1, 10].")
         if re.compile(verdict).groups < 1:
             raise ValueError(f"verdict={verdict!r}: it takes a group for the mark, e.g. 'Mark: ([0-9]+)'.")
-        self.server = ChatServer(url, model, api_key_variable, timeout)
+        self.server = server
         self.template = template
         self.verdict = re.compile(verdict)
-        self.lowest, self.highest = lowest, highest
+        self.lowest, self.highest = marks
         self.temperature, self.max_tokens, self.parallel = temperature, max_tokens, parallel
 
     def __call__(

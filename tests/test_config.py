@@ -41,7 +41,7 @@ COMPANIONS = {
     "divergence=cross_entropy": ["alpha=1", "lmbda=0"],
     "teacher=none": ["alpha=0"],
     "teacher=endpoint": ["teacher.endpoint.model=any"],
-    "reward=judge": ["reward.components.judge.model=m"],
+    "reward=judge": ["reward.components.judge.server.model=m"],
     "reward=none": ["alpha=1"],
     "student=checkpoint": ["student.path=any"],
     "student=paper": ["scale=paper"],

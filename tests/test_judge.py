@@ -14,7 +14,7 @@ import pytest
 from reward_models import judge as judge_module
 from reward_models.composite import Composite
 from reward_models.guard import Guard
-from reward_models.judge import Judge, JudgeError
+from reward_models.judge import ChatServer, Judge, JudgeError
 
 
 @dataclass
@@ -64,11 +64,10 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge_of(server: Server, **changes: Any) -> Judge:
-    settings = {
-        "url": server.url, "model": "m", "api_key_variable": None, "timeout": 5.0, "verdict": r"Mark:\s*([0-9.]+)",
-        "template": "Q: {prompt}\nA: {completion}\nR: {reference}", "lowest": 1, "highest": 10,
-    }  # fmt: skip
-    return Judge(**(settings | changes))
+    where = {"url": server.url, "model": "m", "api_key_variable": None, "timeout": 5.0}
+    settings = {"verdict": r"Mark:\s*([0-9.]+)", "template": "Q: {prompt}\nA: {completion}\nR: {reference}"}
+    chat = ChatServer(**{name: changes.pop(name, value) for name, value in where.items()})
+    return Judge(server=chat, **({"marks": [1, 10]} | settings | changes))
 
 
 def test_marks_lie_between_0_and_1_in_the_order_of_the_rows(server: Server) -> None:
@@ -133,7 +132,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     ("changes", "message"),
     [
         ({"template": "{prompt}"}, r"\{completion\} is not in it"),
-        ({"lowest": 5, "highest": 5}, "highest must be above lowest"),
+        ({"marks": [5, 5]}, "takes the lowest and the highest"),
         ({"verdict": "Mark"}, "takes a group for the mark"),
         ({"url": "localhost:8000"}, "takes an address like http://localhost:8000"),
     ],

@@ -47,7 +47,10 @@ def test_a_reward_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in reward_files().glob("*.yaml") if path.stem != "none"))
 def test_every_reward_loads(name: str) -> None:
-    asked_for = {"code_execution": ["components.code.allow_code_execution=true"], "judge": ["components.judge.model=m"]}
+    asked_for = {
+        "code_execution": ["components.code.allow_code_execution=true"],
+        "judge": ["components.judge.server.model=m"],
+    }
     assert load_reward(name, asked_for.get(name, [])).components
 
 
@@ -58,7 +61,7 @@ def test_settings_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["--reward", "rouge", "components.rouge.kind", "--file", file]) == 1
     assert "a setting is KEY=VALUE" in capsys.readouterr().err
     assert main(["--reward", "judge", "--file", file]) == 1
-    assert "components.judge.model" in capsys.readouterr().err
+    assert "components.judge.server.model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
