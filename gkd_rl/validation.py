@@ -41,6 +41,12 @@ def wrong_values(config: Any) -> list[str]:
     return missing or list(_limits(config))
 
 
+def closest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean ...?` with the nearest known name; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def not_a_setting(key: str, value: Any, known: Iterable[str]) -> str:
     """The sentence for a key that does not exist, with the nearest one that does.
 

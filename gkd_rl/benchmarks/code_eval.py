@@ -7,6 +7,7 @@ subprocess; this one has its interface, and runs each candidate with its tests i
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import evaluate
 
 from reward_models.sandbox import Limits, run_python
 
+LOADERS = ("lm_eval.tasks.humaneval", "lm_eval.tasks.mbpp")
 SECONDS = 3.0  # for a candidate, as the Hub's metric has it
 
 
@@ -67,6 +69,8 @@ class CodeEval:
 def code_eval_in_sandbox() -> Iterator[None]:
     """While tasks are loaded, `evaluate.load("code_eval")` gives the metric above; any other name goes on as ever."""
     load = evaluate.load
+    for name in [one for one in sys.modules if one.startswith(LOADERS)]:  # one that was loaded before holds the Hub's
+        del sys.modules[name]
 
     def load_here(path: str, *arguments: Any, **named: Any) -> Any:
         return CodeEval() if path == "code_eval" else load(path, *arguments, **named)
