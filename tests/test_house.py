@@ -29,7 +29,7 @@ FLOORS = {
     "first_look": 5, "pipeline": 5,
     "precheck": 6, "run": 6, "merge": 6, "doctor": 6, "evaluate": 6,
 }  # fmt: skip
-ONE_SITE = ("trl", "wandb", "evaluate")
+SITES = {"trl": 1, "wandb": 1, "evaluate": 2}  # evaluate: our metrics, and the harness's code_eval in the sandbox
 TOP_LEVEL = {"conf", "gkd_rl", "reward_models", "experiments", "tests", "docs", ".ci"}
 
 
@@ -84,14 +84,14 @@ def test_rewards_stand_alone_and_experiments_are_imported_by_nobody() -> None:
         assert "experiments" not in {top(name) for name in imports(path)}, relative(path)
 
 
-@pytest.mark.parametrize("library", ONE_SITE)
-def test_one_import_site(library: str) -> None:
+@pytest.mark.parametrize("library", SITES)
+def test_few_import_sites(library: str) -> None:
     sites = [relative(path) for path in python_files("gkd_rl", "reward_models") if library in map(top, imports(path))]
-    assert len(sites) <= 1, f"{library} is imported by {sites}: keep it to one file"
+    assert len(sites) <= SITES[library], f"{library} is imported by {sites}: keep it to {SITES[library]}"
 
 
 def test_the_command_line_imports_nothing_slow() -> None:
-    slow = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", *ONE_SITE}
+    slow = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", *SITES}
     for name in ("config", "errors", "validation", "precheck", "run"):
         found = {top(one) for one in imports(ROOT / "gkd_rl" / f"{name}.py")} & slow
         assert not found, f"gkd_rl/{name}.py imports {found}: a wrong setting would be refused late"

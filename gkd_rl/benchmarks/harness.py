@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from transformers.utils import logging as transformers_logging
 
 from gkd_rl.benchmarks.settings import BenchmarkConfig
 from gkd_rl.benchmarks.suites import Suites
@@ -23,13 +25,15 @@ def load(config: BenchmarkConfig) -> HFLM:
     Raises:
         ModelError: it cannot be loaded, or its tokenizer ends every prompt.
     """
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that was loaded by somebody else
     path = config.model
     shape = read_config(path, None, "model")
     tokenizer = load_tokenizer(path, None, "model")
     if not shape.is_encoder_decoder and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:  # pyright: ignore
         raise ModelError(
-            f"model={path}: its tokenizer puts {tokenizer.eos_token} behind every text, so that prompts would end before "
-            "they are answered: save the model with a tokenizer that does not."
+            f"model={path}: its tokenizer puts {tokenizer.eos_token} behind every text, so that prompts would end "
+            "before they are answered: save the model with a tokenizer that does not."
         )
     if config.chat and not tokenizer.chat_template:
         raise ModelError(f"chat=true: the tokenizer of model={path} has no chat template. Set chat=false.")
@@ -68,4 +72,4 @@ def _device(config: BenchmarkConfig) -> torch.device:
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise BenchmarkError(f"device={name} is not there: device takes cpu, cuda or cuda:0 where there is one.") from error
+        raise BenchmarkError(f"device={name} is not there: device takes cpu, cuda or cuda:N.") from error

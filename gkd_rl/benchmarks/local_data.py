@@ -85,8 +85,8 @@ def _files(suite: str, place: Any, task: Mapping[str, Any], tested: str) -> dict
             raise DataError(f"data.{suite}={file}: there is no such file for split {split}.")
     if tested not in files:
         raise DataError(
-            f"data.{suite}={place} has no file of the split {tested}, which is evaluated: set data.{suite}.{tested} to a "
-            f"file, or name a file in the folder {tested}.jsonl."
+            f"data.{suite}={place} has no file of the split {tested}, which is evaluated: set data.{suite}.{tested} to "
+            f"a file, or name a file in the folder {tested}.jsonl."
         )
     return {split: file.absolute() for split, file in files.items()}
 
@@ -99,10 +99,11 @@ def _in_folder(folder: Path, task: Mapping[str, Any], tested: str) -> dict[str, 
         folder = inner
     found = sorted(file for file in folder.iterdir() if file.suffix in READERS)
     splits = dict.fromkeys(str(task[key]) for key in SPLITS if task.get(key)) or {tested: None}
-    files = {}
+    files: dict[str, Path] = {}
     for split in splits:
         of_split = [file for file in found if re.match(rf"{re.escape(split)}(?![a-z])", file.name)]
         if len(of_split) > 1:
             raise DataError(f"{folder} has several files of split {split}: {', '.join(one.name for one in of_split)}.")
-        files |= {split: file for file in of_split}
+        if of_split:
+            files[split] = of_split[0]
     return {tested: found[0]} if not files and len(found) == 1 else files

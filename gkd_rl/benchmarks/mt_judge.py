@@ -27,12 +27,12 @@ RETRIES = 3
 FIRST_PAUSE = 0.5  # seconds before the first retry; each further one waits twice as long
 _BUSY = 429
 WITH_REFERENCE = ("math", "reasoning", "coding")
-VERDICTS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))  # the second where the first is not there
+VERDICTS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))  # the second without the first
 LOWEST, HIGHEST = 1.0, 10.0
 
 _TASK = (
     "Judge without bias how good an assistant's answer to a user's question is. {what} Explain your judgement briefly "
-    "first. Then end with a grade from 1 (worst) to 10 (best) in exactly this form: \"[[rating]]\", for example: "
+    'first. Then end with a grade from 1 (worst) to 10 (best) in exactly this form: "[[rating]]", for example: '
     '"Rating: [[5]]".'
 )
 _MERITS = "Look at helpfulness, relevance, accuracy, depth, creativity and detail."
@@ -40,8 +40,8 @@ _CORRECT = "Look at correctness and helpfulness: compare the answer with the ref
 _SECOND = " The conversation has two turns: grade the answer to the second question."
 _ONE = "[Question]\n{question}\n\n[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
 _TWO = (
-    "<|The Start of Assistant A's Conversation with User|>\n\n### User:\n{question_1}\n\n### Assistant A:\n{answer_1}\n\n"
-    "### User:\n{question_2}\n\n### Assistant A:\n{answer_2}\n\n<|The End of Assistant A's Conversation with User|>"
+    "<|The Start of Assistant A's Conversation with User|>\n\n### User:\n{question_1}\n\n### Assistant A:\n{answer_1}"
+    "\n\n### User:\n{question_2}\n\n### Assistant A:\n{answer_2}\n\n<|The End of Assistant A's Conversation with User|>"
 )
 _ONE_REFERENCE = "[The Start of Reference Answer]\n{ref_answer_1}\n[The End of Reference Answer]\n\n"
 _TWO_REFERENCES = (
@@ -147,8 +147,8 @@ class Judge:
 
     def _refusal(self, problem: str) -> EndpointError:
         return EndpointError(
-            f"mt_bench.judge.url={self.settings.url}: the server {problem}; check that it runs, and mt_bench.judge.model, "
-            ".api_key_variable and .timeout."
+            f"mt_bench.judge.url={self.settings.url}: the server {problem}; check that it runs, and "
+            "mt_bench.judge.model, .api_key_variable and .timeout."
         )
 
 

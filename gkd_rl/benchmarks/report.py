@@ -67,9 +67,9 @@ def _scores(suite: str, name: str, harness: dict[str, Any]) -> Iterator[tuple[st
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         stderr = scores.get(f"{metric}_stderr,{kind}")
-        label = " ".join([suite, *([name] if name != suite else []), metric, *([] if kind == "none" else [f"({kind})"])])
+        words = [suite, "" if name == suite else name, metric, "" if kind == "none" else f"({kind})"]
         yield (
-            label,
+            " ".join(word for word in words if word),
             {
                 "score": f"{value:.4f}",
                 "stderr": f"{stderr:.4f}" if isinstance(stderr, int | float) else "-",

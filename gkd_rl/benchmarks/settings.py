@@ -125,7 +125,7 @@ def _contradictions(config: BenchmarkConfig) -> Iterator[str]:
     if not all(config.suites):
         yield f"suite={config.suite} has an empty name: suite takes names with commas, e.g. gsm8k,mmlu."
     if not (config.data is None or isinstance(config.data, str | dict)):
-        yield f"data={config.data}: data takes a folder, or a mapping of suites to files, e.g. data.gsm8k.test=test.jsonl."
+        yield f"data={config.data}: data takes a folder or a mapping of suites, e.g. data.gsm8k.test=test.jsonl."
     if isinstance(config.data, dict):
         for name in sorted(set(map(str, config.data)) - set(config.suites)):
             yield f"data.{name} is the data of no suite that is asked for: suite={config.suite}."
@@ -147,7 +147,7 @@ def _without_judge(config: BenchmarkConfig) -> Iterator[str]:
         yield "suite=mt_bench takes its questions from a file: set data.mt_bench to FastChat's question.jsonl."
     if judge.api_key_variable is not None and not os.environ.get(judge.api_key_variable):
         yield (
-            f"mt_bench.judge.api_key_variable={judge.api_key_variable}: the environment has no such variable; export it, "
+            f"mt_bench.judge.api_key_variable={judge.api_key_variable}: there is no such variable; export it, "
             "or set null for a server without keys."
         )
 

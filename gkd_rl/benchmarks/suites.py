@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 
 from gkd_rl.benchmarks.code_eval import code_eval_in_sandbox
 from gkd_rl.benchmarks.local_data import local_source
-from gkd_rl.errors import BenchmarkError, GkdRlError
+from gkd_rl.errors import BenchmarkError
 from gkd_rl.validation import closest
 from reward_models.sandbox import SandboxError
 
@@ -143,8 +143,8 @@ def _check_code(suite: str, leaf: str, manager: TaskManager, allow: bool) -> boo
         raise BenchmarkError(f"suite={suite} runs what the model wrote outside this project's sandbox: leave it out.")
     if not allow:
         raise BenchmarkError(
-            f"suite={suite} runs what the model wrote: set allow_code_execution=true to have it run in a sandbox, or leave "
-            f"{suite} out."
+            f"suite={suite} runs what the model wrote: set allow_code_execution=true to have it run in a sandbox, or "
+            f"leave {suite} out."
         )
     return True
 
@@ -186,7 +186,7 @@ def _check_sentences(suite: str) -> None:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError as error:
         raise BenchmarkError(
-            f"suite={suite} needs nltk's punkt_tab: type `python -m nltk.downloader punkt_tab` where there is a network."
+            f"suite={suite} needs nltk's punkt_tab: type `python -m nltk.downloader punkt_tab` with a network."
         ) from error
 
 
