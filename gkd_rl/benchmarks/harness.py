@@ -47,6 +47,7 @@ def evaluate(lm: HFLM, suites: Suites, config: BenchmarkConfig) -> dict[str, Any
     results = simple_evaluate(
         model=lm,
         tasks=suites.tasks,  # pyright: ignore[reportArgumentType]
+        task_manager=suites.manager,
         num_fewshot=config.num_fewshot,
         batch_size=config.batch_size,
         limit=config.limit,

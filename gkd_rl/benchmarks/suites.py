@@ -49,11 +49,13 @@ class Suites:
         tasks: what goes to the harness, groups whole.
         names: suite -> the names of its results, e.g. mmlu, or each task of a tag.
         runs_code: whether a task runs what the model wrote.
+        manager: the definitions; without it the harness would read all 14,000.
     """
 
     tasks: list[Task | Group]
     names: dict[str, list[str]]
     runs_code: bool
+    manager: TaskManager | None = None
 
 
 def load_suites(
@@ -89,7 +91,7 @@ def load_suites(
             found = _load(name, manager, data is not None)
             tasks += found.values()
             results[name] = list(found)
-    return Suites(tasks, results, runs_code)
+    return Suites(tasks, results, runs_code, manager)
 
 
 def _task_name(suite: str) -> str:
