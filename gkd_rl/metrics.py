@@ -1,4 +1,4 @@
-"""Metrics of generated text: ROUGE, repetition, Self-BLEU. Pure functions of text; the only importer of `evaluate`.
+"""Metrics of generated text: ROUGE, repetition, Self-BLEU. Pure functions of text.
 
 `evaluate.load` fetches its scripts from the Hub, so ROUGE is our own `evaluate.Metric` over the package `rouge_score`,
 which the script on the Hub calls as well: the numbers are those of Lin (2004) as `rouge_score` computes them, and work

@@ -89,8 +89,8 @@ def test_every_file_is_counted() -> None:
     assert len(CHOICES) == sum(COUNTS.values())
     assert others["sft"] == 1 and len(PAIRS) == 14
     assert (
-        len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + len(PAIRS) + 4
-    )  # config.yaml, help, sft, accelerate
+        len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + len(PAIRS) + 5
+    )  # config.yaml, benchmark.yaml, help, sft, accelerate
 
 
 def test_the_defaults_are_valid() -> None:
