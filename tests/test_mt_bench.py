@@ -185,5 +185,5 @@ def test_reference_answers_and_prompts_of_fastchat(questions: Path, tmp_path: Pa
     file.write_text("\n".join(map(json.dumps, rows)))
     assert mt_judge._read_prompts(str(file))["single-v1"] == ("s", "{question}")
     file.write_text(json.dumps(rows[0]))
-    with pytest.raises(ValueError, match="it takes FastChat's judge_prompts.jsonl"):
+    with pytest.raises(ValueError, match=r"it takes FastChat's judge_prompts\.jsonl"):
         mt_judge._read_prompts(str(file))
