@@ -22,7 +22,8 @@ from gkd_rl.embedded.lexicon import DETAILS, EVENT_OF_PARTICIPLE, EVENTS, VALUES
 from gkd_rl.embedded.news import generate, usual
 
 LONG = 0.5  # a claim says most of what the article does; the others say one detail or none
-BROKEN = 0.2  # of the false claims
+BROKEN = 0.15  # of the false claims
+EVENT = 0.25  # of the swaps: that three words mean one event is the hardest thing to learn here
 MORE_SWAPS = 0.3  # a false claim has another false fact
 ELSEWHERE, USUAL_VALUE = 0.5, 0.5  # a false value is one that a distractor has; of the others, the usual one
 
@@ -53,7 +54,8 @@ def _swapped(
     rng: random.Random, slots: Mapping[str, str], facts: Mapping[str, str], elsewhere: Mapping[str, str]
 ) -> tuple[dict[str, str], str]:
     """The slots with one of them false, and which; of a detail that the article leaves out, any value is false."""
-    slot = rng.choice(sorted({*slots, *(detail for detail in DETAILS if detail not in facts)}))
+    others = sorted({*slots, *(detail for detail in DETAILS if detail not in facts)} - {"participle"})
+    slot = "participle" if rng.random() < EVENT else rng.choice(others)
     right = facts.get(slot)
     if slot == "participle":
         wrong = [word for word, event in EVENT_OF_PARTICIPLE.items() if event != right]
