@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +79,27 @@ class Checkpoint:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         return model.to(device).eval().requires_grad_(False)
 
-    def longest(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Tokens that fit the model."""
-        known = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
-        return min([UNLIMITED, *(one for one in [self.max_tokens, *known] if one)])
+
+def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
+    """Tokens that fit a model, and no more than are wanted."""
+    known = [wanted, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    return min([UNLIMITED, *(one for one in known if one)])
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """A folder as transformers loads it, written beside and renamed, so that a folder that exists is whole."""
+    place = Path(folder).expanduser()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        beside.chmod(0o755)
+        if place.exists():
+            shutil.rmtree(place)
+        beside.rename(place)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reward_models.checkpoints import Checkpoint, in_batches
+from reward_models.checkpoints import Checkpoint, in_batches, longest_input
 from reward_models.windows import cut, windows
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class Entailment:
             kind, tokenizer = self.kind or kind_of(config), self.checkpoint.tokenizer()
             auto = AutoModelForSequenceClassification if kind == "classifier" else AutoModelForSeq2SeqLM
             model = self.checkpoint.model(auto)
-            longest = self.checkpoint.longest(model, tokenizer)
+            longest = longest_input(model, tokenizer, self.checkpoint.max_tokens)
             self._loaded = EntailmentModel(model, tokenizer, kind, self.entailment_label), longest
         return self._loaded
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from reward_models.checkpoints import Checkpoint, in_batches
+from reward_models.checkpoints import Checkpoint, in_batches, longest_input
 
 FORMATS = ("pair", "text", "chat")
 
@@ -44,7 +44,7 @@ class ScalarReward:
             encode(tokenizer, self.format, prompt, text) for prompt, text in zip(prompts, completions, strict=True)
         ]
         lengths = [len(one["input_ids"]) for one in inputs]
-        longest = self.checkpoint.longest(model, tokenizer)
+        longest = longest_input(model, tokenizer, self.checkpoint.max_tokens)
         if max(lengths, default=0) > longest:
             raise ValueError(f"a prompt with its completion has {max(lengths)} tokens; the reward model takes {longest}.")
 

@@ -11,12 +11,15 @@ SPECIAL = ("<pad>", "</s>", "<unk>")  # T5's ids: pad 0, end of sequence 1, unkn
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer over the generator's whole vocabulary; every text ends in `</s>`, as T5's do."""
+    """The tokenizer over the generator's whole vocabulary; every text ends in `</s>`, as T5's do.
+
+    A pair has one in front as well, where classifiers of pairs collect what they found.
+    """
     ids = {word: i for i, word in enumerate([*SPECIAL, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single="$A </s>", special_tokens=[("</s>", 1)]
+        single="$A </s>", pair="</s> $A </s> $B:1 </s>:1", special_tokens=[("</s>", 1)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
