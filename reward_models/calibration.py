@@ -50,7 +50,9 @@ MEASURES: dict[str, Callable[[Array, Array], float]] = {
 }
 
 
-def report(labels: Sequence[int], probabilities: Sequence[float], groups: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def report(
+    labels: Sequence[int], probabilities: Sequence[float], groups: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
     """Every measure with its 95% percentile interval over resampled documents.
 
     Args:

@@ -76,8 +76,12 @@ class Checkpoint:
                 f"path={self.path}: the checkpoint has no {', '.join(sorted(info['missing_keys'])[:3])}: it is no trained "
                 f"reward model of {auto_class.__name__}. Train it first: python -m reward_models.train"
             )
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return model.to(device).eval().requires_grad_(False)
+        return model.to(device_of(self.device)).eval().requires_grad_(False)
+
+
+def device_of(name: str | None) -> str:
+    """A device by its name, or the GPU where there is one."""
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
@@ -103,9 +107,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
 
 
 @torch.inference_mode()
-def in_batches(
-    lengths: Sequence[int], batch_size: int, score: Callable[[list[int]], Tensor]
-) -> list[float]:
+def in_batches(lengths: Sequence[int], batch_size: int, score: Callable[[list[int]], Tensor]) -> list[float]:
     """Scores of N inputs, computed in batches of similar length.
 
     Args:

@@ -51,7 +51,9 @@ def checked(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
     return [{**row, "label": LABEL_NAMES[str(row["label"]).casefold()]} for row in rows]
 
 
-def split(rows: Sequence[Row], document: Callable[[Row], str], held_out: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split(
+    rows: Sequence[Row], document: Callable[[Row], str], held_out: float, seed: int
+) -> tuple[list[Row], list[Row]]:
     """Rows to train on and held-out rows, without a document in both.
 
     Args:

@@ -46,7 +46,9 @@ class ScalarReward:
         lengths = [len(one["input_ids"]) for one in inputs]
         longest = longest_input(model, tokenizer, self.checkpoint.max_tokens)
         if max(lengths, default=0) > longest:
-            raise ValueError(f"a prompt with its completion has {max(lengths)} tokens; the reward model takes {longest}.")
+            raise ValueError(
+                f"a prompt with its completion has {max(lengths)} tokens; the reward model takes {longest}."
+            )
 
         def score(rows: list[int]) -> torch.Tensor:
             batch = tokenizer.pad({key: [inputs[i][key] for i in rows] for key in inputs[0]}, return_tensors="pt")
@@ -58,10 +60,14 @@ class ScalarReward:
         if self._loaded is None:
             tokenizer = self.checkpoint.tokenizer()
             if self.format == "chat" and tokenizer.chat_template is None:
-                raise ValueError(f"format=chat: {self.checkpoint.path} has no chat template; set format to text or pair.")
+                raise ValueError(
+                    f"format=chat: {self.checkpoint.path} has no chat template; set format to text or pair."
+                )
             model = self.checkpoint.model(AutoModelForSequenceClassification)
             if model.config.num_labels != 1:
-                raise ValueError(f"path={self.checkpoint.path}: it has {model.config.num_labels} labels, one is needed.")
+                raise ValueError(
+                    f"path={self.checkpoint.path}: it has {model.config.num_labels} labels, one is needed."
+                )
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             model.config.pad_token_id = tokenizer.pad_token_id

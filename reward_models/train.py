@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from reward_models.calibration import MEASURES, report
-from reward_models.checkpoints import Checkpoint, longest_input, save
+from reward_models.checkpoints import Checkpoint, device_of, longest_input, save
 from reward_models.classifier import NewClassifier, TrainingSettings, from_checkpoint, train_classifier
 from reward_models.entailment import Entailment
 from reward_models.preferences import one_label, train_on_preferences
@@ -98,7 +98,7 @@ def train_entailment(config: DictConfig, rows: list[Row], progress: Callable[[in
     train, held_out = split(rows, lambda row: row["premise"], config.held_out, settings.seed)
     new: NewClassifier | None = build(config.new, "new")
     model, tokenizer = new.build(settings.seed) if new else from_checkpoint(Checkpoint(**config.checkpoint))
-    model.to(config.checkpoint.device or "cpu")
+    model.to(device_of(config.checkpoint.device))
     longest = longest_input(model, tokenizer, config.checkpoint.max_tokens)
     train_classifier(model, tokenizer, train, settings, longest, progress)
     save(model, tokenizer, config.out)
@@ -115,7 +115,7 @@ def train_scalar(config: DictConfig, rows: list[Row], _: Callable[[int, float], 
     settings, checkpoint = TrainingSettings(**config.training), Checkpoint(**config.checkpoint)
     train, held_out = split(rows, lambda row: row["prompt"], config.held_out, settings.seed)
     model, tokenizer = one_label(checkpoint)
-    model.to(config.checkpoint.device or "cpu")
+    model.to(device_of(config.checkpoint.device))
     longest = longest_input(model, tokenizer, config.checkpoint.max_tokens)
     train_on_preferences(model, tokenizer, train, settings, longest)
     save(model, tokenizer, config.out)
