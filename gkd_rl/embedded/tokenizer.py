@@ -43,9 +43,12 @@ def subword_tokenizer(texts: Iterable[str], size: int, *, split_digits: bool) ->
 
 
 def _fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """As transformers takes it; every text ends in `</s>`, as T5's do."""
+    """As transformers takes it; every text ends in `</s>`, as T5's do.
+
+    A pair has one in front as well, where classifiers of pairs collect what they found.
+    """
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single="$A </s>", special_tokens=[("</s>", 1)]
+        single="$A </s>", pair="</s> $A </s> $B:1 </s>:1", special_tokens=[("</s>", 1)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
