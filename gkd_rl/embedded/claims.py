@@ -16,11 +16,12 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gkd_rl.embedded.checker import stated_facts
+from gkd_rl.embedded.checker import NewsChecker, stated_facts
 from gkd_rl.embedded.grammar import DISTRACTORS, SUMMARIES, read, render
 from gkd_rl.embedded.lexicon import DETAILS, EVENT_OF_PARTICIPLE, EVENTS, VALUES
 from gkd_rl.embedded.news import generate, usual
 
+CHECKER = NewsChecker()
 LONG = 0.5  # a claim says most of what the article does; the others say one detail or none
 BROKEN = 0.15  # of the false claims
 EVENT = 0.25  # of the swaps: that three words mean one event is the hardest thing to learn here
@@ -113,14 +114,21 @@ def _pair(rng: random.Random, article: str) -> list[dict[str, Any]]:
         while rng.random() < MORE_SWAPS:
             slots, kind = _swapped(rng, slots, facts, elsewhere)[0], "several"
         false = render(template, slots)
-    return [
-        {"premise": article, "hypothesis": claim, "label": 1, "kind": "supported"},
-        {"premise": article, "hypothesis": false, "label": 0, "kind": kind},
-    ]
+    return [_row(article, claim, 1, "supported"), _row(article, false, 0, kind)]
+
+
+def _row(article: str, claim: str, label: int, kind: str) -> dict[str, Any]:
+    """A row, with the words of the claim that are unsupported; None for a text that is no sentence."""
+    verdict = CHECKER(article, claim)
+    words = [int(word in verdict.unsupported) for word in claim.split()] if verdict.grammatical else None
+    return {"premise": article, "hypothesis": claim, "label": label, "kind": kind, "unsupported": words}
 
 
 def claim_rows(split: str, articles: int, pairs: int, seed: int) -> list[dict[str, Any]]:
-    """Rows of premise, hypothesis, label (1 supported, 0 not) and kind (supported, the swapped slot, several, the break).
+    """Rows of premise, hypothesis, label, kind and unsupported.
+
+    The label is 1 for a supported claim, 0 for a false one; the kind is supported, the swapped slot, several, or how it
+    is broken; unsupported marks the words at fault.
 
     Args:
         split: whose articles: "train", "validation" or "test".
