@@ -164,7 +164,10 @@ def train_classifier(
         torch.manual_seed(settings.seed)
         words = nn.Linear(model.config.hidden_size, 1, device=model.device)
     optimizer = torch.optim.AdamW(
-        [*model.parameters(), *words.parameters()], lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
+        [*model.parameters(), *words.parameters()],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.99),
     )
     schedule = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, settings.steps)
     model.train()

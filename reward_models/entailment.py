@@ -14,8 +14,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from reward_models.checkpoints import Checkpoint, in_batches, longest_input
 from reward_models.windows import cut, windows
@@ -182,7 +187,7 @@ class Entailment:
         """Count premises that lost text, and say it once."""
         if was_cut and not self.cut_premises:
             log.warning(
-                "A premise is longer than the entailment model takes (%d tokens) and was cut; later ones are counted in "
+                "A premise is longer than the entailment model takes (%d tokens) and was cut; later ones count in "
                 "`cut_premises`. split_premise=sentences reads all of it in windows.", longest,
             )  # fmt: skip
         self.cut_premises += was_cut

@@ -42,7 +42,7 @@ MISTAKES = {
     "not a folder name": (["name=a/b"], ["name=a/b", "letters"]),
     "a sweep without -m": (["alpha=0.25,0.75"], ["alpha=0.25,0.75", "put -m before"]),
     "a task without this scale": (["task=gsm8k"], ["task=gsm8k", "scale=embedded", "add scale=paper", "preset="]),
-    "a scale without this task": (["experiment=gsm8k_rl", "scale=embedded"], ["scale=embedded", "task=xsum"]),
+    "a scale without this task": (["task=cnn_dailymail", "scale=embedded"], ["scale=embedded", "task=xsum"]),
     "no such preset": (["preset=mine"], ["preset=mine", "embedded/xsum"]),
     "no such size": (["scale=paper", "scale.size=huge"], ["scale.size=huge", "small, base, large"]),
     "a cooldown that never comes": (["trainer.cooldown_steps=5"], ["trainer.cooldown_steps=5", "decay=cooldown"]),

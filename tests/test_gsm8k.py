@@ -143,7 +143,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path, files: dict[str, str
 
 
 def test_the_experiment_asks_for_its_data_before_anything_is_loaded(files: dict[str, str]) -> None:
-    config = configured("experiment=gsm8k_rl", "task.data=files")
+    config = configured("experiment=gsm8k_rl", "scale=single_gpu", "task.data=files")
     with pytest.raises(DataError, match=r"type 'task\.data_files="):
         build_task(config)
     config.task["data_files"] = files

@@ -64,8 +64,11 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge_of(server: Server, **changes: Any) -> Judge:
-    where = {"url": server.url, "model": "m", "api_key_variable": None, "timeout": 5.0}
-    settings = {"verdict": r"Mark:\s*([0-9.]+)", "template": "Q: {prompt}\nA: {completion}\nR: {reference}"}
+    where: dict[str, Any] = {"url": server.url, "model": "m", "api_key_variable": None, "timeout": 5.0}
+    settings: dict[str, Any] = {
+        "verdict": r"Mark:\s*([0-9.]+)",
+        "template": "Q: {prompt}\nA: {completion}\nR: {reference}",
+    }
     chat = ChatServer(**{name: changes.pop(name, value) for name, value in where.items()})
     return Judge(server=chat, **({"marks": [1, 10]} | settings | changes))
 
