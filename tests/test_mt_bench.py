@@ -177,10 +177,7 @@ def test_reference_answers_and_prompts_of_fastchat(questions: Path, tmp_path: Pa
     (tmp_path / "reference_answer" / "gpt-4.jsonl").write_text(json.dumps(row))
     found = read_questions(str(tmp_path), None)
     assert [one.references for one in found] == [None, ("2", "4"), ("so", "thus")]
-    rows = [
-        {"name": name, "system_prompt": "s", "prompt_template": "{question}"[: 10 * (i == 0)]}
-        for i, name in enumerate(OURS)
-    ]
+    rows = [{"name": name, "system_prompt": "s", "prompt_template": "{question}"} for name in OURS]
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     assert mt_judge._read_prompts(str(file))["single-v1"] == ("s", "{question}")
