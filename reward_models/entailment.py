@@ -63,7 +63,7 @@ class EntailmentModel:
     ) -> None:
         self.model, self.tokenizer, self.kind = model, tokenizer, kind
         if kind == "classifier":
-            self.index = label_index(model.config.id2label, entailment_label)
+            self.index = label_index(dict(model.config.id2label or {}), entailment_label)  # pyright: ignore
         else:
             yes, no = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in ("1", "0"))
             if yes == no:
@@ -77,7 +77,7 @@ class EntailmentModel:
     def length(self, premise: str, hypothesis: str) -> int:
         """Tokens of the model's input."""
         texts = [TEMPLATE.format(premise, hypothesis)] if self.kind == "text_to_text" else [premise, hypothesis]
-        return len(self.tokenizer(*texts)["input_ids"])
+        return len(self.tokenizer(*texts)["input_ids"])  # pyright: ignore
 
     def log_probabilities(self, premises: list[str], hypotheses: list[str], longest: int) -> Tensor:
         """Of entailment, [B]: over the labels, or of the answer 1 against 0 at the decoder's first step."""
@@ -167,7 +167,7 @@ class Entailment:
             auto = AutoModelForSequenceClassification if kind == "classifier" else AutoModelForSeq2SeqLM
             model = self.checkpoint.model(auto)
             longest = longest_input(model, tokenizer, self.checkpoint.max_tokens)
-            self._loaded = EntailmentModel(model, tokenizer, kind, self.entailment_label), longest
+            self._loaded = EntailmentModel(model, tokenizer, kind, self.entailment_label), longest  # pyright: ignore
         return self._loaded
 
     def _windows(self, premise: str, completion: str) -> list[str]:

@@ -12,6 +12,8 @@ one another's image: mimetic initialisation, Trockman & Kolter 2023, arXiv 2305.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import DebertaV2ForSequenceClassification, PreTrainedModel
@@ -35,7 +37,8 @@ def look_for_the_same_word(model: PreTrainedModel, strength: float) -> None:
     """
     if not isinstance(model, DebertaV2ForSequenceClassification) or model.config.type_vocab_size != 2:
         raise ValueError("same_word: takes architecture.model_type=deberta-v2 with type_vocab_size=2.")
-    base, width = model.deberta, model.config.hidden_size
+    base: Any = model.deberta
+    width = model.config.hidden_size
     segments = base.embeddings.token_type_embeddings.weight
     direction = nn.functional.normalize(segments[1], dim=0)
     segments[1], segments[0] = SEGMENT * direction, -SEGMENT * direction

@@ -36,7 +36,7 @@ def settings_of(arguments: Sequence[str]) -> tuple[str, DictConfig]:
     Raises:
         ValueError: `reward` or `out` is missing, or keys are unknown: all of them at once.
     """
-    given = dict(one.partition("=")[::2] for one in arguments)
+    given = {key: value for key, _, value in (one.partition("=") for one in arguments)}
     reward = given.pop("reward", "")
     if reward not in COLUMNS:
         raise ValueError(f"reward={reward}: takes {' or '.join(COLUMNS)}, as in `reward_models.train reward=scalar`.")
@@ -98,7 +98,7 @@ def train_entailment(config: DictConfig, rows: list[Row], progress: Callable[[in
     train, held_out = split(rows, lambda row: row["premise"], config.held_out, settings.seed)
     new: NewClassifier | None = build(config.new, "new")
     model, tokenizer = new.build(settings.seed) if new else from_checkpoint(Checkpoint(**config.checkpoint))
-    model.to(device_of(config.checkpoint.device))
+    model.to(device_of(config.checkpoint.device))  # pyright: ignore[reportArgumentType]
     longest = longest_input(model, tokenizer, config.checkpoint.max_tokens)
     train_classifier(model, tokenizer, train, settings, longest, progress)
     save(model, tokenizer, config.out)
@@ -115,7 +115,7 @@ def train_scalar(config: DictConfig, rows: list[Row], _: Callable[[int, float], 
     settings, checkpoint = TrainingSettings(**config.training), Checkpoint(**config.checkpoint)
     train, held_out = split(rows, lambda row: row["prompt"], config.held_out, settings.seed)
     model, tokenizer = one_label(checkpoint)
-    model.to(device_of(config.checkpoint.device))
+    model.to(device_of(config.checkpoint.device))  # pyright: ignore[reportArgumentType]
     longest = longest_input(model, tokenizer, config.checkpoint.max_tokens)
     train_on_preferences(model, tokenizer, train, settings, longest)
     save(model, tokenizer, config.out)

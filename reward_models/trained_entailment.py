@@ -73,7 +73,8 @@ class TrainedEntailment:
         """Hash of rows, settings, source and libraries."""
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode())
         digest.update(repr((self.new.architecture, self.new.same_word, self.training)).encode())
-        digest.update(self.new.tokenizer().backend_tokenizer.to_str().encode())  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer: Any = self.new.tokenizer()
+        digest.update(tokenizer.backend_tokenizer.to_str().encode())
         for module in TRAINS:
             digest.update(Path(str(module.__file__)).read_bytes())
         for library in ("torch", "transformers", "tokenizers"):

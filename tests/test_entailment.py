@@ -35,7 +35,12 @@ def saved(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast) -> str:
 
 def tiny_bert(labels: dict[int, str], length: int = 64) -> Any:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     vocabulary, start = len(build_tokenizer()), 0.5
     config = BertConfig(
         vocab_size=vocabulary, id2label=labels, max_position_embeddings=length, initializer_range=start, **sizes
@@ -51,8 +56,9 @@ def answering_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_t5(vocabulary: int) -> Any:
     torch.manual_seed(0)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    return AutoModelForSeq2SeqLM.from_config(T5Config(vocab_size=vocabulary, decoder_start_token_id=0, **sizes))
+    sizes: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    sizes["decoder_start_token_id"] = 0
+    return AutoModelForSeq2SeqLM.from_config(T5Config(vocab_size=vocabulary, **sizes))
 
 
 @pytest.fixture
@@ -87,7 +93,7 @@ def test_log_probabilities_have_a_floor(classifier: str) -> None:
 def test_an_encoder_decoder_answers_one_or_zero(tmp_path: Path) -> None:
     tokenizer = answering_tokenizer()
     model = tiny_t5(len(tokenizer)).eval()
-    one, zero = tokenizer.convert_tokens_to_ids(["1", "0"])
+    one, zero = (int(tokenizer.convert_tokens_to_ids(word)) for word in ("1", "0"))  # pyright: ignore
     expected = []
     for document, claim in zip(DOCUMENTS, CLAIMS, strict=True):
         ids = tokenizer(f"premise: {document} hypothesis: {claim}", return_tensors="pt")["input_ids"]
@@ -151,16 +157,17 @@ def test_what_cannot_be_loaded_is_refused_in_one_sentence(tmp_path: Path, classi
     with pytest.raises(ValueError, match="entailment_label=entailment: the model's labels are"):
         labels = {0: "yes", 1: "no"}
         Entailment(Checkpoint(saved(tmp_path / "labels", tiny_bert(labels), build_tokenizer())))(DOCUMENTS, CLAIMS)
-    with pytest.raises(ValueError, match="it is no trained reward model"):
+    with pytest.raises(ValueError, match="no trained reward model"):
         headless = tiny_bert(NLI).bert
         Entailment(Checkpoint(saved(tmp_path / "headless", headless, build_tokenizer())))(DOCUMENTS, CLAIMS)
-    for settings in (
+    wrong: list[dict[str, Any]] = [
         {"kind": "bert"},
         {"measure": "logit"},
         {"split_premise": "words"},
         {"floor": 0},
         {"batch_size": 0},
-    ):
+    ]
+    for settings in wrong:
         with pytest.raises(ValueError, match=f"{next(iter(settings))}="):
             Entailment(Checkpoint(classifier), **settings)
     with pytest.raises(ValueError, match="dtype=int8"):

@@ -68,9 +68,10 @@ def judge_of(server: Server, **changes: Any) -> Judge:
     settings: dict[str, Any] = {
         "verdict": r"Mark:\s*([0-9.]+)",
         "template": "Q: {prompt}\nA: {completion}\nR: {reference}",
+        "marks": [1, 10],
     }
     chat = ChatServer(**{name: changes.pop(name, value) for name, value in where.items()})
-    return Judge(server=chat, **({"marks": [1, 10]} | settings | changes))
+    return Judge(server=chat, **(settings | changes))
 
 
 def test_marks_lie_between_0_and_1_in_the_order_of_the_rows(server: Server) -> None:

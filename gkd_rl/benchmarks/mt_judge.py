@@ -96,7 +96,7 @@ class Judge:
         """
         asked = [self.messages(*pair, turn) for pair in zip(questions, answers, strict=True) for turn in (0, 1)]
         with ThreadPoolExecutor(self.settings.parallel) as pool:
-            texts = list(pool.map(lambda pair: self._ask(*pair, self.settings.max_tokens), asked))
+            texts = list(pool.map(lambda pair: self._ask(pair[0], pair[1], self.settings.max_tokens), asked))
         verdicts = [{"judge": text, "grade": read_grade(text)} for text in texts]
         return [verdicts[i : i + 2] for i in range(0, len(verdicts), 2)]
 

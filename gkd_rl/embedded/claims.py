@@ -24,8 +24,8 @@ from gkd_rl.embedded.news import generate, usual
 
 CHECKER = NewsChecker()
 LONG = 0.5  # a claim says most of what the article does; the others say one detail or none
-BROKEN = 0.15  # of the false claims
-EVENT = 0.25  # of the swaps: that three words mean one event is the hardest thing to learn here
+BROKEN = 0.05  # of the false claims
+EVENT = 0.08  # of the swaps: that three words mean one event is the hardest thing to learn here
 MORE_SWAPS = 0.3  # a false claim has another false fact
 ELSEWHERE, USUAL_VALUE = 0.5, 0.5  # a false value is one that a distractor has; of the others, the usual one
 
