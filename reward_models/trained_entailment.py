@@ -26,8 +26,8 @@ TRAINS = (checkpoints, classifier, matching)  # the source that a model depends 
 class TrainedEntailment:
     """Reward: entailment by a model that is trained on generated rows.
 
-    The model is kept in `cache_dir`/reward_models under a hash of all that it depends on. Nothing is generated, trained or
-    loaded before the first call; of two processes that come first, one trains and the other waits.
+    The model is kept in `cache_dir`/reward_models under a hash of all that it depends on. Nothing is generated, trained
+    or loaded before the first call; of two processes that come first, one trains and the other waits.
 
     Args:
         rows: makes the rows: premise, hypothesis, label.
