@@ -73,8 +73,8 @@ class Checkpoint:
         )
         if info["missing_keys"]:
             raise ValueError(
-                f"path={self.path}: the checkpoint has no {', '.join(sorted(info['missing_keys'])[:3])}: no trained "
-                f"reward model of {auto_class.__name__}. Train it first: python -m reward_models.train"
+                f"path={self.path}: the checkpoint has no {', '.join(sorted(info['missing_keys'])[:3])}: it is no "
+                f"trained reward model of {auto_class.__name__}. Train it first: python -m reward_models.train"
             )
         return model.to(device_of(self.device)).eval().requires_grad_(False)
 

@@ -187,7 +187,8 @@ class Entailment:
         """Count premises that lost text, and say it once."""
         if was_cut and not self.cut_premises:
             log.warning(
-                "A premise is longer than the entailment model takes (%d tokens) and was cut; later ones count in "
-                "`cut_premises`. split_premise=sentences reads all of it in windows.", longest,
-            )  # fmt: skip
+                "A premise is longer than the %d tokens of the entailment model and was cut; more are only counted. "
+                "split_premise=sentences reads all of it.",
+                longest,
+            )
         self.cut_premises += was_cut

@@ -26,7 +26,7 @@ COUNTS = {
     "experiment": 29,
     "fixed_data": 2,
     "policy_gradient": 4,
-    "reward": 13,
+    "reward": 16,
     "rollout": 1,
     "scale": 3,
     "student": 7,
@@ -83,14 +83,14 @@ def problems_of(*overrides: str) -> list[str]:
 def test_every_file_is_counted() -> None:
     groups = {path.name: len(list(path.glob("*.yaml"))) for path in CONF.iterdir() if path.is_dir()}
     others = {
-        name: groups.pop(name) for name in ("accelerate", "hydra", "preset", "sft")
+        name: groups.pop(name) for name in ("accelerate", "hydra", "preset", "reward_training", "sft")
     }  # the text of --help, and what is no choice
     assert groups == COUNTS, "a file came or went: change COUNTS"
     assert len(CHOICES) == sum(COUNTS.values())
-    assert others["sft"] == 1 and len(PAIRS) == 14
+    assert others["sft"] == 1 and others["reward_training"] == 2 and len(PAIRS) == 14
     assert (
-        len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + len(PAIRS) + 5
-    )  # config.yaml, benchmark.yaml, help, sft, accelerate
+        len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + len(PAIRS) + 7
+    )  # config.yaml, benchmark.yaml, help, sft, accelerate, 2 of reward_training
 
 
 def test_the_defaults_are_valid() -> None:
