@@ -74,7 +74,7 @@ class TrainedEntailment:
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode())
         digest.update(repr((self.new.architecture, self.new.same_word, self.training)).encode())
         tokenizer: Any = self.new.tokenizer()
-        digest.update(tokenizer.backend_tokenizer.to_str().encode())
+        digest.update(f"{tokenizer.backend_tokenizer.to_str()} {tokenizer.model_input_names}".encode())
         for module in TRAINS:
             digest.update(Path(str(module.__file__)).read_bytes())
         for library in ("torch", "transformers", "tokenizers"):

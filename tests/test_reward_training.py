@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from gkd_rl.embedded.checker import NewsChecker
 from gkd_rl.embedded.claims import claim_rows
-from gkd_rl.embedded.tokenizer import build_tokenizer
+from gkd_rl.embedded.tokenizer import build_tokenizer, pair_tokenizer
 from reward_models.calibration import auc, brier, expected_calibration_error, report
 from reward_models.checkpoints import Checkpoint
 from reward_models.classifier import NewClassifier, TrainingSettings, batches
@@ -149,7 +149,7 @@ def test_labels_agree_with_the_checker() -> None:
     counts = defaultdict(int)
     for row in rows:
         counts[row["kind"]] += 1
-    assert len(counts) == 13 and min(counts.values()) > 20
+    assert len(counts) == 14 and min(counts.values()) > 10
     assert claim_rows("train", 150, 3, 0) == rows[:900]
     assert {row["premise"] for row in rows}.isdisjoint(row["premise"] for row in claim_rows("test", 150, 1, 0))
 
@@ -162,7 +162,7 @@ def test_false_values_stand_elsewhere_in_the_article() -> None:
 
 
 def test_heads_start_out_looking_for_the_same_word_in_the_other_text() -> None:
-    model, tokenizer = NewClassifier(TINY, build_tokenizer, same_word=16.0).build(0)
+    model, tokenizer = NewClassifier(TINY, pair_tokenizer, same_word=16.0).build(0)
     premise, hypothesis = "mayor evans has opened the bridge .", "bridge evans leeds"
     batch = tokenizer(premise, hypothesis, return_tensors="pt")
     base: Any = model.deberta  # pyright: ignore[reportAttributeAccessIssue]
@@ -180,7 +180,7 @@ def test_heads_start_out_looking_for_the_same_word_in_the_other_text() -> None:
     assert looked[9:].sum() > looked[:9].sum()
     with pytest.raises(ValueError, match="same_word"):
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        NewClassifier({"model_type": "bert", **sizes}, build_tokenizer, same_word=16.0).build(0)
+        NewClassifier({"model_type": "bert", **sizes}, pair_tokenizer, same_word=16.0).build(0)
 
 
 def test_training_an_entailment_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +201,7 @@ def test_training_an_entailment_model(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_training_a_scalar_model_through_trl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer, base, out = build_tokenizer(), tmp_path / "base", tmp_path / "rm"
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(base)
     tokenizer.save_pretrained(base)
     places = ("leeds", "york", "bath", "derby", "oxford", "london", "dover", "truro", "wells", "ripon")
@@ -248,7 +248,7 @@ def generated(split: str, size: int, seed: int) -> Any:
 
 def test_the_cache_is_the_runs_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GKD_RL_CACHE", "/somewhere")
-    assert load_reward("entailment_news").components["entailment"].cache_dir == Path("/somewhere")  # pyright: ignore
+    assert load_reward("entailment_news").components["entailment"].reward.cache_dir == Path("/somewhere")  # pyright: ignore
     run = OmegaConf.create({"cache_dir": "/run", "reward": NEWS})
     assert run.reward.components.entailment.cache_dir == "/run"
 
@@ -269,11 +269,12 @@ def test_the_embedded_model_tells_supported_from_false(seed: int, tmp_path: Path
         return auc(np.array([1.0] * len(right) + [0.0] * len(wrong)), np.array(right + wrong))
 
     assert against([one for wrong in by_kind.values() for one in wrong]) >= 0.95
-    assert {kind: against(wrong) for kind, wrong in by_kind.items() if against(wrong) < 0.85} == {}
+    swapped = ("surname", "first", "place", "day", "amount", "outcome", "object")
+    assert {kind: against(by_kind[kind]) for kind in swapped if against(by_kind[kind]) < 0.95} == {}
 
 
 def test_pairs_have_segments() -> None:
-    tokenizer: PreTrainedTokenizerFast = build_tokenizer()
+    tokenizer: PreTrainedTokenizerFast = pair_tokenizer()
     pair = tokenizer("the bridge", "leeds .")
     assert tokenizer.convert_ids_to_tokens(pair["input_ids"]) == ["</s>", "the", "bridge", "</s>", "leeds", ".", "</s>"]
     assert pair["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]

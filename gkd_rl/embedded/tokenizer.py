@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -17,11 +18,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return word_tokenizer(vocabulary())
 
 
-def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One id per word, words being what stands between spaces."""
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """As `build_tokenizer`, for classifiers of pairs: it tells which of the two texts a token is of."""
+    return word_tokenizer(vocabulary(), model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+
+
+def word_tokenizer(words: Iterable[str], **settings: Any) -> PreTrainedTokenizerFast:
+    """One id per word, words being what stands between spaces; `settings` are transformers'."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    return _fast(tokenizer)
+    return _fast(tokenizer, **settings)
 
 
 def subword_tokenizer(texts: Iterable[str], size: int, *, split_digits: bool) -> PreTrainedTokenizerFast:
@@ -42,7 +48,7 @@ def subword_tokenizer(texts: Iterable[str], size: int, *, split_digits: bool) ->
     return _fast(tokenizer)
 
 
-def _fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def _fast(tokenizer: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
     """As transformers takes it; every text ends in `</s>`, as T5's do.
 
     A pair has one in front as well, where classifiers of pairs collect what they found.
@@ -57,4 +63,5 @@ def _fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
         model_max_length=512,
+        **settings,
     )
