@@ -119,8 +119,9 @@ class Judge:
             "temperature": 0,
             "max_tokens": max_tokens,
         }
+        answer = self._post(body)
         try:
-            return str(json.loads(self._post(body))["choices"][0]["message"]["content"] or "")
+            return str(json.loads(answer)["choices"][0]["message"]["content"] or "")
         except (ValueError, LookupError, TypeError) as error:
             raise self._refusal("gives an answer that is not a chat completion") from error
 
