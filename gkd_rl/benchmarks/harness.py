@@ -44,13 +44,8 @@ def load(config: BenchmarkConfig) -> HFLM:
 def evaluate(lm: HFLM, suites: Suites, config: BenchmarkConfig) -> dict[str, Any]:
     """The harness's own results, samples included, of every suite."""
     seeds = {} if config.seed is None else dict.fromkeys(SEEDS, config.seed)
-<<<<<<< HEAD
-    evaluate_all: Any = simple_evaluate  # its own decorator hides its parameters
-    results = evaluate_all(
-=======
     through: Any = simple_evaluate  # its decorator hides what it takes
     results = through(
->>>>>>> s6_h3
         model=lm,
         tasks=suites.tasks,
         task_manager=suites.manager,
