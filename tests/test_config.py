@@ -55,7 +55,7 @@ PAIRS = [(path.parent.name, path.stem) for path in sorted((CONF / "preset").glob
 EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
 FAMILIES = ("xsum", "wmt", "gsm8k", "instruct")
 METHODS = [name for name in EXPERIMENTS if name.split("_")[0] not in FAMILIES]
-DIFFERENT = ("gkd", "rlef", "self_distillation", "sft")  # methods that change what a preset chose
+DIFFERENT = ("rlef", "self_distillation")  # methods that change what a preset chose
 RUNS = [
     *((scale, task, method) for scale, task in PAIRS for method in (METHODS if task == "xsum" else DIFFERENT)),
     *((scale, task, name) for scale, task in PAIRS for name in EXPERIMENTS if name.split("_")[0] == task),
