@@ -214,7 +214,8 @@ def write_results(folder: Path, results: Results, config: Config) -> str:
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     caption = "; ".join(f"{key} {value}" for key, value in settings.items())
     counts = {key: len(values) for key, values in results.evaluations["student after"].values.items()}
-    sizes = f"{counts['repetition']} rows, sampled: {counts['sampled/repetition']} rows"
+    sampled = next(count for key, count in counts.items() if key.startswith("sampled/"))
+    sizes = f"{len(results.references)} rows, sampled: {sampled} rows"
     sizes += f", Self-BLEU: {counts['self_bleu']} prompts" if "self_bleu" in counts else ""
     beams = config.evaluation.beams
     decoding = "greedy" if beams == 1 else f"beam {beams}, length penalty {config.evaluation.length_penalty:g}"

@@ -87,7 +87,7 @@ def test_endless_loops_and_sleeps_are_ended() -> None:
 
 def test_memory_hogs_fail() -> None:
     assert run("x = bytearray(10**9)").status == "failed"
-    outcome = run("x = []\nwhile True: x.append(bytearray(10**6))")
+    outcome = run("x = []\nwhile True: x.append(bytearray(10**6))", Limits(seconds=20, memory_mib=256))
     assert outcome.status in ("failed", "killed") and "MemoryError" in outcome.output
 
 
