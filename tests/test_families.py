@@ -56,7 +56,8 @@ def test_references_are_right_by_the_reward_of_the_task(name: str) -> None:
         else:
             assert set(scores.total) == {1.0} and len(rows) == 400
         crossed = reward([row.prompt for row in rows], [*texts[1:], texts[0]], reference=texts, **columns)
-        assert sum(crossed.total) < 40
+        exact = crossed.components["accepted"] if name == "wmt" else crossed.total  # chrF is never quite 0
+        assert sum(exact) < 40
         tokenizer = task.tokenizer()
         assert tokenizer is not None
         prompts, completions = ([len(tokenizer(text)["input_ids"]) for text in side] for side in zip(*(

@@ -114,11 +114,10 @@ def test_the_hub_is_asked_for_the_configuration(monkeypatch: pytest.MonkeyPatch)
         ({}, r"needs task\.data_files\.train.* type 'task\.data_files=\{train: train\.jsonl, test: test\.jsonl\}"),
         ({"data_files": {"train": "a.jsonl"}}, r"needs task\.data_files\.test"),
         ({"data_files": {"train": "a", "test": "b", "dev": "c"}}, r"task\.data_files\.dev=c: there is no such split"),
-        ({"data": "embedded"}, r"task\.data=embedded: No word problems are generated: task\.data takes files"),
         ({"data": "hub", "data_files": {"train": "a.jsonl"}}, r"needs task\.data_files\.test"),
         ({"data": "hub", "shots": 5}, r"task\.shots=5: it takes a whole number from 0 to 4"),
         ({"data": "hub", "answer_style": "latex"}, r"task\.answer_style=latex: it takes hashes"),
-        ({"data": "web"}, r"task\.data=web: task\.data takes files"),
+        ({"data": "web"}, r"task\.data=web: task\.data takes embedded, files"),
         ({"data": "hub", "prompt_template": "Q:"}, r"task\.prompt_template='Q:': it takes a text with \{question\}"),
     ],
 )
