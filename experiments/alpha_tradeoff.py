@@ -83,8 +83,9 @@ def markdown(summary: dict[str, Any]) -> str:
 def run_sweeps(alphas: str, seeds: str, folder: Path, overrides: list[str]) -> None:
     """The sweep over alpha and the supervised control, each as one multirun below `folder`."""
     for experiment, dial in (("xsum_rl", [f"alpha={alphas}"]), ("sft", [])):
-        command = [sys.executable, "-m", "gkd_rl.run", "-m", f"experiment={experiment}", *dial, f"seed={seeds}"]
-        subprocess.run([*command, f"hydra.sweep.dir={folder / experiment}", *overrides], check=True)
+        command = [sys.executable, "-m", "gkd_rl.run", "-m", f"experiment={experiment}", "reward=faithfulness", *dial]
+        command += [f"seed={seeds}", f"hydra.sweep.dir={folder / experiment}", *overrides]
+        subprocess.run(command, check=True)
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ COSTS = {
     "time/total": "seconds",
     "flops/total": "FLOPs",
 }
-SCALE = ("student=t5_narrow", "trainer.steps=200", "task.test_size=1000", "scale.threads=1")
+SCALE = ("reward=faithfulness", "student=t5_narrow", "trainer.steps=200", "task.test_size=1000", "scale.threads=1")
 QUIET = ("tracking=none", "save_model=false")
 
 

@@ -181,18 +181,18 @@ class HiddenStateModel(nn.Module):
 
     def forward(self, rollout: Rollout) -> Tensor:
         """Hidden states that predict each completion token, shape (B, T, D)."""
-        text = self.architecture.lay_out(self.model, replace(rollout, prompts=self._own(rollout.prompts)))
+        text = self.architecture.lay_out(self.model, replace(rollout, prompts=self.own(rollout.prompts)))
         return self.architecture.read(self.model, text)
 
     def start(self, prompts: PromptBatch, per_prompt: int) -> DecodingState:
         """Read the prompts once and open `per_prompt` empty completions of each."""
-        return self.architecture.start(self.model, self._own(prompts), per_prompt)
+        return self.architecture.start(self.model, self.own(prompts), per_prompt)
 
     def generating(self) -> AbstractContextManager[None]:
         """Within it the model writes: an adapter is merged meanwhile."""
         return nullcontext()
 
-    def _own(self, prompts: PromptBatch) -> PromptBatch:
+    def own(self, prompts: PromptBatch) -> PromptBatch:
         """The prompts as this model reads them."""
         return prompts if self.codec is None else self.codec.prompts(prompts.examples)
 

@@ -16,14 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.chat import ChatTemplate
 from gkd_rl.checkpoint import cache_key, folder_digest, rows_digest
-from gkd_rl.choices import DivergenceName
 from gkd_rl.config import AdapterConfig, Config, DivergenceConfig, ModelConfig, TeacherConfig
 from gkd_rl.critic import Critic
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.errors import ConfigError, GkdRlError, ModelError
-from gkd_rl.evaluation import EvaluationSettings, Evaluator
-from gkd_rl.fused_head import FusedHead
 from gkd_rl.launched import processes
 from gkd_rl.loading import (
     build_model,
@@ -34,13 +31,14 @@ from gkd_rl.loading import (
     load_tokenizer,
 )
 from gkd_rl.model_files import LoadOptions, end_ids
-from gkd_rl.rollout import Sampling, TextCodec
+from gkd_rl.rollout import TextCodec
 from gkd_rl.tasks.task import Task
 from gkd_rl.teacher_samples import TeacherSamples
 from gkd_rl.types import Example
 from gkd_rl.value_head import FILE as VALUE_HEAD_FILE
 from gkd_rl.value_head import ValueHead
 from reward_models.composite import Composite
+from reward_models.guard import Guard
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +91,15 @@ def build_task(config: Config) -> Task:
 def build_reward(config: Config) -> Composite | None:
     """The weighted reward, None without components."""
     components = {name: construct(node, f"reward.components.{name}") for name, node in config.reward.components.items()}
-    return Composite(components, config.reward.weights) if components else None
+    settings = config.reward
+    guard = Guard(
+        batch_size=settings.batch_size,
+        cache_size=settings.cache_size,
+        timeout=settings.timeout,
+        on_failure=settings.on_failure.value,
+        failure_value=settings.failure_value,
+    )
+    return Composite(components, settings.weights, guard) if components else None
 
 
 def build_tokenizer(model: ModelConfig, task: Task, key: str) -> PreTrainedTokenizerBase:
@@ -202,7 +208,7 @@ def model_key(model: ModelConfig, codec: TextCodec, train: list[Example], adapte
         model=_plain(model),
         adapter=None if adapter is None else _values(adapter),
         checkpoint=folder_digest(model.path),
-        rows=rows_digest(train),
+        rows=rows_digest(train if model.sft is None else train[: model.sft.train_rows]),
         limits=[codec.max_prompt_tokens, codec.max_completion_tokens],
         vocabulary=sorted(codec.tokenizer.get_vocab().items()),
         end=codec.eos_ids[0],
@@ -243,39 +249,6 @@ def samples_cache(config: Config, teacher_key: str, codec: TextCodec, train: lis
         threads=torch.get_num_threads(),
     )
     return Path(config.cache_dir).expanduser() / "teacher_samples" / key
-
-
-def build_evaluator(config: Config, models: Models, reward: Composite | None, examples: list[Example]) -> Evaluator:
-    """The measurements of a run; the same random numbers for every model of the run."""
-    configured = token_divergence(config.divergence)
-    reverse_kl = TokenDivergence(DivergenceName.reverse_kl)
-    divergences = {"forward_kl": TokenDivergence(DivergenceName.forward_kl), "reverse_kl": reverse_kl}
-    if configured.needs_teacher:
-        divergences["divergence"] = configured
-    evaluation, rollout = config.evaluation, config.rollout
-
-    def head(divergence: TokenDivergence) -> FusedHead:
-        return FusedHead(divergence, rollout.temperature, config.trainer.head_chunk_tokens, models.codec.vocabulary)
-
-    return Evaluator(
-        examples=examples,
-        codec=models.codec,
-        sampling=Sampling(rollout.temperature, rollout.top_p, rollout.top_k),
-        teacher=models.teacher or models.endpoint,
-        heads={name: head(divergence) for name, divergence in divergences.items()},
-        initial=models.initial,
-        initial_head=head(reverse_kl),
-        reward=reward,
-        settings=EvaluationSettings(
-            batch_size=evaluation.batch_size,
-            rollout_prompts=evaluation.rollout_prompts,
-            self_bleu_prompts=evaluation.self_bleu_prompts,
-            self_bleu_samples=evaluation.self_bleu_samples,
-            self_bleu_temperature=evaluation.self_bleu_temperature,
-            bootstrap_samples=evaluation.bootstrap_samples,
-            seed=config.seed,
-        ),
-    )
 
 
 def token_divergence(config: DivergenceConfig) -> TokenDivergence:

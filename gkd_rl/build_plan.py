@@ -51,7 +51,7 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 def longest(config: Config, codec: TextCodec, train: list[Example]) -> Lengths:
     """The longest prompt of the run's first steps, and the limit of completions."""
-    stream = PromptStream(train, config.trainer.prompts_per_step, config.seed)
+    stream = PromptStream(train[: config.trainer.train_rows], config.trainer.prompts_per_step, config.seed)
     steps = min(config.trainer.steps, max(1, ROWS // config.trainer.prompts_per_step))
     rows = sorted({row for step in range(steps) for row in stream.rows(step)})
     widths = [

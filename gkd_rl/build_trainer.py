@@ -51,7 +51,7 @@ def build_supervised_trainer(
         sampler=Sampler(codec, Sampling()),
         codec=codec,
         reward=None,
-        stream=PromptStream(train, sft.batch_size, settings.seed),
+        stream=PromptStream(train[: sft.train_rows], sft.batch_size, settings.seed),
         samples=None,
         optimizer=optimizer,
         schedule=schedule,

@@ -62,6 +62,10 @@ class ChatTemplate:
             )
         return self._tokenise(self._text(prompt[:fits]))
 
+    def length(self, prompt: str) -> int:
+        """Token ids of the whole prompt as a user's turn."""
+        return len(self._tokenise(self._text(prompt)))
+
     def _text(self, prompt: str) -> str:
         turn = [{"role": "user", "content": prompt}]
         return str(self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))

@@ -16,6 +16,7 @@ from gkd_rl.build_plan import longest, plan_memory
 from gkd_rl.build_teacher import check_teacher, has_weights
 from gkd_rl.config import Config
 from gkd_rl.contradictions import alpha_schedule
+from gkd_rl.data_report import cut_report
 from gkd_rl.errors import DataError, GkdRlError, ModelError
 from gkd_rl.first_look import check_files
 from gkd_rl.loading import is_on_hub
@@ -25,7 +26,7 @@ from gkd_rl.tasks.task import Task
 from gkd_rl.trainer import score
 from gkd_rl.types import Example
 
-ROWS = 256  # of the data, that lengths and reward are looked at
+ROWS = 256  # of the data, that the reward is looked at
 INSTEAD = {  # part of the memory -> what makes it smaller
     "activations": "lower trainer.micro_batch_size, or set trainer.gradient_checkpointing=true",
     "head chunks and backward": "lower trainer.head_chunk_tokens",
@@ -108,6 +109,7 @@ def _data(config: Config, task: Task) -> tuple[Finding, list[Example]]:
     except DataError as error:
         return Finding("data", "failed" if config.task.get("data_files") else "unknown", str(error)), []
     words = f"{len(train)} train rows, {len(held_out)} {config.evaluation.split} rows"
+    words += "".join(f"; {report}" for report in task.row_reports.values() if report.problems)
     return Finding("data", "ok", words), train
 
 
@@ -127,16 +129,11 @@ def _tokenizers(config: Config, task: Task) -> tuple[Finding, TextCodec | None]:
 
 def _lengths(codec: TextCodec, train: list[Example]) -> Finding:
     """How many rows are cut."""
-    rows = train[:ROWS]
-    prompts, references = codec.prompts(rows).mask_PS.sum(dim=1), codec.references(rows).mask_BT.sum(dim=1)
-    cut = [int((prompts >= codec.max_prompt_tokens).sum()), int((references >= codec.max_completion_tokens).sum())]
-    words = (
-        f"of {len(rows)} rows {cut[0]} prompts reach {codec.max_prompt_tokens} tokens (longest {int(prompts.max())}), "
-        f"and {cut[1]} references {codec.max_completion_tokens} (longest {int(references.max())})"
-    )
-    if max(cut) > len(rows) / 2:
-        return Finding("lengths", "failed", f"{words}: raise task.max_prompt_tokens or task.max_completion_tokens.")
-    return Finding("lengths", "ok", words)
+    report = cut_report(codec, train)
+    if max(report.prompts.cut, report.references.cut) > report.rows / 2:
+        words = f"{report}: raise task.max_prompt_tokens or task.max_completion_tokens. {report.advice()}."
+        return Finding("lengths", "failed", words)
+    return Finding("lengths", "ok", str(report))
 
 
 def _reward(config: Config, codec: TextCodec, train: list[Example]) -> Iterator[Finding]:

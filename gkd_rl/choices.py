@@ -123,6 +123,20 @@ class OptimizerName(Enum):
     adafactor = "adafactor"
 
 
+class OnFailure(Enum):
+    """What a reward that fails does to the run."""
+
+    stop = "stop"
+    replace = "replace"
+
+
+class Metric(Enum):
+    """Scores of a text against its reference."""
+
+    rouge = "rouge"
+    bleu = "bleu"
+
+
 class Decay(Enum):
     """Learning rate after the warm-up; `cooldown` is constant, then linear to 0 over the last `cooldown_steps`."""
 

@@ -26,6 +26,8 @@ from gkd_rl.choices import (
     KdCredit,
     KlEstimator,
     KlPlace,
+    Metric,
+    OnFailure,
     OptimizerName,
     Quantization,
     SurrogateReduction,
@@ -49,6 +51,7 @@ class OptimizerConfig:
     """How many optimiser steps, and how each of them is taken."""
 
     steps: int = number(1)
+    train_rows: int | None = number(1)
     micro_batch_size: int | None = number(1)
     optimizer: OptimizerName = MISSING
     learning_rate: float = number(0, open_low=True)
@@ -200,6 +203,12 @@ class RewardConfig:
 
     components: dict[str, Any] = MISSING
     weights: dict[str, float] = MISSING
+    judge: str | None = MISSING
+    batch_size: int | None = number(1)
+    cache_size: int = number(0)
+    timeout: float | None = number(0, open_low=True)
+    on_failure: OnFailure = MISSING
+    failure_value: float = number()
 
 
 @dataclass
@@ -227,6 +236,9 @@ class EvaluationConfig:
     """What is decoded after training, and the uncertainty that is stated with it."""
 
     split: str = choice("train", "validation", "test")
+    metrics: list[Metric] = MISSING
+    beams: int = number(1)
+    length_penalty: float = number()
     batch_size: int = number(1)
     rollout_prompts: int = number(1)
     self_bleu_prompts: int = number(0)

@@ -249,6 +249,13 @@ def _reward(config: Config) -> Iterator[str]:
     for name, weight in sorted(weights.items()):
         if not math.isfinite(weight):
             yield f"reward.weights.{name}={weight} is out of range: reward.weights.{name} takes a finite number."
+    judge = config.reward.judge
+    if judge is not None and weights.get(judge, 1) != 0:
+        others = ", ".join(sorted(name for name, weight in weights.items() if weight == 0)) or "none"
+        yield (
+            f"reward.judge={judge}: a judge is a component that does not pay the policy, of weight 0: "
+            f"{others}. Set one of them, or null."
+        )
     if alpha_schedule(config).has_reward and not any(weights.values()):
         yield f"reward.weights are all 0 with alpha={config.alpha}: set one of them above 0, or set alpha=1."
 

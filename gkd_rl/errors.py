@@ -33,3 +33,7 @@ class RewardError(GkdRlError):
 
 class EndpointError(GkdRlError):
     """A teacher's server does not answer, or not with what was asked for."""
+
+
+class BenchmarkError(GkdRlError):
+    """A benchmark is unknown, may not run, or lacks what it runs on."""

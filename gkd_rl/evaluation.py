@@ -1,30 +1,33 @@
-"""Decode a split and measure: greedy summaries against references and reward, samples against the teacher.
+"""Decode a split and measure: greedy text (or beams) against references and reward, samples against the teacher.
 
-Every number is the mean over examples with a percentile-bootstrap interval. The same prompts and the same random
-numbers serve the teacher, the student before and the student after, so that differences are paired. Each of several
-processes measures its share of the examples, and all know all numbers.
+Every number is the mean over examples, or a corpus score, with a percentile-bootstrap interval. The same prompts and
+the same random numbers serve the teacher, the student before and the student after, so that differences are paired.
+Each of several processes measures its share of the examples, and all know all numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.beam_search import Beams
+from gkd_rl.choices import Metric
+from gkd_rl.corpus_metrics import CorpusCounts, corpus_counts
 from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.masking import sequence_mean
-from gkd_rl.metrics import repetition_rate, rouge_scores, self_bleu
+from gkd_rl.metrics import copy_rate, repetition_rate, rouge_scores, self_bleu
 from gkd_rl.ranks import from_all, interleaved, own_seed, progress, share
 from gkd_rl.readers import said_by
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
 from gkd_rl.trainer import score
 from gkd_rl.types import Example, Projection, Rollout
-from gkd_rl.uncertainty import Estimate, estimate
+from gkd_rl.uncertainty import Estimate, estimate, paired_difference
 from reward_models.composite import Composite
 
 
@@ -32,6 +35,9 @@ from reward_models.composite import Composite
 class EvaluationSettings:
     """Sizes and seeds; see conf/evaluation."""
 
+    metrics: Sequence[Metric]
+    beams: Beams | None
+    judge: str | None
     batch_size: int
     rollout_prompts: int
     self_bleu_prompts: int
@@ -46,16 +52,26 @@ class Evaluation:
     """One model on one split.
 
     Attributes:
-        values: metric -> one number per example.
-        completions: the greedy completion of each example.
+        values: metric -> one number per example that it is measured on.
+        completions: the greedy completion of each example, or the best beam.
+        corpus: metric -> what each example adds to it.
     """
 
     values: dict[str, np.ndarray]
     completions: list[str]
+    corpus: dict[str, CorpusCounts] = field(default_factory=dict)
 
     def estimates(self, samples: int, seed: int) -> dict[str, Estimate]:
-        """Mean, interval and number of examples of every metric."""
-        return {name: estimate(values, samples, seed) for name, values in self.values.items()}
+        """Mean or corpus score, interval and number of examples of every metric."""
+        means = {name: estimate(values, samples, seed) for name, values in self.values.items()}
+        return means | {name: counts.estimate(samples, seed) for name, counts in self.corpus.items()}
+
+    def changes(self, before: Evaluation, samples: int, seed: int) -> dict[str, Estimate]:
+        """Paired differences to another evaluation of the same examples, this one minus the other."""
+        means = {
+            name: paired_difference(values, before.values[name], samples, seed) for name, values in self.values.items()
+        }
+        return means | {name: own.difference(before.corpus[name], samples, seed) for name, own in self.corpus.items()}
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,7 @@ class Evaluator:
         return sum(-(-len(share(part)) // settings.batch_size) for part in parts)
 
     def _evaluate(self, model: HiddenStateModel, bar: tqdm) -> Evaluation:
-        greedy = self._decode(model, self.examples, GREEDY, 1, bar)
+        greedy = self._decode(model, self.examples, self.settings.beams or GREEDY, 1, bar)
         values = _of_all(self._text_metrics(greedy), len(self.examples))
         prompts = self.examples[: self.settings.rollout_prompts]
         sampled = self._decode(model, prompts, self.sampling, 1, bar)
@@ -103,11 +119,26 @@ class Evaluator:
         if self.settings.self_bleu_prompts > 0:
             prompts = self.examples[: self.settings.self_bleu_prompts]
             values |= _of_all({"self_bleu": self._self_bleu(model, prompts, bar)}, len(prompts))
-        texts = [text for rollout in greedy for text in rollout.texts]
-        return Evaluation(values, interleaved(from_all(texts), len(self.examples)))
+        own = [text for rollout in greedy for text in rollout.texts]
+        texts = interleaved(from_all(own), len(self.examples))
+        references = [example.reference for example in self.examples]
+        corpus = corpus_counts(texts, references) if Metric.bleu in self.settings.metrics else {}
+        return Evaluation(values | self._by_kind(values), texts, corpus)
+
+    def _by_kind(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The reward of the rows of each kind, where the task's rows are of several (column `kind`)."""
+        kinds = np.array([str(example.columns.get("kind", "")) for example in self.examples])
+        if self.reward is None or len(set(kinds)) < 2:
+            return {}
+        return {f"reward/{kind}": values["reward"][kinds == kind] for kind in sorted(set(kinds))}
 
     def _decode(
-        self, model: HiddenStateModel, examples: Sequence[Example], sampling: Sampling, per_prompt: int, bar: tqdm
+        self,
+        model: HiddenStateModel,
+        examples: Sequence[Example],
+        sampling: Sampling | Beams,
+        per_prompt: int,
+        bar: tqdm,
     ) -> list[Rollout]:
         """Completions of this rank's share in batches; the random numbers depend on the seed and the rank alone."""
         sampler = Sampler(self.codec, sampling)
@@ -121,19 +152,28 @@ class Evaluator:
         return rollouts
 
     def _text_metrics(self, rollouts: list[Rollout]) -> dict[str, np.ndarray]:
-        """Rouge in percent, rewards, length in tokens, repetition and truncation, per example."""
+        """Rouge in percent, rewards, length in tokens, copying, repetition and truncation, per example."""
         texts = [text for rollout in rollouts for text in rollout.texts]
-        references = [example.reference for rollout in rollouts for example in rollout.prompts.examples]
-        values = dict(rouge_scores(texts, references))
+        examples = [example for rollout in rollouts for example in rollout.prompts.examples]
+        values: dict[str, np.ndarray] = {}
+        if Metric.rouge in self.settings.metrics:
+            values |= rouge_scores(texts, [example.reference for example in examples])
         if self.reward is not None:
             scores = [score(self.reward, rollout) for rollout in rollouts]
             values["reward"] = np.array([x for one in scores for x in one.total])
             for name in scores[0].components:
                 values[f"reward/{name}"] = np.array([x for one in scores for x in one.components[name]])
+            if all(one.failed is not None for one in scores):
+                values["reward_failed"] = np.array([float(x) for one in scores for x in one.failed or ()])
+            if self.settings.judge is not None:
+                values["judge_minus_reward"] = values[f"reward/{self.settings.judge}"] - values["reward"]
         values["completion_tokens"] = np.concatenate([r.mask_BT.sum(dim=1).cpu().numpy() for r in rollouts]).astype(
             float
         )
         values["truncated_share"] = np.concatenate([r.truncated_B.cpu().numpy() for r in rollouts]).astype(float)
+        values["copy_rate"] = np.array(
+            [copy_rate(text, example.prompt) for text, example in zip(texts, examples, strict=True)]
+        )
         values["repetition"] = np.array([repetition_rate(text) for text in texts])
         return values
 

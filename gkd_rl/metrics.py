@@ -1,4 +1,4 @@
-"""Metrics of generated text: ROUGE, repetition, Self-BLEU. Pure functions of text; the only importer of `evaluate`.
+"""Metrics of generated text: ROUGE, repetition, Self-BLEU. Pure functions of text.
 
 `evaluate.load` fetches its scripts from the Hub, so ROUGE is our own `evaluate.Metric` over the package `rouge_score`,
 which the script on the Hub calls as well: the numbers are those of Lin (2004) as `rouge_score` computes them, and work
@@ -24,6 +24,7 @@ __all__ = [
     "Estimate",
     "Rouge",
     "bootstrap_interval",
+    "copy_rate",
     "estimate",
     "paired_difference",
     "repetition_rate",
@@ -135,13 +136,35 @@ def repetition_rate(text: str, n: int = 3) -> float:
     Raises:
         ValueError: if n < 1.
     """
+    grams = _ngrams(text, n)
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def copy_rate(text: str, source: str, n: int = 2) -> float:
+    """Share of a text's n-grams that stand in its source, over whitespace tokens: how much is copied word for word.
+
+    The novel n-grams of See et al. 2017 (arXiv 1704.04368), counted from the other side.
+
+    Args:
+        text: any text.
+        source: what it may be copied from.
+        n: tokens per n-gram, >= 1.
+
+    Returns:
+        0 (nothing copied, or fewer than n tokens) to 1.
+
+    Raises:
+        ValueError: if n < 1.
+    """
+    grams, there = _ngrams(text, n), set(_ngrams(source, n))
+    return sum(gram in there for gram in grams) / len(grams) if grams else 0.0
+
+
+def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     if n < 1:
-        raise ValueError(f"repetition_rate: n={n}; n takes a whole number >= 1.")
+        raise ValueError(f"n={n}: an n-gram takes a whole number of words >= 1.")
     tokens = text.split()
-    total = len(tokens) - n + 1
-    if total < 1:
-        return 0.0
-    return 1.0 - len({tuple(tokens[start : start + n]) for start in range(total)}) / total
+    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
 
 def _bleu(references: list[list[str]], tokens: list[str]) -> float:

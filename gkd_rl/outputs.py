@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,26 @@ from gkd_rl.json_files import write_json
 from gkd_rl.model_card import model_card
 from gkd_rl.report_table import markdown_table, results_table
 from gkd_rl.teacher_audit import TeacherAudit
-from gkd_rl.uncertainty import Estimate, paired_difference
+from gkd_rl.uncertainty import Estimate
 
 GREEDY_METRICS = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "reward": "reward",
+    "judge_minus_reward": "judge - reward",
+    "reward_failed": "reward failed",
     "completion_tokens": "length in tokens",
+    "copy_rate": "copied bigrams",
     "repetition": "repetition",
     "truncated_share": "truncated share",
 }
 SAMPLED_METRICS = {
     "sampled/rouge2": "ROUGE-2, sampled",
     "sampled/reward": "reward, sampled",
+    "sampled/judge_minus_reward": "judge - reward, sampled",
     "sampled/divergence": "D, sampled",
     "sampled/reverse_kl": "reverse KL, sampled",
     "sampled/kl_to_initial": "initial KL, sampled",
@@ -48,6 +54,7 @@ class Results:
         bootstrap_samples: resamples behind every interval.
         cost: tokens, seconds and estimated FLOPs of the run's own stage.
         memory: the device, and bytes at the peak of the run.
+        data: rows that were read, dropped and cut.
         teacher_audit: what quantising the teacher cost; None for one that is not quantised.
     """
 
@@ -56,6 +63,7 @@ class Results:
     bootstrap_samples: int
     cost: dict[str, float]
     memory: dict[str, str | int]
+    data: dict[str, Any] = field(default_factory=dict)
     teacher_audit: TeacherAudit | None = None
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
@@ -64,8 +72,8 @@ class Results:
 
     def changes(self) -> dict[str, Estimate]:
         """Paired differences, student after - student before, by metric."""
-        before, after = self.evaluations["student before"].values, self.evaluations["student after"].values
-        return {key: paired_difference(after[key], before[key], self.bootstrap_samples, seed=0) for key in after}
+        before, after = self.evaluations["student before"], self.evaluations["student after"]
+        return after.changes(before, self.bootstrap_samples, seed=0)
 
     def as_dict(self) -> dict[str, Any]:
         """All estimates and the paired differences, as JSON."""
@@ -197,13 +205,20 @@ def write_results(folder: Path, results: Results, config: Config) -> str:
     """Write eval.json and predictions.jsonl; returns the table to print."""
     settings, audit = _described(config, results), results.teacher_audit
     facts = {"settings": settings, "notice": config.scale.notice, "cost": results.cost, "memory": results.memory}
+    signatures = {name: counts.signature for name, counts in results.evaluations["student after"].corpus.items()}
+    facts |= {"data": results.data}
     facts |= {} if audit is None else {"teacher_audit": audit.as_dict()}
+    facts |= {"signatures": signatures} if signatures else {}
     write_json(folder / "eval.json", {**facts, **results.as_dict()})
     lines = [json.dumps(row, ensure_ascii=False) for row in results.predictions()]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     caption = "; ".join(f"{key} {value}" for key, value in settings.items())
     counts = {key: len(values) for key, values in results.evaluations["student after"].values.items()}
-    sizes = f"{counts['rouge2']} rows, sampled: {counts['sampled/rouge2']} rows"
+    sampled = next(count for key, count in counts.items() if key.startswith("sampled/"))
+    sizes = f"{len(results.references)} rows, sampled: {sampled} rows"
     sizes += f", Self-BLEU: {counts['self_bleu']} prompts" if "self_bleu" in counts else ""
-    caption += f". {config.evaluation.split} split, greedy: {sizes}; 95% bootstrap intervals. {config.scale.notice}"
+    beams = config.evaluation.beams
+    decoding = "greedy" if beams == 1 else f"beam {beams}, length penalty {config.evaluation.length_penalty:g}"
+    caption += f". {config.evaluation.split} split, {decoding}: {sizes}; 95% bootstrap intervals. "
+    caption += " ".join([*(f"{name}: {text}." for name, text in signatures.items()), config.scale.notice])
     return results_table(results.table(), results.columns(), config.name, caption)

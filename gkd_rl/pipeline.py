@@ -22,6 +22,7 @@ from gkd_rl import build
 from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build_adapter import attach_adapter
+from gkd_rl.build_evaluator import build_evaluator
 from gkd_rl.build_plan import longest, plan_memory, with_micro_batches
 from gkd_rl.build_teacher import audit_teacher, build_endpoint, check_teacher, has_weights, placed_teacher
 from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
@@ -29,6 +30,7 @@ from gkd_rl.checkpoint import save_model
 from gkd_rl.choices import FixedSource
 from gkd_rl.config import Config, ModelConfig
 from gkd_rl.cost import CostTotals
+from gkd_rl.data_report import data_facts
 from gkd_rl.environment import environment_record
 from gkd_rl.evaluation import Evaluation
 from gkd_rl.json_files import write_json
@@ -81,14 +83,16 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
     accelerator = meet()
     check_teacher(config.teacher)
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
+    prompts = train[: config.trainer.train_rows]
     reset_peak(accelerator.device)
+    facts = _data_facts(config, task, {"train": train, config.evaluation.split: held_out}, accelerator)
     config = _sized(config, task, train, accelerator)
     cost = CostTotals()
     models = _prepare_models(config, task, train, accelerator)
     audit = _audit(config, models, train, held_out, accelerator)
-    models = _write_samples(config, models, train, cost)
-    stream = PromptStream(train, config.trainer.prompts_per_step, config.seed)
-    evaluator = build.build_evaluator(config, models, reward, held_out)
+    models = _write_samples(config, models, train, prompts, cost)
+    stream = PromptStream(prompts, config.trainer.prompts_per_step, config.seed)
+    evaluator = build_evaluator(config, models, reward, held_out)
     trainer = build_trainer(config, models, reward, stream, accelerator)
 
     evaluations: dict[str, Evaluation] = {}
@@ -101,7 +105,9 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
     references = [example.reference for example in held_out]
     memory: dict[str, str | int] = {"device": accelerator.device.type, "peak_bytes": peak_bytes(accelerator.device)}
     log.info("peak memory: %.2f GiB (%s)", peak_bytes(accelerator.device) / GIB, accelerator.device)
-    results = Results(evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, audit)
+    results = Results(
+        evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit
+    )
     if tracker is None:
         return results.objective(config.alpha)
     tracker.summary(results.as_dict())
@@ -113,6 +119,15 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
         save_model(output_dir / "model", student, models.codec.tokenizer, card, head)
     print(f"{table}\nRun folder: {output_dir}")  # noqa: T201
     return results.objective(config.alpha)
+
+
+def _data_facts(
+    config: Config, task: Task, splits: dict[str, list[Example]], accelerator: Accelerator
+) -> dict[str, Any]:
+    """What became of the rows and their texts."""
+    settings = config.teacher
+    codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, accelerator.device)
+    return data_facts(task, codec, splits)
 
 
 def _sized(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> Config:
@@ -174,23 +189,25 @@ def _audit(
     return audit
 
 
-def _write_samples(config: Config, models: build.Models, train: list[Example], cost: CostTotals) -> build.Models:
-    """The teacher's completion of every training prompt, where the run has steps on them."""
+def _write_samples(
+    config: Config, models: build.Models, train: list[Example], prompts: list[Example], cost: CostTotals
+) -> build.Models:
+    """The teacher's completion of every prompt of the run's own stage, where that has steps on them."""
     reads = config.fixed_data.source is FixedSource.teacher and config.lmbda < 1
     if not reads or models.teacher is None or config.teacher is None:
         return models
     own = models.teacher.codec
     key = build.model_key(config.teacher, own if isinstance(own, TextCodec) else models.codec, train)
-    folder = build.samples_cache(config, key, models.codec, train)
+    folder = build.samples_cache(config, key, models.codec, prompts)
     sampler = Sampler(models.codec, Sampling(config.fixed_data.temperature))
     start = time.perf_counter()
-    with progress(len(train), "teacher: samples", "row") as bar:
+    with progress(len(prompts), "teacher: samples", "row") as bar:
 
         def after_chunk(done: int) -> None:
             bar.update(done - bar.n)
 
         seed = config.fixed_data.seed
-        ids = write_samples(folder, models.teacher, sampler, train, seed, after_chunk=after_chunk)
+        ids = write_samples(folder, models.teacher, sampler, prompts, seed, after_chunk=after_chunk)
     cost.add({"time/teacher_samples": time.perf_counter() - start})
     log.info("teacher: samples in %s", folder)
     return replace(models, samples=TeacherSamples(models.teacher, ids))

@@ -32,7 +32,7 @@ def markdown_text(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", one_line(text))
 
 
-def _grid(rows: Mapping[str, Mapping[str, Estimate]], columns: Sequence[tuple[str, str]]) -> list[list[str]]:
+def _grid(rows: Mapping[str, Mapping[str, Estimate | str]], columns: Sequence[tuple[str, str]]) -> list[list[str]]:
     """Cells as text, the first one of each line being the row's name.
 
     Raises:
@@ -47,7 +47,7 @@ def _grid(rows: Mapping[str, Mapping[str, Estimate]], columns: Sequence[tuple[st
 
 
 def results_table(
-    rows: Mapping[str, Mapping[str, Estimate]], columns: Sequence[tuple[str, str]], title: str, caption: str
+    rows: Mapping[str, Mapping[str, Estimate | str]], columns: Sequence[tuple[str, str]], title: str, caption: str
 ) -> str:
     """A plain-text table without colours: 120 columns wide at most, unless its columns do not fit on two lines each.
 
@@ -92,7 +92,7 @@ def results_table(
 
 
 def markdown_table(
-    rows: Mapping[str, Mapping[str, Estimate]], columns: Sequence[tuple[str, str]], title: str, caption: str
+    rows: Mapping[str, Mapping[str, Estimate | str]], columns: Sequence[tuple[str, str]], title: str, caption: str
 ) -> str:
     """The same table as GitHub-flavoured Markdown: title in bold, caption as a paragraph below.
 

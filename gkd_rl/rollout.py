@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.beam_search import Beams, beam_search
 from gkd_rl.chat import ChatTemplate
 from gkd_rl.errors import DataError, ModelError
 from gkd_rl.masking import completion_mask
@@ -135,6 +136,18 @@ class TextCodec:
             ids = self._tokenise(texts, self.max_completion_tokens)
         return replace(self.completions(examples, ids, Source.dataset), texts=texts)
 
+    def lengths(self, examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+        """Tokens of every prompt and of every reference with its end, as they were if nothing were cut."""
+        prompts = [example.prompt for example in examples]
+        if self.chat is not None:
+            read = [self.chat.length(text) for text in prompts]
+        else:
+            own_end = int(self.decoder_only and self._adds_end)
+            read = [len(row) - own_end for row in self._tokenise(prompts, None)]
+        references = [example.reference for example in examples]
+        words = self._tokenise(references, None, add_special_tokens=not self.decoder_only)
+        return read, [len(row) + int(self.decoder_only) for row in words]
+
     def completions(self, examples: Sequence[Example], ids: Sequence[Sequence[int]], source: Source) -> Rollout:
         """Completions that are given as ids, one per prompt, as a Rollout; what follows their first end is dropped."""
         ends = [next((i + 1 for i, word in enumerate(row) if word in self.eos_ids), None) for row in ids]
@@ -157,7 +170,9 @@ class TextCodec:
     def _tokenise(self, texts: list[str], max_length: int | None, add_special_tokens: bool = True) -> list[list[int]]:
         """Ids of texts; the tokenizer's special tokens stay when a text is cut."""
         cut = max_length is not None
-        encoded = self.tokenizer(texts, truncation=cut, max_length=max_length, add_special_tokens=add_special_tokens)
+        encoded = self.tokenizer(
+            texts, truncation=cut, max_length=max_length, add_special_tokens=add_special_tokens, verbose=False
+        )
         return encoded["input_ids"]  # pyright: ignore[reportReturnType]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -169,9 +184,9 @@ class TextCodec:
 
 
 class Sampler:
-    """Draws completions from a model."""
+    """Takes completions from a model: drawn, greedy, or the likeliest of a beam search."""
 
-    def __init__(self, codec: TextCodec, sampling: Sampling) -> None:
+    def __init__(self, codec: TextCodec, sampling: Sampling | Beams) -> None:
         self.codec = codec
         self.sampling = sampling
 
@@ -185,12 +200,15 @@ class Sampler:
             model: sampled in evaluation mode; its mode is restored.
             prompts: P prompts.
             per_prompt: K.
-            generator: on the model's device; None only for greedy decoding.
+            generator: on the model's device; None only for greedy decoding and beams, which have one completion.
         """
         training = model.training
         model.eval()
         with model.generating():
-            ids_BT = self._decode(model, prompts, per_prompt, generator)
+            if isinstance(self.sampling, Beams):
+                ids_BT = self._search(model, prompts, self.sampling)
+            else:
+                ids_BT = self._decode(model, prompts, per_prompt, self.sampling, generator)
         model.train(training)
         mask_BT, truncated_B = completion_mask(ids_BT, self.codec.eos_ids)
         ids_BT = ids_BT.masked_fill(~mask_BT, self.codec.pad_id)
@@ -204,8 +222,26 @@ class Sampler:
             source=Source.student,
         )
 
+    def _search(self, model: HiddenStateModel, prompts: PromptBatch, beams: Beams) -> Tensor:
+        """Token ids (P, T) of the best beams."""
+        codec = self.codec
+        return beam_search(
+            model,
+            model.own(prompts),
+            beams,
+            longest=codec.max_completion_tokens,
+            eos_ids=codec.eos_ids,
+            pad_id=codec.pad_id,
+            vocabulary=codec.vocabulary,
+        )
+
     def _decode(
-        self, model: HiddenStateModel, prompts: PromptBatch, per_prompt: int, generator: torch.Generator | None
+        self,
+        model: HiddenStateModel,
+        prompts: PromptBatch,
+        per_prompt: int,
+        sampling: Sampling,
+        generator: torch.Generator | None,
     ) -> Tensor:
         """Token ids (B, T), padded with the end-of-sequence id after it; T is the longest completion."""
         state = model.start(prompts, per_prompt)
@@ -219,7 +255,7 @@ class Sampler:
             if position > 0:
                 state.step(ids_BT[live, position - 1])
             logits = head.logits(state.hidden_BD, min(vocabulary, head.weight_VD.shape[0]))
-            drawn = torch.where(done, eos_ids[0], self.sampling.draw(logits, generator))
+            drawn = torch.where(done, eos_ids[0], sampling.draw(logits, generator))
             ids_BT[live, position] = drawn
             done = done | torch.isin(drawn, eos_ids)
             finished = int(done.sum())

@@ -19,12 +19,12 @@ def describe_range(limits: tuple[float, float, bool, bool]) -> str:
     return " and ".join(parts)
 
 
-def find_setting(key: str) -> tuple[Any, dict[str, Any]] | None:
+def find_setting(key: str, schema: type = Config) -> tuple[Any, dict[str, Any]] | None:
     """Type and field metadata of a dotted key, or None where the schema has no such key.
 
     Below a free-form mapping (`task`, `reward.components`, `student.architecture`) every key exists.
     """
-    hint: Any = Config
+    hint: Any = schema
     metadata: dict[str, Any] = {}
     for part in key.split("."):
         candidates = [one for one in _members(hint) if is_dataclass(one) or get_origin(one) is dict]
@@ -41,13 +41,13 @@ def find_setting(key: str) -> tuple[Any, dict[str, Any]] | None:
     return hint, metadata
 
 
-def describe_setting(key: str) -> str:
+def describe_setting(key: str, schema: type = Config) -> str:
     """What a dotted key takes, in words: 'a number >= 0 and <= 1', 'one of raw, unit', 'text, or null'.
 
     Returns:
         The description; empty where the schema has no such key.
     """
-    found = find_setting(key)
+    found = find_setting(key, schema)
     if found is None:
         return ""
     hint, metadata = found
@@ -72,6 +72,9 @@ def _describe_type(hint: Any, metadata: dict[str, Any]) -> str:
         limits = describe_range(metadata["range"]) if "range" in metadata else ""
         return ("a whole number " if hint is int else "a number ") + limits if limits else "a number"
     if get_origin(hint) is list:
-        return f"a list of {'whole numbers' if get_args(hint)[0] is int else 'names'}"
+        inner = get_args(hint)[0]
+        if isinstance(inner, type) and issubclass(inner, Enum):
+            return "a list of " + ", ".join(member.name for member in inner)
+        return f"a list of {'whole numbers' if inner is int else 'names'}"
     named = {bool: "true or false", str: "text", Any: "any value"}
     return named.get(hint, "a mapping of names to values")

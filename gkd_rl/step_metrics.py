@@ -41,5 +41,7 @@ def rollout_metrics(rollout: Rollout, totals: StepTotals, scores: Scores | None,
     if scores is not None:
         total = torch.tensor(scores.total)
         metrics |= {"reward/mean": float(total.mean()), "reward/std": float(total.std(correction=0))}
+        if scores.failed is not None:
+            metrics["reward/failed"] = sum(scores.failed) / len(scores.failed)
         metrics |= {f"reward/{name}": sum(values) / len(values) for name, values in scores.components.items()}
     return metrics

@@ -35,6 +35,18 @@ def validate(config: Config) -> None:
         raise ConfigError(problems)
 
 
+def wrong_values(config: Any) -> list[str]:
+    """One sentence for each field of any schema that has no value, or one outside its range or choices."""
+    missing = list(_missing(config))
+    return missing or list(_limits(config))
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean ...?` with the nearest known name; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def not_a_setting(key: str, value: Any, known: Iterable[str]) -> str:
     """The sentence for a key that does not exist, with the nearest one that does.
 
@@ -79,14 +91,14 @@ def _leftovers(config: Config) -> Iterator[str]:
             yield not_a_setting(prefix + name, getattr(node, name), known)
 
 
-def _missing(config: Config) -> Iterator[str]:
+def _missing(config: Any) -> Iterator[str]:
     """Settings that no file and no override gave a value."""
     for key, value, _ in _walk(config):
         if value == MISSING:
-            yield f"{key} has no value: {key} takes {describe_setting(key)}."
+            yield f"{key} has no value: {key} takes {describe_setting(key, type(config))}."
 
 
-def _limits(config: Config) -> Iterator[str]:
+def _limits(config: Any) -> Iterator[str]:
     """Numbers outside the range, and names outside the choices, that their field declares."""
     for key, value, metadata in _walk(config):
         if value is None:
@@ -97,9 +109,9 @@ def _limits(config: Config) -> Iterator[str]:
             below = value < high if open_high else value <= high
             inside = above and below and math.isfinite(value)  # NaN and infinity are in no range
             if not inside:
-                yield f"{key}={value} is out of range: {key} takes {describe_setting(key)}."
+                yield f"{key}={value} is out of range: {key} takes {describe_setting(key, type(config))}."
         elif "choices" in metadata and value not in metadata["choices"]:
-            yield f"{key}={value} is not a choice: {key} takes {describe_setting(key)}."
+            yield f"{key}={value} is not a choice: {key} takes {describe_setting(key, type(config))}."
 
 
 def _names(config: Config) -> Iterator[str]:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Reward = Callable[..., Sequence[float | None]]
+from reward_models.guard import Guard, GuardedReward, Reward
+
+RESERVED = ("mean", "std", "failed")  # name what is told of the total
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of B completions: the weighted total and each component by name."""
+    """Rewards of B completions: the weighted total, each component by name, and who has none of its own.
+
+    Attributes:
+        total: weighted sums.
+        components: name -> rewards.
+        failed: whether a component failed, for each completion; None where failures are not let pass.
+    """
 
     total: list[float]
     components: dict[str, list[float]]
+    failed: list[bool] | None = None
 
 
 class Composite:
@@ -24,39 +32,40 @@ class Composite:
     Args:
         components: name -> reward with GRPO's signature.
         weights: name -> weight; a component of weight 0 is computed and logged only.
+        guard: how components are called, and what happens where one fails.
 
     Raises:
         ValueError: names differ.
     """
 
-    def __init__(self, components: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, components: Mapping[str, Reward], weights: Mapping[str, float], guard: Guard | None = None
+    ) -> None:
         if set(components) != set(weights):
             raise ValueError(f"components {sorted(components)} and weights {sorted(weights)} must have the same names.")
-        if {"mean", "std"} & set(components):
-            raise ValueError("a component cannot be called mean or std: those name the total in the metrics.")
-        self.components = dict(components)
+        if set(RESERVED) & set(components):
+            raise ValueError(
+                f"a component cannot be called {', '.join(RESERVED)}: those name the total in the metrics."
+            )
+        self.guard = guard or Guard()
+        self.components = {name: GuardedReward(name, reward, self.guard) for name, reward in components.items()}
         self.weights = dict(weights)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Scores:
         """Score completions.
 
         Raises:
-            ValueError: a component returned the wrong number of rewards, None, or a number that is not finite.
+            ValueError: a component failed, and the guard says stop.
         """
-        values = {name: self._run(name, prompts, completions, columns) for name in self.components}
-        total = [sum(self.weights[name] * row[i] for name, row in values.items()) for i in range(len(completions))]
-        return Scores(total, values)
-
-    def _run(
-        self, name: str, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Any]
-    ) -> list[float]:
-        rewards = list(self.components[name](prompts=prompts, completions=completions, **columns))
-        if len(rewards) != len(completions):
-            raise ValueError(f"reward {name!r} returned {len(rewards)} numbers for {len(completions)} completions.")
-        for i, reward in enumerate(rewards):
-            if reward is None or not math.isfinite(reward):
-                raise ValueError(
-                    f"reward {name!r} returned {reward} for completion {i}: {completions[i][:200]!r}; "
-                    "a reward must be a finite number."
-                )
-        return [float(reward) for reward in rewards if reward is not None]
+        lists = {name: list(values) for name, values in columns.items()}
+        rows = [
+            (prompt, completion, {name: values[i] for name, values in lists.items()})
+            for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        ]
+        found = {name: reward(rows) for name, reward in self.components.items()}
+        values = {
+            name: [self.guard.failure_value if value is None else value for value in row] for name, row in found.items()
+        }
+        total = [sum(self.weights[name] * row[i] for name, row in values.items()) for i in range(len(rows))]
+        failed = [any(row[i] is None for row in found.values()) for i in range(len(rows))]
+        return Scores(total, values, failed if self.guard.on_failure == "replace" else None)

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
+from reward_models.calculator import recalculate
+
 MARKED = re.compile(r"####[ \t]*([^\n]*)")
+IN_WORDS = re.compile(r"\b[Tt]he (?:final )?answer is:?[ \t]*([^\n]*)")
 # A minus after a word, a digit or a bracket is a subtraction; commas group by three.
 NUMBER = re.compile(r"((?<![\w)\].])-\$?|\$-)?((?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
 
@@ -19,18 +22,19 @@ def numbers(text: str) -> list[Decimal]:
 
 
 def answer_of(text: str, otherwise: Literal["last_number", "nothing"]) -> Decimal | str | None:
-    """What a text gives as its answer: after the first `####`, else its last number.
+    """What a text gives as its answer: after its first `####`, else `The answer is`, else its last number.
 
     Args:
         text: a worked solution.
-        otherwise: of a text without `####`: its last number, or nothing.
+        otherwise: of a text without either: its last number, or nothing.
 
     Returns:
-        A number; the words after `####` in lower case where they have no number; None without an answer.
+        A number, behind the last equals sign if there is one; the words in lower case where there is no number; None
+        without an answer.
     """
-    marked = MARKED.search(text)
+    marked = MARKED.search(text) or IN_WORDS.search(text)
     if marked is not None:
-        found = numbers(marked[1])
+        found = numbers(marked[1].rpartition("=")[2])
         return found[0] if found else marked[1].strip().rstrip(".").casefold() or None
     found = numbers(text) if otherwise == "last_number" else []
     return found[-1] if found else None
@@ -40,13 +44,15 @@ class ExactMatch:
     """1 if a completion's final answer equals the reference's, else 0.
 
     Args:
-        otherwise: what counts as the answer of a completion without `####`.
+        otherwise: what counts as the answer of a completion without `####` or `The answer is`.
+        calculator: equations of completions are worked out again first, as in the paper's accuracy on GSM8K.
     """
 
-    def __init__(self, otherwise: Literal["last_number", "nothing"]) -> None:
+    def __init__(self, otherwise: Literal["last_number", "nothing"], calculator: bool = False) -> None:
         if otherwise not in ("last_number", "nothing"):
             raise ValueError(f"otherwise={otherwise}: takes last_number or nothing.")
         self.otherwise: Literal["last_number", "nothing"] = otherwise
+        self.calculator = calculator
 
     def __call__(
         self,
@@ -67,7 +73,8 @@ class ExactMatch:
             expected = [_given(text) for text in reference]
         else:
             raise ValueError("exact match compares with the column final_answer or reference: the task has neither.")
-        answers = [answer_of(text, self.otherwise) for text in completions]
+        texts = map(recalculate, completions) if self.calculator else completions
+        answers = [answer_of(text, self.otherwise) for text in texts]
         return [float(answer == truth) for answer, truth in zip(answers, expected, strict=True)]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from reward_models.composite import Composite, Scores
 
@@ -27,8 +28,12 @@ def reward_files() -> Path:
     return next(folder for folder in (root / "gkd_rl" / "conf" / "reward", root / "conf" / "reward") if folder.is_dir())
 
 
-def load_reward(name: str) -> Composite:
+def load_reward(name: str, changes: Sequence[str] = ()) -> Composite:
     """The reward of a file in conf/reward, by its name, or of a YAML file of one's own.
+
+    Args:
+        name: of either.
+        changes: settings that differ, e.g. "components.rouge.kind=rouge1".
 
     Raises:
         ValueError: there is no such file, or it does not describe a reward.
@@ -38,7 +43,13 @@ def load_reward(name: str) -> Composite:
     if not file.is_file():
         names = ", ".join(sorted(one.stem for one in reward_files().glob("*.yaml") if one.stem != "none"))
         raise ValueError(f"--reward {name}: there is no {file}; it takes one of {names}, or a YAML file.")
-    settings: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    if unknown := [change for change in changes if "=" not in change]:
+        raise ValueError(f"{unknown[0]}: a setting is KEY=VALUE, e.g. components.rouge.kind=rouge1.")
+    try:
+        loaded = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(list(changes)))
+        settings: Any = OmegaConf.to_container(loaded, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"--reward {name}: {error.full_key}: {error.msg}; add KEY=VALUE for it.") from error
     components, weights = settings.get("components"), settings.get("weights")
     if not components or not weights:
         raise ValueError(f"--reward {name}: {file} has no components with weights.")
@@ -80,7 +91,7 @@ def score_rows(reward: Composite, rows: Sequence[dict[str, Any]], completion: st
     """Rewards of all rows, `batch_size` at a time.
 
     Raises:
-        ValueError: the reward lacks a column or returned something unusable.
+        ValueError: the reward failed.
     """
     total: list[float] = []
     components: dict[str, list[float]] = {name: [] for name in reward.components}
@@ -88,10 +99,7 @@ def score_rows(reward: Composite, rows: Sequence[dict[str, Any]], completion: st
         batch = rows[start : start + batch_size]
         columns = {name: [row[name] for row in batch] for name in batch[0] if name not in ("prompt", completion)}
         prompts, texts = [str(row.get("prompt", "")) for row in batch], [row[completion] for row in batch]
-        try:
-            scores = reward(prompts, texts, **columns)
-        except TypeError as error:
-            raise ValueError(f"the reward needs a column that the rows do not have ({error}).") from error
+        scores = reward(prompts, texts, **columns)
         total += scores.total
         for name, values in scores.components.items():
             components[name] += values
@@ -106,12 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--completion", default="completion", help="column of the text that is scored")
     parser.add_argument("--batch-size", default=64, type=int)
     parser.add_argument("--out", type=Path, help="JSON lines with the rewards of each row")
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "settings", nargs="*", help="what differs in the reward's file, e.g. components.rouge.kind=rouge1"
+    )
+    options = parser.parse_intermixed_args(arguments)
     try:
         if options.batch_size < 1:
             raise ValueError(f"--batch-size {options.batch_size}: takes a whole number >= 1.")
         rows = read_rows(options.file, options.completion)
-        scores = score_rows(load_reward(options.reward), rows, options.completion, options.batch_size)
+        scores = score_rows(load_reward(options.reward, options.settings), rows, options.completion, options.batch_size)
     except ValueError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1

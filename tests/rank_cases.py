@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from gkd_rl.adapter import InitialView
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import Models, build_critic, build_evaluator
+from gkd_rl.build import Models, build_critic
 from gkd_rl.build_adapter import attach_adapter
+from gkd_rl.build_evaluator import build_evaluator
 from gkd_rl.build_trainer import build_trainer
 from gkd_rl.config import Config
 from gkd_rl.embedded.news import generate

@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import build_codecs, build_evaluator, build_task
+from gkd_rl.build import build_codecs, build_task
+from gkd_rl.build_evaluator import build_evaluator
 from gkd_rl.chat import ChatTemplate
 from gkd_rl.checkpoint import save_model
 from gkd_rl.errors import DataError, ModelError

@@ -41,8 +41,11 @@ MISTAKES = {
     "foreign code": (["task._target_=os.system"], ["task._target_=os.system", "gkd_rl or reward_models"]),
     "not a folder name": (["name=a/b"], ["name=a/b", "letters"]),
     "a sweep without -m": (["alpha=0.25,0.75"], ["alpha=0.25,0.75", "put -m before"]),
-    "a task without this scale": (["task=gsm8k"], ["task=gsm8k", "scale=embedded", "add scale=paper", "preset="]),
-    "a scale without this task": (["experiment=gsm8k_rl", "scale=embedded"], ["scale=embedded", "task=xsum"]),
+    "a task without this scale": (
+        ["task=cnn_dailymail"],
+        ["task=cnn_dailymail", "scale=embedded", "add scale=single_gpu", "preset="],
+    ),
+    "a scale without this task": (["task=walk", "scale=paper"], ["scale=paper", "task=gsm8k, instruct, wmt, xsum"]),
     "no such preset": (["preset=mine"], ["preset=mine", "embedded/xsum"]),
     "no such size": (["scale=paper", "scale.size=huge"], ["scale.size=huge", "small, base, large"]),
     "a cooldown that never comes": (["trainer.cooldown_steps=5"], ["trainer.cooldown_steps=5", "decay=cooldown"]),

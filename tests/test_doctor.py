@@ -150,7 +150,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def scaled(checkpoint: str, *overrides: str) -> list[str]:
     paths = [f"student.path={checkpoint}", f"teacher.path={checkpoint}", "trainer.head_chunk_tokens=64"]
-    return ["experiment=gsm8k_rl", *paths, *overrides]
+    return ["experiment=gsm8k_rl", "scale=single_gpu", *paths, *overrides]
 
 
 def planned(*overrides: str) -> tuple[Config, MemoryPlan]:
@@ -178,7 +178,13 @@ def test_a_teacher_on_another_card_takes_nothing_of_this_one(checkpoint: str, pl
 
 
 def test_a_supervised_stage_is_planned_with_its_own_micro_batch(checkpoint: str) -> None:
-    options = ["experiment=gsm8k_rl", f"student.path={checkpoint}", "teacher=like_student", "adapter=none"]
+    options = [
+        "experiment=gsm8k_rl",
+        "scale=single_gpu",
+        f"student.path={checkpoint}",
+        "teacher=like_student",
+        "adapter=none",
+    ]
     config, plan = planned(*options, "trainer.head_chunk_tokens=64", "scale.memory_gib=16")
     stage = next(stage for stage in plan.stages if stage.name == "teacher: supervised")
     assert stage.held["gradients"] == stage.held["teacher"] and plan.micro_batch_sizes["teacher.sft"] == 32
@@ -239,7 +245,7 @@ def test_a_run_that_does_not_fit_names_its_largest_part(checkpoint: str, capsys:
 
 def test_the_doctor_of_the_default_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["experiment=xsum_rl", "task.train_size=300", "task.test_size=10"]) == 0
+    assert main(["experiment=xsum_rl", "reward=faithfulness", "task.train_size=300", "task.test_size=10"]) == 0
     lines = capsys.readouterr().out.splitlines()
     states = {line.split()[1]: line.split()[0] for line in lines if not line.startswith(" ")}
     names = ("settings", "devices", "data", "tokenizers", "lengths", "reward", "disk", "memory")
@@ -264,7 +270,10 @@ def test_the_doctor_of_the_default_run(capsys: pytest.CaptureFixture[str], tmp_p
 def test_what_speaks_against_a_run_is_said(
     arguments: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["experiment=xsum_rl", "task.train_size=100", "task.test_size=10", *arguments]) == status
+    assert (
+        main(["experiment=xsum_rl", "reward=faithfulness", "task.train_size=100", "task.test_size=10", *arguments])
+        == status
+    )
     said = capsys.readouterr()
     assert says in said.out + said.err
 

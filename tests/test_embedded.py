@@ -13,7 +13,8 @@ from gkd_rl.embedded import news
 from gkd_rl.embedded.checker import NewsChecker, Verdict, stated_facts
 from gkd_rl.embedded.grammar import DISTRACTORS, LEADS, STATEMENTS, SUMMARIES, read, render, vocabulary
 from gkd_rl.embedded.lexicon import DETAILS, EVENT_OF_PARTICIPLE, EVENTS, VALUES
-from gkd_rl.embedded.news import NewsItem, generate, split_of
+from gkd_rl.embedded.news import NewsItem, generate
+from gkd_rl.embedded.splits import split_of
 
 SPLITS = ("train", "validation", "test")
 ARTICLE = (
@@ -93,12 +94,15 @@ def test_splits_share_no_event_and_no_article() -> None:
         facts = [stated_facts(item.article) for item in items]
         events[split] = {(one["surname"], one["participle"], one["object"]) for one in facts}
         articles[split] = {item.article for item in items}
-        assert all(split_of(*event) == split for event in events[split])
+        assert all(split_of(" ".join(event)) == split for event in events[split])
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert not events[one] & events[other]
         assert not articles[one] & articles[other]
     space = [
-        split_of(surname, event, o) for surname in VALUES["surname"] for event, (_, os) in EVENTS.items() for o in os
+        split_of(f"{surname} {event} {o}")
+        for surname in VALUES["surname"]
+        for event, (_, os) in EVENTS.items()
+        for o in os
     ]
     assert {split: round(space.count(split) / len(space), 1) for split in SPLITS} == {
         "train": 0.8,

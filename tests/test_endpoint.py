@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gkd_rl import endpoint as endpoint_module
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import build_evaluator
+from gkd_rl.build_evaluator import build_evaluator
 from gkd_rl.build_teacher import build_endpoint
 from gkd_rl.build_trainer import build_trainer
 from gkd_rl.choices import DivergenceName

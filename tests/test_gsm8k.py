@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from conftest import configured
 from gkd_rl.build import build_reward, build_task
 from gkd_rl.errors import DataError
 from gkd_rl.tasks.gsm8k import Gsm8k
+from reward_models.calculator import recalculate
 from reward_models.exact_match import ExactMatch, answer_of, numbers
 
 OFFICIAL = [  # from the training split of Cobbe et al. 2021 (MIT licence)
@@ -35,15 +37,6 @@ OFFICIAL = [  # from the training split of Cobbe et al. 2021 (MIT licence)
         "And 45,000-5,000=<<45000-5000=40000>>40,000.\n#### 40,000",
     },
 ]
-
-
-@pytest.fixture(autouse=True)
-def cache_of_datasets(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `datasets` writes while it reads a file."""
-    import datasets
-
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-    datasets.disable_progress_bars()
 
 
 def task_of(**changes: Any) -> Gsm8k:
@@ -121,9 +114,10 @@ def test_the_hub_is_asked_for_the_configuration(monkeypatch: pytest.MonkeyPatch)
         ({}, r"needs task\.data_files\.train.* type 'task\.data_files=\{train: train\.jsonl, test: test\.jsonl\}"),
         ({"data_files": {"train": "a.jsonl"}}, r"needs task\.data_files\.test"),
         ({"data_files": {"train": "a", "test": "b", "dev": "c"}}, r"task\.data_files\.dev=c: there is no such split"),
-        ({"data": "embedded"}, r"task\.data=embedded: No word problems are generated: task\.data takes files"),
         ({"data": "hub", "data_files": {"train": "a.jsonl"}}, r"needs task\.data_files\.test"),
-        ({"data": "web"}, r"task\.data=web: task\.data takes files"),
+        ({"data": "hub", "shots": 5}, r"task\.shots=5: it takes a whole number from 0 to 4"),
+        ({"data": "hub", "answer_style": "latex"}, r"task\.answer_style=latex: it takes hashes"),
+        ({"data": "web"}, r"task\.data=web: task\.data takes embedded, files"),
         ({"data": "hub", "prompt_template": "Q:"}, r"task\.prompt_template='Q:': it takes a text with \{question\}"),
     ],
 )
@@ -133,18 +127,22 @@ def test_settings_that_cannot_be_used_say_what_to_type(changes: dict[str, Any], 
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path: Path, files: dict[str, str]) -> None:
-    path = write(tmp_path / "bad.jsonl", [*numbered(4), {"question": "q", "answer": "it is 4"}])
+    path = write(tmp_path / "bad.jsonl", [{"question": "q", "answer": "it is 4"}, *numbered(4)])
     for split, data_files in (("validation", files | {"train": path}), ("test", files | {"test": path})):
-        with pytest.raises(DataError, match=r"bad\.jsonl row 5: column 'answer' has no final answer.*#### 72"):
-            task_of(data_files=data_files, validation_size=1).examples(split)
-    with pytest.raises(DataError, match=r"row 1: column 'text' is missing; task\.question_column"):
+        task = task_of(data_files=data_files, validation_size=1)
+        assert task.examples(split)[-1].columns == {"final_answer": "3"}
+        report = task.row_reports["test" if split == "test" else "train"]
+        assert report.reasons() == "column 'answer' has no final answer like '#### 72': row 1"
+        with pytest.raises(DataError, match=r"bad\.jsonl: 1 of 5 rows cannot be used: .*row 1"):
+            task_of(data_files=data_files, validation_size=1, on_malformed="refuse").examples(split)
+    with pytest.raises(DataError, match=r"column 'text' is missing: .*task\.question_column=text"):
         task_of(data_files=files, question_column="text").examples("test")
     with pytest.raises(DataError, match="split 'dev' is unknown"):
         task_of(data_files=files).examples("dev")
 
 
 def test_the_experiment_asks_for_its_data_before_anything_is_loaded(files: dict[str, str]) -> None:
-    config = configured("experiment=gsm8k_rl", "task.data=files")
+    config = configured("experiment=gsm8k_rl", "scale=single_gpu", "task.data=files")
     with pytest.raises(DataError, match=r"type 'task\.data_files="):
         build_task(config)
     config.task["data_files"] = files
@@ -185,11 +183,71 @@ def test_the_marker_comes_first_then_the_last_number() -> None:
     assert answer_of("it is 5, so 72.", "nothing") is answer_of("no idea", "last_number") is None
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So 21 - 15 = 6. The answer is 6.", 6),
+        ("the final answer is: $1,000.50 for 3 days\nQ: 4", Decimal("1000.5")),
+        ("The answer is 20 - 12 = 8 lollipops.", 8),
+        ("The answer is <<8=8>>8.\n#### 9", 9),
+        ("The answer is Paris.", "paris"),
+    ],
+)
+def test_answers_in_words(text: str, answer: Decimal | str) -> None:
+    assert answer_of(text, "nothing") == answer
+
+
+def test_four_worked_examples_as_in_the_paper(tmp_path: Path, files: dict[str, str]) -> None:
+    """The GKD paper, section A.5, prints this prompt."""
+    path = write(tmp_path / "official.jsonl", OFFICIAL)
+    style = {"shots": 4, "answer_style": "words", "prompt_template": "Q: {question}\nA:"}
+    row = task_of(data_files=files | {"test": path}, **style).examples("test")[0]
+    blocks = row.prompt.split("\n\n")
+    assert blocks[0] == (
+        "Q: There are 15 trees in the grove. Grove workers will plant trees in the grove today. After they are done, "
+        "there will be 21 trees. How many trees did the grove workers plant today?\n"
+        "A: There are 15 trees originally. Then there were 21 trees after some more were planted. So there must have "
+        "been 21 - 15 = 6. The answer is 6."
+    )
+    assert [answer_of(block, "nothing") for block in blocks[:4]] == [6, 5, 39, 8]
+    assert all(block.startswith("Q: ") and recalculate(block) == block for block in blocks)
+    assert blocks[4:] == [f"Q: {OFFICIAL[0]['question']}\nA:"]
+    assert row.reference == (
+        "Natalia sold 48/2 = 24 clips in May. Natalia sold 48+24 = 72 clips altogether in April and May. "
+        "The answer is 72."
+    )
+    again = write(tmp_path / "words.jsonl", [{"question": "q", "answer": row.reference}])
+    hashes = task_of(data_files=files | {"test": again}, shots=1).examples("test")[0]
+    assert hashes.reference.endswith("in April and May.\n#### 72") and hashes.columns == {"final_answer": "72"}
+    assert (
+        hashes.prompt.startswith("Question: There are 15") and "= 6.\n#### 6\n\nQuestion: q\nAnswer:" in hashes.prompt
+    )
+
+
+@pytest.mark.skipif("GKD_RL_GSM8K" not in os.environ, reason="the folder of the official files")
+def test_the_official_files() -> None:
+    folder = Path(os.environ["GKD_RL_GSM8K"])
+    with (folder / "train.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    finals = [row["answer"].rpartition("#### ")[2] for row in rows]
+    paths = {"train": str(folder / "train.jsonl"), "test": str(folder / "test_first400.jsonl")}
+    task = task_of(data_files=paths)
+    examples = task.examples("train") + task.examples("validation")
+    assert [one.columns["final_answer"] for one in examples] == finals and len(finals) == 7473
+    assert len(task.examples("test")) == 400 and not any(report.problems for report in task.row_reports.values())
+    truths = [Decimal(text.replace(",", "")) for text in finals]
+    assert [answer_of(one.reference, "nothing") for one in examples] == truths
+    words = task_of(data_files=paths, answer_style="words").examples("train")
+    assert [answer_of(one.reference, "nothing") for one in words] == truths[: len(words)]
+    found = [answer_of(recalculate(one.reference), "nothing") for one in examples]
+    assert sum(answer != truth for answer, truth in zip(found, truths, strict=True)) <= 13  # they do not hold
+
+
 def test_official_solutions_match_themselves_and_no_other() -> None:
     reward = ExactMatch("last_number")
     solutions = [row["answer"] for row in OFFICIAL]
     finals = ["72", "10", "40,000"]
-    unmarked = [text.replace("#### ", "so the answer is $") + ".00." for text in solutions]
+    unmarked = [text.replace("#### ", "so it is $") + ".00." for text in solutions]
     for completions in (solutions, unmarked):
         assert reward(solutions, completions, final_answer=finals, reference=["unread"] * 3) == [1.0, 1.0, 1.0]
         assert reward(solutions, completions, reference=solutions) == [1.0, 1.0, 1.0]
@@ -211,3 +269,12 @@ def test_what_cannot_be_compared_is_refused() -> None:
         reward(["p"] * 2, ["72", "72"], final_answer=["72"])
     with pytest.raises(ValueError, match="otherwise=guess: takes last_number or nothing"):
         ExactMatch("guess")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_calculator_is_a_setting() -> None:
+    slip = "He has 3 + 4 = 8 apples and eats 2. 8 - 2 = 6. The answer is 6."
+    for calculator in (False, True):
+        assert ExactMatch("nothing", calculator)(["p"], [slip], final_answer=["5"]) == [float(calculator)]
+    paper, gpu = (configured("experiment=gkd", "task=gsm8k", f"scale={one}") for one in ("paper", "single_gpu"))
+    rewards = [config.reward.components["exact_match"]["calculator"] for config in (paper, gpu)]
+    assert rewards == [True, False] and (paper.task["shots"], gpu.task["shots"]) == (4, 0)

@@ -21,15 +21,15 @@ FLOORS = {
     "loading": 3, "architecture": 3, "rollout": 3, "prompt_stream": 3, "optim": 3, "value_head": 3, "cost": 3,
     "model_files": 3, "depth_pruning": 3, "chat": 3, "adapter": 3, "quantization": 3, "elsewhere": 3, "endpoint": 3,
     "known_shapes": 3, "ranks": 3, "decoding": 3, "packing": 3, "stack_cost": 3, "weight_files": 3,
-    "metrics": 3, "tasks/": 3, "embedded/": 3,
+    "metrics": 3, "data_report": 4, "tasks/": 3, "embedded/": 3, "beam_search": 3, "corpus_metrics": 3,
     "trainer": 4, "readers": 4, "critic": 4, "gradients": 4, "meter": 4, "step_metrics": 4, "teacher_samples": 4,
     "checkpoint": 4, "evaluation": 4, "tracking": 4, "environment": 4, "outputs": 4, "model_card": 4, "report_table": 4,
-    "teacher_audit": 4, "model_memory": 4, "peak_memory": 4,
-    "build": 5, "build_trainer": 5, "build_adapter": 5, "build_teacher": 5, "build_plan": 5, "checkup": 5,
-    "first_look": 5, "pipeline": 5,
-    "precheck": 6, "run": 6, "merge": 6, "doctor": 6,
+    "benchmarks/": 4, "teacher_audit": 4, "model_memory": 4, "peak_memory": 4,
+    "build": 5, "build_trainer": 5, "build_adapter": 5, "build_teacher": 5, "build_plan": 5, "build_evaluator": 5,
+    "checkup": 5, "first_look": 5, "pipeline": 5,
+    "precheck": 6, "run": 6, "merge": 6, "doctor": 6, "evaluate": 6,
 }  # fmt: skip
-ONE_SITE = ("trl", "wandb", "evaluate")
+SITES = {"trl": 1, "wandb": 1, "evaluate": 2}  # evaluate: our metrics, and the harness's code_eval in the sandbox
 TOP_LEVEL = {"conf", "gkd_rl", "reward_models", "experiments", "tests", "docs", ".ci"}
 
 
@@ -84,14 +84,14 @@ def test_rewards_stand_alone_and_experiments_are_imported_by_nobody() -> None:
         assert "experiments" not in {top(name) for name in imports(path)}, relative(path)
 
 
-@pytest.mark.parametrize("library", ONE_SITE)
-def test_one_import_site(library: str) -> None:
+@pytest.mark.parametrize("library", SITES)
+def test_few_import_sites(library: str) -> None:
     sites = [relative(path) for path in python_files("gkd_rl", "reward_models") if library in map(top, imports(path))]
-    assert len(sites) <= 1, f"{library} is imported by {sites}: keep it to one file"
+    assert len(sites) <= SITES[library], f"{library} is imported by {sites}: keep it to {SITES[library]}"
 
 
 def test_the_command_line_imports_nothing_slow() -> None:
-    slow = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", *ONE_SITE}
+    slow = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", *SITES}
     for name in ("config", "errors", "validation", "precheck", "run"):
         found = {top(one) for one in imports(ROOT / "gkd_rl" / f"{name}.py")} & slow
         assert not found, f"gkd_rl/{name}.py imports {found}: a wrong setting would be refused late"

@@ -20,7 +20,7 @@ from gkd_rl import run
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.checkpoint import save_model
 
-GSM8K = ["experiment=gsm8k_rl", "task.data_files={train: train.jsonl, test: test.jsonl}"]
+GSM8K = ["experiment=gsm8k_rl", "scale=single_gpu", "task.data_files={train: train.jsonl, test: test.jsonl}"]
 GSM8K += ["student.chat=false", "teacher.chat=false", "teacher.quantization=none"]
 XSUM = ["experiment=xsum_rl", "student.architecture=null", "student.sft=null", "teacher.architecture=null"]
 XSUM += ["teacher.sft=null"]
@@ -270,7 +270,12 @@ def test_an_8_bit_teacher_without_bitsandbytes(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     models = [f"{key}.path={work.parent}/models/llama" for key in ("student", "teacher")] if "gsm" in experiment else []
     message = refuse(
-        f"experiment={experiment}", "student.chat=false", "teacher.chat=false", "teacher.quantization=int8", *models
+        f"experiment={experiment}",
+        "scale=single_gpu",
+        "student.chat=false",
+        "teacher.chat=false",
+        "teacher.quantization=int8",
+        *models,
     )
     assert message.startswith("teacher.quantization=int8 needs bitsandbytes, which cannot be imported")
     assert "pip install bitsandbytes, or set teacher.quantization=none" in message

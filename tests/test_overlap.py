@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
 
+from gkd_rl.metrics import rouge_scores
 from reward_models.overlap import Overlap
+from reward_models.rouge import Rouge
 from reward_models.shaping import LengthPenalty, RepetitionPenalty
 
 TRUTH = "Das Haus steht am 3. Mai leer ."
@@ -25,6 +29,61 @@ def test_overlap_is_sacrebleus(kind: Any) -> None:
         )
         assert score == pytest.approx(theirs.score / 100)
     assert found[0] == pytest.approx(1.0) and found[0] > found[1] > found[2] >= found[3] == 0.0
+
+
+def texts_of(seed: int, count: int = 60) -> list[str]:
+    """Texts as models and data sets have them: several sentences, punctuation, capitals, umlauts, numbers, nothing."""
+    generator = random.Random(seed)
+    words = [
+        "the",
+        "The",
+        "cats",
+        "cat",
+        "sat",
+        "sitting,",
+        "on",
+        "mat",
+        ".",
+        "Haus",
+        "Häuser",
+        "größer",
+        "3.5%",
+        "$1,200",
+        "U.S.",
+        "don't",
+        "-",
+        '"quoted"',
+        "(in)",
+        "\n",
+        "!",
+        "日本",
+        "😀",
+    ]
+    return [" ".join(generator.choices(words, k=generator.randrange(0, 30))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
+def test_the_rouge_reward_is_rouge_scores_and_the_metrics(kind: Any) -> None:
+    texts, truths = texts_of(1), texts_of(2)
+    found = Rouge(kind)(texts, texts, reference=truths)
+    scorer = RougeScorer([kind], use_stemmer=True)
+    assert found == [scorer.score(truth, text)[kind].fmeasure for text, truth in zip(texts, truths, strict=True)]
+    assert 0 < sum(found) / len(found) < 1
+    if kind != "rougeLsum":
+        assert [100 * one for one in found] == pytest.approx(
+            rouge_scores(texts, truths, use_stemmer=True)[kind].tolist()
+        )
+
+
+@pytest.mark.parametrize("tokenize", ["13a", "intl", "char", "none"])
+def test_the_bleu_reward_is_sacrebleus(tokenize: str) -> None:
+    texts, truths = texts_of(3), texts_of(4)
+    found = Overlap("bleu", tokenize)(texts, texts, reference=truths)
+    theirs = [
+        sacrebleu.sentence_bleu(text, [truth], tokenize=tokenize, use_effective_order=True).score / 100
+        for text, truth in zip(texts, truths, strict=True)
+    ]
+    assert found == pytest.approx(theirs) and max(found) > 0
 
 
 def test_tokens_are_those_that_are_asked_for() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from gkd_rl.embedded.checker import NewsChecker
 from gkd_rl.embedded.news import generate
+from reward_models.checked import Checked
 from reward_models.composite import Composite
-from reward_models.faithfulness import Faithfulness
 from reward_models.rouge import Rouge
 
 ARTICLE = "mayor evans has opened the bridge . it happened in leeds . it took place on monday ."
@@ -31,7 +31,7 @@ def constant(*values: Any) -> Callable[..., list[Any]]:
     ("measure", "expected"), [("all_supported", [1.0, 0.0, 0.0]), ("supported_share", [1.0, 0.8, 0.0])]
 )
 def test_faithfulness(measure: Any, expected: list[float]) -> None:
-    reward = Faithfulness(NewsChecker(), measure)
+    reward = Checked(NewsChecker(), measure)
     completions = [TRUE, HALF, VOID]
     # as trl's GRPOTrainer calls a reward: keywords only, and columns that it may not know
     scores = reward(
@@ -62,7 +62,7 @@ def test_rouge(kind: Any) -> None:
 
 def test_faithfulness_pairs_documents_and_completions() -> None:
     items = generate("test", 40, 0)
-    reward = Faithfulness(NewsChecker(), "supported_share")
+    reward = Checked(NewsChecker(), "supported_share")
     articles, summaries = [item.article for item in items], [item.summary for item in items]
     paired = reward(articles, summaries)
     crossed = reward(articles, summaries[1:] + summaries[:1])
@@ -73,8 +73,8 @@ def test_faithfulness_pairs_documents_and_completions() -> None:
 
 
 def test_faithfulness_refuses_another_measure() -> None:
-    with pytest.raises(ValueError, match="measure=truth: takes all_supported or supported_share"):
-        Faithfulness(NewsChecker(), "truth")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="measure=truth: NewsChecker gives no such number"):
+        Checked(NewsChecker(), "truth")([ARTICLE], ["evans has opened the bridge ."])
 
 
 def test_the_composite_is_the_weighted_sum() -> None:
@@ -106,9 +106,9 @@ def test_every_component_sees_everything() -> None:
     [
         ((1.0,), ["'bad'", "1 numbers for 2 completions"]),
         ((1.0, 2.0, 3.0), ["'bad'", "3 numbers for 2 completions"]),
-        ((1.0, None), ["'bad'", "None for completion 1", "'second'"]),
-        ((math.nan, 1.0), ["'bad'", "nan for completion 0", "'first'"]),
-        ((1.0, math.inf), ["'bad'", "inf for completion 1"]),
+        ((1.0, None), ["'bad'", "returned None for the completion 'second'"]),
+        ((math.nan, 1.0), ["'bad'", "returned nan for the completion 'first'"]),
+        ((1.0, math.inf), ["'bad'", "returned inf for the completion 'second'"]),
     ],
 )
 def test_what_is_no_reward_is_refused_with_the_component_that_gave_it(values: tuple[Any, ...], says: list[str]) -> None:

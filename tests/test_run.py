@@ -16,6 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 SMALL = [
     "experiment=xsum_rl",
+    "reward=faithfulness",  # the default trains a model of its own first
     "task.train_size=200",
     "task.test_size=20",
     "student.sft.steps=3",

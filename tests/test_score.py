@@ -47,7 +47,21 @@ def test_a_reward_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in reward_files().glob("*.yaml") if path.stem != "none"))
 def test_every_reward_loads(name: str) -> None:
-    assert load_reward(name).components
+    asked_for = {
+        "code_execution": ["components.code.allow_code_execution=true"],
+        "judge": ["components.judge.server.model=m"],
+    }
+    assert load_reward(name, asked_for.get(name, [])).components
+
+
+def test_settings_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "rows.jsonl", ROWS)
+    assert main(["--reward", "rouge", "components.rouge.kind=rouge1", "weights.rouge=2", "--file", file]) == 0
+    assert "reward                  1.0000" in capsys.readouterr().out
+    assert main(["--reward", "rouge", "components.rouge.kind", "--file", file]) == 1
+    assert "a setting is KEY=VALUE" in capsys.readouterr().err
+    assert main(["--reward", "judge", "--file", file]) == 1
+    assert "components.judge.server.model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

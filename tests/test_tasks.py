@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from conftest import configured
 
 from gkd_rl.embedded.news import generate
 from gkd_rl.embedded.tokenizer import build_tokenizer
@@ -22,15 +23,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def cache_of_datasets(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `datasets` writes while it reads a file."""
-    import datasets
-
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-    datasets.disable_progress_bars()
-
-
 def task_of(**changes: Any) -> Xsum:
     settings: dict[str, Any] = {
         "data": "embedded",
@@ -40,8 +32,12 @@ def task_of(**changes: Any) -> Xsum:
         "test_size": 7,
         "data_files": None,
         "hub_id": "EdinburghNLP/xsum",
+        "hub_config": None,
         "document_column": "document",
         "summary_column": "summary",
+        "id_column": None,
+        "on_malformed": "drop",
+        "max_characters": 50_000,
         "prompt_prefix": "",
         "max_prompt_tokens": 160,
         "max_completion_tokens": 40,
@@ -92,6 +88,26 @@ def test_local_files(ending: str, tmp_path: Path) -> None:
     assert task.tokenizer() is None
 
 
+def test_cnn_dailymail_is_a_choice_of_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"article": "LONDON (CNN) words", "highlights": "One .\nTwo .", "id": "42c0"}
+    composed = configured("task=cnn_dailymail", "scale=single_gpu").task
+    settings: dict[str, Any] = {name: value for name, value in composed.items() if name != "_target_"}
+    path = write(tmp_path / "rows.parquet", [row])
+    files: dict[str, str] = dict.fromkeys(("train", "validation", "test"), path)
+    expected = ("summarize: LONDON (CNN) words", "One .\nTwo .")
+    (read,) = task_of(**(settings | {"data_files": files})).examples("test")
+    assert (read.prompt, read.reference) == expected
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(*names: Any, split: str) -> list[dict[str, Any]]:
+        asked.append((*names, split))
+        return [row]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    (read,) = task_of(**settings).examples("train")
+    assert (read.prompt, read.reference) == expected and asked == [("abisee/cnn_dailymail", "3.0.0", "train")]
+
+
 def test_columns_have_the_names_that_the_settings_give(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"id": 1, "text": "an article", "title": "a title"}])
     (row,) = files_task(path, document_column="text", summary_column="title").examples("test")
@@ -107,37 +123,41 @@ def test_each_split_has_its_own_file(tmp_path: Path) -> None:
     assert [task.examples(split)[0].prompt for split in files] == list(files)
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
-@pytest.mark.parametrize(
-    ("changes", "row", "says"),
-    [
-        ({"document_column": "text"}, {}, ["row 1", "'text' is missing", "task.document_column", "document, summary"]),
-        ({"summary_column": "title"}, {}, ["row 1", "'title' is missing", "task.summary_column", "document, summary"]),
-        ({}, {"document": ""}, ["row 2", "'document' is empty", "task.document_column"]),
-        ({}, {"summary": ""}, ["row 2", "'summary' is empty", "task.summary_column"]),
-    ],
-)
-def test_a_row_that_cannot_be_used_is_named(
-    ending: str, changes: dict[str, str], row: dict[str, str], says: list[str], tmp_path: Path
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("column", ["document", "summary"])
+def test_a_column_that_is_not_there_is_named_with_its_setting_and_those_that_are(
+    ending: str, column: str, tmp_path: Path
 ) -> None:
-    path = write(tmp_path / f"rows{ending}", [ROWS[0], ROWS[1] | row, ROWS[2]])
+    path = write(tmp_path / f"rows{ending}", ROWS)
     with pytest.raises(DataError) as caught:
-        files_task(path, **changes).examples("train")
-    for words in [path, *says]:
+        files_task(path, **{f"{column}_column": "text"}).examples("train")
+    says = [f"task.data_files.train={path}: no row can be used: column 'text' is missing: rows 1, 2, 3."]
+    for words in [*says, f"task.{column}_column=text", "the columns are document, summary."]:
         assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("blank", ["  ", " \n\t"])
-def test_a_blank_document_is_refused(blank: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", [{"document": blank, "summary": "s"}])
-    with pytest.raises(DataError, match="row 1: column 'document'"):
-        files_task(path).examples("train")
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("row", [{"document": ""}, {"summary": " \n\t"}])
+def test_a_row_that_cannot_be_used_is_dropped_and_named(
+    ending: str, row: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / f"rows{ending}", [ROWS[0], ROWS[1] | row, ROWS[2]])
+    task = files_task(path)
+    assert [one.reference for one in task.examples("train")] == ["one", "three"]
+    (column,) = row
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: 1 of 3 rows dropped: column '{column}' is empty: row 2"
+    ]
+    assert task.row_reports["train"].problems == {f"column '{column}' is empty": (2,)}
+    with pytest.raises(DataError, match=r"1 of 3 rows cannot be used: .*row 2\. .*task\.on_malformed=drop"):
+        files_task(path, on_malformed="refuse").examples("train")
 
 
-def test_numbers_are_not_text(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", [{"document": 5, "summary": "s"}])
-    with pytest.raises(DataError, match="'document' is int, not text"):
-        files_task(path).examples("train")
+def test_a_size_is_of_rows_that_can_be_used(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"summary": "s"}, *ROWS, {"summary": "s"}])
+    task = files_task(path, train_size=2)
+    assert [one.reference for one in task.examples("train")] == ["one", "two é"]
+    assert task.row_reports["train"].read == 3
 
 
 def test_files_that_cannot_be_read_are_named_with_their_setting(tmp_path: Path) -> None:
@@ -147,9 +167,9 @@ def test_files_that_cannot_be_read_are_named_with_their_setting(tmp_path: Path) 
     (tmp_path / "rows.txt").write_text("x", encoding="utf-8")
     with pytest.raises(DataError, match=r"task\.data_files\.train=.*rows\.txt.*\.jsonl, \.json, \.csv, \.parquet"):
         files_task(str(tmp_path / "rows.txt")).examples("train")
-    (tmp_path / "broken.jsonl").write_text('{"document": "x", \n', encoding="utf-8")
+    (tmp_path / "broken.json").write_text('[{"document": "x"}, \n', encoding="utf-8")
     (tmp_path / "broken.parquet").write_bytes(b"nothing of the kind")
-    for name in ("broken.jsonl", "broken.parquet"):
+    for name in ("broken.json", "broken.parquet"):
         with pytest.raises(DataError, match=r"task\.data_files\.train=.*could not be read"):
             files_task(str(tmp_path / name)).examples("train")
     with pytest.raises(DataError):
@@ -162,3 +182,7 @@ def test_settings_that_contradict_are_refused_at_once(tmp_path: Path) -> None:
     for files in (None, {}, {"train": "a.jsonl", "test": "b.jsonl"}):
         with pytest.raises(DataError, match=r"task\.data_files\.(train|validation)"):
             task_of(data="files", data_files=files)
+    with pytest.raises(DataError, match=r"task\.on_malformed=skip: it takes drop or refuse"):
+        task_of(on_malformed="skip")
+    with pytest.raises(DataError, match=r"task\.max_characters=0: it takes a whole number >= 1"):
+        task_of(max_characters=0)

@@ -115,7 +115,7 @@ def test_it_stands_in_the_results_the_caption_and_the_card(tmp_path: Path) -> No
     metrics = {name: np.array([1.0, 2.0]) for name in ("rouge2", "sampled/rouge2")}
     evaluations = {name: Evaluation(metrics, ["a", "b"]) for name in ("student before", "student after")}
     config = config_of("teacher.quantization=int8")
-    results = Results(evaluations, ["a", "b"], 100, {}, {}, AUDIT)
+    results = Results(evaluations, ["a", "b"], 100, {}, {}, {}, AUDIT)
     table = " ".join(write_results(tmp_path, results, config).split())
     assert f"teacher audit {SAID}" in table
     assert "imitates the teacher in int8" in table

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import build_evaluator
+from gkd_rl.build_evaluator import build_evaluator
 from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
 from gkd_rl.choices import DivergenceReduction, SurrogateReduction
 from gkd_rl.errors import RewardError

@@ -6,7 +6,8 @@ Every value is one lower-case word, so that a claim is a word and a word list is
 from __future__ import annotations
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text."""
     return tuple(text.split())
 
 
@@ -23,22 +24,24 @@ EVENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 EVENT_OF_PARTICIPLE = {word: event for event, (words, _) in EVENTS.items() for word in words}
 
-SURNAMES = _words(
+SURNAMES = words_of(
     "adams baker carter davies evans fisher grant harris irving jones keller lewis mason nolan owens "
     "parker quinn reed shaw turner underwood vaughn walsh young ashby brooks cole dixon ellis foster "
     "gibson howard ingram jarvis knight lowe marsh norris osborne price"
 )
-FIRST_NAMES = _words(
+FIRST_NAMES = words_of(
     "anna ben clara david emma frank grace henry irene jack kate liam maria noah olive peter rosa simon tina victor"
 )
-ROLES = _words("mayor banker lawyer farmer doctor minister builder artist teacher investor officer engineer chef actor")
-PLACES = _words(
+ROLES = words_of(
+    "mayor banker lawyer farmer doctor minister builder artist teacher investor officer engineer chef actor"
+)
+PLACES = words_of(
     "leeds york bath derby oxford london dover truro wells ripon lincoln durham exeter preston salford "
     "bristol cardiff swansea dundee perth belfast cork galway norwich"
 )
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-AMOUNTS = _words("two three four five six seven eight nine ten twelve fifteen twenty thirty forty fifty sixty")
-OUTCOMES = _words("protests praise delays lawsuits layoffs celebrations confusion strikes")
+AMOUNTS = words_of("two three four five six seven eight nine ten twelve fifteen twenty thirty forty fifty sixty")
+OUTCOMES = words_of("protests praise delays lawsuits layoffs celebrations confusion strikes")
 
 CORE = ("surname", "event", "object")
 DETAILS = ("first", "place", "day", "amount", "outcome")

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gkd_rl.embedded.grammar import DISTRACTORS, LEADS, STATEMENTS, SUMMARIES, render
 from gkd_rl.embedded.lexicon import AMOUNTS, DAYS, DETAILS, EVENTS, FIRST_NAMES, OUTCOMES, PLACES, ROLES, SURNAMES
+from gkd_rl.embedded.splits import distinct
 
 OMIT = 0.3  # a detail is missing from the article
 NAME = 0.8  # a detail is named by the reference
@@ -24,7 +26,6 @@ ROLE = 0.5  # the role is named by the reference
 USUAL = {"first": 0.7, "place": 0.4, "outcome": 0.5, "amount": 0.3, "day": 0.3}  # the guessable value is the true one
 HOUSE_STYLE = 0.7  # the reference is written in the usual style of its event
 DISTRACTOR_SENTENCES = 3
-SPLITS = {"test": (0, 1), "validation": (1, 2), "train": (2, 10)}  # tenths of the space of (surname, event, object)
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,6 @@ class NewsItem:
 
     article: str
     summary: str
-
-
-def split_of(surname: str, event: str, obj: str) -> str:
-    """The split that owns a combination."""
-    tenth = zlib.crc32(f"{surname} {event} {obj}".encode()) % 10
-    return next(name for name, (low, high) in SPLITS.items() if low <= tenth < high)
 
 
 def usual(detail: str, facts: dict[str, str]) -> str:
@@ -80,11 +75,11 @@ def _distractor(rng: random.Random, template: str, facts: dict[str, str]) -> str
     return render(template, other)
 
 
-def _item(rng: random.Random, facts: dict[str, str]) -> NewsItem:
+def _item(rng: random.Random, facts: dict[str, str], distractors: int) -> NewsItem:
     """Write the article and the reference of one event."""
     stated = [detail for detail in DETAILS if rng.random() >= OMIT]
     body = [render(rng.choice(STATEMENTS[detail]), facts) for detail in stated]
-    body += [_distractor(rng, template, facts) for template in rng.sample(DISTRACTORS, DISTRACTOR_SENTENCES)]
+    body += [_distractor(rng, template, facts) for template in rng.sample(DISTRACTORS, distractors)]
     rng.shuffle(body)
     article = " ".join([render(rng.choice(LEADS), facts), *body])
 
@@ -98,23 +93,18 @@ def _item(rng: random.Random, facts: dict[str, str]) -> NewsItem:
     return NewsItem(article, render(SUMMARIES[style], named))
 
 
-def generate(split: str, size: int, seed: int) -> list[NewsItem]:
+def generate(split: str, size: int, seed: int, distractors: int = DISTRACTOR_SENTENCES) -> list[NewsItem]:
     """`size` distinct items of `split`; a longer list begins with the shorter one.
 
     Args:
         split: "train", "validation" or "test".
         size: number of items.
         seed: of the whole data set; another seed gives other articles about the same world.
+        distractors: sentences of an article that are about others, 0 to 6.
     """
-    rng = random.Random(zlib.crc32(f"{seed} {split}".encode()))
-    items: list[NewsItem] = []
-    seen: set[str] = set()
-    while len(items) < size:
+
+    def draw(rng: random.Random) -> tuple[str, Callable[[], NewsItem]]:
         facts = _facts(rng)
-        if split_of(facts["surname"], facts["event"], facts["object"]) != split:
-            continue
-        item = _item(rng, facts)
-        if item.article not in seen:
-            seen.add(item.article)
-            items.append(item)
-    return items
+        return f"{facts['surname']} {facts['event']} {facts['object']}", lambda: _item(rng, facts, distractors)
+
+    return distinct(draw, lambda item: item.article, split, size, seed)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from gkd_rl.tasks.rows import RowReport
 from gkd_rl.types import Example
 
 
@@ -20,6 +22,11 @@ class Task(Protocol):
     @property
     def max_completion_tokens(self) -> int:
         """Longest completion, its end-of-sequence token included."""
+        ...
+
+    @property
+    def row_reports(self) -> Mapping[str, RowReport]:
+        """Split -> what became of its rows, of the splits that were read from files or the Hub."""
         ...
 
     def examples(self, split: str) -> list[Example]:

@@ -1,0 +1,141 @@
+"""Generator of (article, claim, label) rows from the generated news: what an entailment model is trained on.
+
+A claim is a sentence of the summaries' grammar. Every supported claim stands beside a false one of the same article:
+with one or more facts swapped, by preference for a value that another sentence of the article has, or for the usual
+value of what the article leaves out; or broken (cut off, a word dropped or repeated), because a policy that is paid by
+the model writes such texts, they say nothing that an article could support, and a model that never saw them pays for
+them.
+
+A label is 1 where `NewsChecker` finds the claim grammatical and all of it supported. Evasive claims keep their label:
+an article entails what it says, however little of it is repeated.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gkd_rl.embedded.checker import NewsChecker, stated_facts
+from gkd_rl.embedded.grammar import DISTRACTORS, SUMMARIES, read, render
+from gkd_rl.embedded.lexicon import DETAILS, EVENT_OF_PARTICIPLE, EVENTS, VALUES
+from gkd_rl.embedded.news import generate, usual
+
+CHECKER = NewsChecker()
+LONG = 0.5  # a claim says most of what the article does; the others say one detail or none
+BROKEN = 0.05  # of the false claims
+EVENT = 0.08  # of the swaps: that three words mean one event is the hardest thing to learn here
+MORE_SWAPS = 0.3  # a false claim has another false fact
+ELSEWHERE, USUAL_VALUE = 0.5, 0.5  # a false value is one that a distractor has; of the others, the usual one
+
+
+def _supported(rng: random.Random, facts: Mapping[str, str]) -> dict[str, str]:
+    """Slots of a claim that these facts support."""
+    stated = [detail for detail in DETAILS if detail in facts]
+    if rng.random() < LONG:
+        named = [detail for detail in stated if rng.random() < 0.85]
+    else:
+        named = rng.sample(stated, min(len(stated), rng.randrange(2)))
+    slots = {slot: facts[slot] for slot in ("surname", "object", *named)}
+    slots["participle"] = rng.choice(EVENTS[facts["participle"]][0])
+    if rng.random() < 0.4:
+        slots["role"] = facts["role"]
+    return slots
+
+
+def _elsewhere(article: str) -> dict[str, str]:
+    """Values that distractors have, by slot."""
+    found: dict[str, str] = {}
+    for sentence in article.removesuffix(" .").split(" . "):
+        found |= read(DISTRACTORS, sentence + " .") or {}
+    return found
+
+
+def _swapped(
+    rng: random.Random, slots: Mapping[str, str], facts: Mapping[str, str], elsewhere: Mapping[str, str]
+) -> tuple[dict[str, str], str]:
+    """The slots with one of them false, and which; of a detail that the article leaves out, any value is false."""
+    others = sorted({*slots, *(detail for detail in DETAILS if detail not in facts)} - {"participle"})
+    slot = "participle" if rng.random() < EVENT else rng.choice(others)
+    right = facts.get(slot)
+    if slot == "participle":
+        wrong = [word for word, event in EVENT_OF_PARTICIPLE.items() if event != right]
+        return {**slots, slot: rng.choice(wrong)}, slot
+    values = EVENTS[facts["participle"]][1] if slot == "object" else VALUES[slot]
+    guess = usual(slot, {**facts, "event": facts["participle"]}) if slot in DETAILS else None
+    if slot in elsewhere and elsewhere[slot] != right and rng.random() < ELSEWHERE:
+        return {**slots, slot: elsewhere[slot]}, slot
+    if guess not in (None, right) and rng.random() < USUAL_VALUE:
+        return {**slots, slot: str(guess)}, slot
+    return {**slots, slot: rng.choice([value for value in values if value != right])}, slot
+
+
+def _cut(rng: random.Random, words: list[str]) -> list[str]:
+    return words[: rng.randrange(len(words))]
+
+
+def _dropped(rng: random.Random, words: list[str]) -> list[str]:
+    start = rng.randrange(len(words))
+    return words[:start] + words[start + 1 :]
+
+
+def _repeated(rng: random.Random, words: list[str]) -> list[str]:
+    start = rng.randrange(len(words))
+    stop = min(len(words), start + rng.randint(1, 4))
+    return words[:stop] + words[start:stop] * rng.randint(1, 2) + words[stop:]
+
+
+BREAKS: dict[str, Callable[[random.Random, list[str]], list[str]]] = {
+    "cut": _cut,
+    "dropped": _dropped,
+    "repeated": _repeated,
+}
+
+
+def _broken(rng: random.Random, claim: str) -> tuple[str, str]:
+    """A text that is no sentence of the grammar, and what was done to the claim."""
+    while True:
+        kind = rng.choice(sorted(BREAKS))
+        text = " ".join(BREAKS[kind](rng, claim.split()))
+        if read(SUMMARIES, text) is None:
+            return text, kind
+
+
+def _pair(rng: random.Random, article: str) -> list[dict[str, Any]]:
+    """A supported claim of an article, and the same made false."""
+    facts = stated_facts(article)
+    slots, template = _supported(rng, facts), rng.choice(SUMMARIES)
+    claim = render(template, slots)
+    if rng.random() < BROKEN:
+        false, kind = _broken(rng, claim)
+    else:
+        elsewhere = _elsewhere(article)
+        slots, kind = _swapped(rng, slots, facts, elsewhere)
+        while rng.random() < MORE_SWAPS:
+            slots, kind = _swapped(rng, slots, facts, elsewhere)[0], "several"
+        false = render(template, slots)
+    return [_row(article, claim, 1, "supported"), _row(article, false, 0, kind)]
+
+
+def _row(article: str, claim: str, label: int, kind: str) -> dict[str, Any]:
+    """A row, with the words of the claim that are unsupported; None for a text that is no sentence."""
+    verdict = CHECKER(article, claim)
+    words = [int(word in verdict.unsupported) for word in claim.split()] if verdict.grammatical else None
+    return {"premise": article, "hypothesis": claim, "label": label, "kind": kind, "unsupported": words}
+
+
+def claim_rows(split: str, articles: int, pairs: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of premise, hypothesis, label, kind and unsupported.
+
+    The label is 1 for a supported claim, 0 for a false one; the kind is supported, the swapped slot, several, or how it
+    is broken; unsupported marks the words at fault.
+
+    Args:
+        split: whose articles: "train", "validation" or "test".
+        articles: how many.
+        pairs: of a supported and a false claim, for each article.
+        seed: of articles and claims.
+    """
+    rng = random.Random(zlib.crc32(f"claims {seed} {split}".encode()))
+    return [row for item in generate(split, articles, seed) for _ in range(pairs) for row in _pair(rng, item.article)]

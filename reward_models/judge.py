@@ -1,0 +1,152 @@
+"""A language model as the judge of completions, behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from typing import Any
+
+RETRIES = 3
+FIRST_PAUSE = 0.5  # seconds before the first retry; each further one waits twice as long
+SLOTS = ("{prompt}", "{completion}")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected request would carry the key to another host."""
+
+    def redirect_request(self, *arguments: Any, **named: Any) -> None:
+        """None: the redirect is an error."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+class JudgeError(RuntimeError):
+    """The server gave no answer."""
+
+
+class ChatServer:
+    """`POST URL/v1/chat/completions`, tried again where the server is busy.
+
+    Args:
+        url: of the server, with or without /v1.
+        model: the name that the server knows it by.
+        api_key_variable: environment variable of the key; None sends none.
+        timeout: seconds of silence after which a request is given up.
+    """
+
+    def __init__(self, url: str, model: str, api_key_variable: str | None, timeout: float) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"url={url}: takes an address like http://localhost:8000.")
+        self._key = None if api_key_variable is None else os.environ.get(api_key_variable, "").strip()
+        if self._key == "":
+            raise ValueError(
+                f"api_key_variable={api_key_variable}: the environment has no key under that name; "
+                f"export {api_key_variable}=KEY, or set api_key_variable to null."
+            )
+        self.address = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
+        self.model = model
+        self.timeout = timeout
+
+    def answer(self, messages: Sequence[dict[str, str]], temperature: float, max_tokens: int) -> str:
+        """The text of the first choice.
+
+        Raises:
+            JudgeError: the server refuses, is not there, or answers something else.
+        """
+        body = {"model": self.model, "messages": list(messages), "temperature": temperature, "max_tokens": max_tokens}
+        raw = self._post(json.dumps(body).encode())
+        try:
+            text = json.loads(raw)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            raise JudgeError(f"{self.address}: the answer has no choices[0].message.content: {raw[:200]!r}") from None
+        return text if isinstance(text, str) else ""
+
+    def _post(self, body: bytes) -> bytes:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        reason = ""
+        for attempt in range(RETRIES + 1):
+            if attempt:
+                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+            request = urllib.request.Request(self.address, body, headers, method="POST")
+            try:
+                with _OPENER.open(request, timeout=self.timeout) as response:
+                    return response.read()
+            except urllib.error.HTTPError as error:
+                reason = f"status {error.code}"
+                if error.code != 429 and error.code < 500:
+                    break
+            except (OSError, HTTPException) as error:
+                reason = str(error) or type(error).__name__
+        raise JudgeError(f"{self.address}: {reason}")
+
+
+class Judge:
+    """What the judge says, from 0 (its lowest mark) to 1 (its highest); None where it names no mark.
+
+    Args:
+        server: where the judge is.
+        template: what it is asked, with {prompt} and {completion}, and {reference} where that is wanted.
+        verdict: regular expression whose first group is the mark in its answer; the last match counts.
+        marks: the one that is worth 0 and the one that is worth 1.
+        temperature: of its answers.
+        max_tokens: of an answer.
+        parallel: requests under way at one time.
+    """
+
+    def __init__(
+        self,
+        server: ChatServer,
+        template: str,
+        verdict: str,
+        marks: Sequence[float],
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+        parallel: int = 8,
+    ) -> None:
+        missing = [slot for slot in SLOTS if slot not in template]
+        if missing:
+            raise ValueError(f"template: {missing[0]} is not in it; it takes {' and '.join(SLOTS)}.")
+        if len(marks) != 2 or not marks[0] < marks[1]:
+            raise ValueError(f"marks={list(marks)}: takes the lowest and the highest, e.g. [1, 10].")
+        if re.compile(verdict).groups < 1:
+            raise ValueError(f"verdict={verdict!r}: it takes a group for the mark, e.g. 'Mark: ([0-9]+)'.")
+        self.server = server
+        self.template = template
+        self.verdict = re.compile(verdict)
+        self.lowest, self.highest = marks
+        self.temperature, self.max_tokens, self.parallel = temperature, max_tokens, parallel
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], reference: Sequence[str] | None = None, **columns: Any
+    ) -> list[float | None]:
+        """One mark for each completion.
+
+        Raises:
+            JudgeError: the server gives no answer.
+        """
+        references = [""] * len(prompts) if reference is None else reference
+        rows = list(zip(prompts, completions, references, strict=True))
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(lambda row: self._mark(*row), rows))
+
+    def _mark(self, prompt: str, completion: str, reference: str) -> float | None:
+        parts = {"{prompt}": prompt, "{completion}": completion, "{reference}": reference}
+        # one pass: braces in a completion are no slots
+        asked = re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], self.template)
+        answer = self.server.answer([{"role": "user", "content": asked}], self.temperature, self.max_tokens)
+        marks = self.verdict.findall(answer)
+        try:
+            last = float(marks[-1] if isinstance(marks[-1], str) else marks[-1][0])
+        except (LookupError, ValueError):
+            return None
+        if not self.lowest <= last <= self.highest:
+            return None
+        return (last - self.lowest) / (self.highest - self.lowest)

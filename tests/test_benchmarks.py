@@ -1,0 +1,480 @@
+"""Benchmarks: what `gkd_rl.evaluate` reports is what lm-evaluation-harness reports, on models that know some rows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import evaluate as evaluate_library
+import pytest
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from gkd_rl import evaluate
+from gkd_rl.benchmarks.code_eval import LOADERS, CodeEval, pass_at_k
+from gkd_rl.benchmarks.local_data import local_source
+from gkd_rl.benchmarks.settings import read_settings
+from gkd_rl.benchmarks.suites import SUITES, _leaves, load_suites
+from gkd_rl.errors import BenchmarkError, ConfigError, DataError
+from reward_models.sandbox import Outcome
+
+QUESTIONS = [("tea", 4), ("ham", 7), ("ice", 12), ("pie", 30), ("fig", 5), ("nut", 9)]
+KNOWN = 4  # the first rows are learnt as they are, the others with another answer
+PROGRAMS = [("add", "x + 1", "2"), ("sub", "x - 1", "0"), ("dbl", "x * 2", "2"), ("neg", "-x", "-1")]
+CODE_KNOWN = 3
+
+
+def gsm8k_row(word: str, number: int) -> dict[str, str]:
+    return {"question": f"{word}?", "answer": f"{word} #### {number}"}
+
+
+def gsm8k_files(folder: Path) -> Path:
+    place = folder / "gsm8k"
+    place.mkdir(parents=True)
+    write_lines(place / "test.jsonl", [gsm8k_row(*row) for row in QUESTIONS])
+    write_lines(place / "train.jsonl", [gsm8k_row("one", 1), gsm8k_row("two", 2)])
+    return place
+
+
+def humaneval_row(name: str, body: str, value: str) -> dict[str, str]:
+    return {
+        "task_id": name,
+        "prompt": f"def {name}(x):\n",
+        "canonical_solution": f"    return {body}\n",
+        "test": f"def check(candidate):\n    assert candidate(1) == {value}\n",
+        "entry_point": name,
+    }
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def lessons() -> list[tuple[str, str]]:
+    """Prompts as the harness writes them, and what the models learn to answer: right in part."""
+    pairs = []
+    for i, (word, number) in enumerate(QUESTIONS):
+        said = gsm8k_row(word, number if i < KNOWN else number + 1)["answer"]
+        pairs.append((f"Question: {word}?\nAnswer:", f" {said}"))
+    for i, (name, body, _) in enumerate(PROGRAMS):
+        pairs.append((f"def {name}(x):\n", f"    return {body if i < CODE_KNOWN else 'x'}\n"))
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer() -> Callable[[bool], PreTrainedTokenizerFast]:
+    """One id a byte; `ending` puts </s> behind every text, as T5's do."""
+
+    def make(ending: bool) -> PreTrainedTokenizerFast:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        words = {word: i for i, word in enumerate(["<pad>", "</s>", *alphabet])}
+        tokenizer = Tokenizer(models.BPE(words, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+        tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+        if ending:
+            tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])  # pyright: ignore
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+
+    return make
+
+
+def learn(
+    model: Any, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]], steps: int, rate: float
+) -> None:
+    """Full batches, until the answers are known by heart."""
+    plain = [[tokenizer.encode(text, add_special_tokens=False) for text in pair] for pair in pairs]
+    encode = [(x, [*y, 1]) for x, y in plain]
+    both = [x if model.config.is_encoder_decoder else x + y for x, y in encode]
+    ends = [[1] if model.config.is_encoder_decoder else [] for _ in encode]
+    ids = [x + end for x, end in zip(both, ends, strict=True)]
+    labels = [y if model.config.is_encoder_decoder else [-100] * len(x) + y for x, y in encode]
+
+    def padded(rows: list[list[int]], fill: int) -> torch.Tensor:
+        width = max(map(len, rows))
+        return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
+
+    ids_BS, labels_BS = padded(ids, 0), padded(labels, -100)
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=rate)
+    model.train()
+    for _ in range(steps):
+        loss = model(input_ids=ids_BS, attention_mask=(ids_BS != 0).long(), labels=labels_BS).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss < 0.01:
+            break
+    model.eval()
+
+
+def saved(folder: Path, model: PreTrainedModel | Any, tokenizer: PreTrainedTokenizerFast) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -> dict[str, Path]:
+    """Saved models: a Llama, a T5, and an adapter of the Llama that knows one row more."""
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("models")
+    plain, ending = byte_tokenizer(False), byte_tokenizer(True)
+    sizes: dict[str, Any] = {"vocab_size": len(plain), "pad_token_id": 0, "eos_token_id": 1}
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=None,
+            **sizes,
+        )
+    )
+    learn(llama, plain, lessons(), 400, 3e-3)
+    t5 = T5ForConditionalGeneration(
+        T5Config(
+            d_model=64,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            decoder_start_token_id=0,  # pyright: ignore[reportCallIssue]
+            **sizes,
+        )
+    )
+    learn(t5, plain, lessons(), 400, 3e-3)
+    found = {"llama": saved(place / "llama", llama, plain), "t5": saved(place / "t5", t5, ending)}
+    fifth = [(x, " fig #### 5" if "fig" in x else y) for x, y in lessons()]
+    adapted = get_peft_model(
+        LlamaForCausalLM.from_pretrained(found["llama"]), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    )
+    learn(adapted, plain, fifth, 200, 1e-2)
+    return found | {"adapter": saved(place / "adapter", adapted, plain)}
+
+
+def of_harness(folder: Path, suite: str, files: dict[str, str], shots: int | None) -> dict[str, Any]:
+    """The harness called directly, with the models as it loads them itself and files named in its own way."""
+    base = {"pretrained": str(folder), "tokenizer": str(folder), "dtype": "float32"}
+    if (folder / "adapter_config.json").is_file():
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        base |= {"pretrained": settings["base_model_name_or_path"], "peft": str(folder)}
+    task, place = SUITES[suite]
+    local = {"task": task, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+    with mock.patch.object(evaluate_library, "load", lambda name: PlainCodeEval()):
+        for name in [one for one in sys.modules if one.startswith(LOADERS)]:
+            del sys.modules[name]
+        directly: Any = simple_evaluate  # its decorator hides its parameters
+        found = directly(
+            model="hf",
+            model_args=base,
+            tasks=[{"group": "local", "task": [local]}],
+            task_manager=TaskManager(include_defaults=False, include_path=str(place)),
+            num_fewshot=shots,
+            batch_size=4,
+            device="cpu",
+            confirm_run_unsafe_code=True,
+        )
+    assert found is not None
+    return dict(found)
+
+
+class PlainCodeEval:
+    """`code_eval` in a few lines, for programs that are known."""
+
+    def compute(
+        self, references: list[str], predictions: list[list[str]], k: list[int]
+    ) -> tuple[dict[str, float], None]:
+        assert k == [1]
+        passed = [
+            subprocess.run([sys.executable, "-I", "-S", "-c", f"{one}\n{tests}"], capture_output=True).returncode == 0
+            for tests, programs in zip(references, predictions, strict=True)
+            for one in programs
+        ]
+        return {"pass@1": sum(passed) / len(passed)}, None
+
+
+def run(*arguments: str) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """results.json and the samples of a run."""
+    assert evaluate.main(list(arguments)) == 0
+    output = Path(next(one for one in arguments if one.startswith("output=")).partition("=")[2])
+    samples = {
+        file.stem.removeprefix("samples_"): [json.loads(line) for line in file.read_text().splitlines()]
+        for file in output.glob("samples_*.jsonl")
+    }
+    return json.loads((output / "results.json").read_text()), samples
+
+
+def said(samples: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """What was asked, answered and found right, row by row."""
+    rows = json.loads(json.dumps(samples, default=str))
+    keys = ("doc_id", "filter", "arguments", "resps", "filtered_resps", "exact_match", "pass@1", "acc")
+    return sorted((json.dumps({key: row[key] for key in keys if key in row}, sort_keys=True),) for row in rows)
+
+
+SCORES = {"llama": KNOWN / 6, "t5": KNOWN / 6, "adapter": (KNOWN + 1) / 6}
+
+
+@pytest.mark.parametrize(("kind", "shots"), [("llama", 0), ("llama", 1), ("t5", 0), ("adapter", 0)])
+def test_gsm8k_is_the_harness_s(kind: str, shots: int, folders: dict[str, Path], tmp_path: Path) -> None:
+    place = gsm8k_files(tmp_path / "data")
+    ours, samples = run(
+        f"model={folders[kind]}", "suite=gsm8k", f"data={tmp_path / 'data'}", f"num_fewshot={shots}", "batch_size=4",
+        f"output={tmp_path / 'out'}", "device=cpu",
+    )  # fmt: skip
+    files = {split: str(place / f"{split}.jsonl") for split in ("train", "test")}
+    theirs = of_harness(folders[kind], "gsm8k", files, shots)
+    mine = {key: value for key, value in ours["harness"]["results"]["gsm8k"].items() if key != "alias"}
+    assert mine == {key: value for key, value in theirs["results"]["gsm8k"].items() if key in mine}
+    if shots == 0:  # as the models learnt them
+        assert mine["exact_match,strict-match"] == pytest.approx(SCORES[kind])
+        assert 0 < mine["exact_match_stderr,strict-match"] < 1
+    assert said(samples["gsm8k"]) == said(theirs["samples"]["gsm8k"])
+    assert len(samples["gsm8k"]) == 2 * len(QUESTIONS)  # two filters
+    assert samples["gsm8k"][0]["arguments"][0][0].count("Question:") == shots + 1
+    assert ours["harness"]["n-shot"] == {"gsm8k": shots}
+
+
+def test_humaneval_is_the_harness_s(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "humaneval.jsonl"
+    write_lines(file, [humaneval_row(*row) for row in PROGRAMS])
+    ours, samples = run(
+        f"model={folders['llama']}", "suite=humaneval", f"data.humaneval={file}", "allow_code_execution=true",
+        "batch_size=4", f"output={tmp_path / 'out'}", "device=cpu",
+    )  # fmt: skip
+    table = capsys.readouterr().out
+    theirs = of_harness(folders["llama"], "humaneval", {"test": str(file)}, None)
+    key = "pass@1,create_test"
+    assert ours["harness"]["results"]["humaneval"][key] == theirs["results"]["humaneval"][key] == CODE_KNOWN / 4
+    assert said(samples["humaneval"]) == said(theirs["samples"]["humaneval"])
+    assert "humaneval pass@1 (create_test)" in table and "0.7500" in table
+    assert ours["environment"]["packages"]["lm_eval"] and ours["model"]["sha256"]
+    assert ours["settings"]["suite"] == "humaneval" and ours["harness"]["n-samples"]["humaneval"]["effective"] == 4
+
+
+def test_the_code_runs_in_the_sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The harness's own pass_at_k, as it was loaded, goes through `run_python`; nothing else is asked."""
+    programs = []
+
+    def note(program: str, limits: Any) -> Outcome:
+        programs.append(program)
+        return Outcome("failed", "")
+
+    monkeypatch.setattr("gkd_rl.benchmarks.code_eval.run_python", note)
+    file = tmp_path / "humaneval.jsonl"
+    write_lines(file, [humaneval_row(*PROGRAMS[0])])
+    suites = load_suites(["humaneval"], {"humaneval": str(file)}, None, True, tmp_path)
+    task: Any = suites.tasks[0]
+    assert suites.runs_code and len(programs) == 1  # the harness tries the metric when it loads it
+    assert task.process_results(task.task_docs[0], [["right"]]) == {"pass@1": 0.0}
+    assert programs[1].startswith("right\n") and programs[1].endswith("check(add)")
+
+
+def test_pass_at_k_is_the_mean_over_draws() -> None:
+    for n in range(1, 7):
+        for c in range(n + 1):
+            right = [True] * c + [False] * (n - c)
+            for k in range(1, n + 1):
+                draws = [any(draw) for draw in combinations(right, k)]
+                assert pass_at_k(n, c, k) == pytest.approx(sum(draws) / len(draws))
+    with pytest.raises(ValueError, match="k=3 of n=2"):
+        pass_at_k(2, 1, 3)
+
+
+def test_code_eval_means_over_problems() -> None:
+    means, passed = CodeEval().compute(
+        ["assert f() == 1", "assert f() == 2"],
+        [["def f(): return 1"] * 2, ["f = int", "import os; os._exit(0)"]],
+        k=[1, 2, 3],
+    )
+    assert passed == [[True, True], [False, False]]
+    assert means == {"pass@1": 0.5, "pass@2": 0.5}
+
+
+def test_code_is_not_run_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["model=nowhere", "suite=humaneval", f"output={tmp_path / 'out'}"]) == 1
+    assert "set allow_code_execution=true" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["model=x"], "suite has no value"),
+        (["model=x", "suite=gsm8k", "limti=3"], "Did you mean limit?"),
+        (["model=x", "suite=gsm8k", "limit=0"], "limit=0 is out of range: limit takes a whole number >= 1, or null"),
+        (["model=x", "suite=gsm8k", "dtype=int4"], "dtype takes one of float32, bfloat16, or null"),
+        (["model=x", "suite=gsm8k", "nonsense"], "a setting is KEY=VALUE"),
+        (["model=x", "suite=gsm8k", "data={a"], "data={a is not readable YAML"),
+        (["model=x", "suite=gsm8k,"], "has an empty name"),
+        (["model=x", "suite=gsm8k", "data.mmlu=x"], "data.mmlu is the data of no suite"),
+        (["model=x", "suite=gsm8k", "data=3"], "data takes a folder or a mapping"),
+        (["model=x", "suite=gsm8k", "output=tests"], "output=tests is there already"),
+        (["model=x", "suite=mt_bench", "data.mt_bench=x"], "set mt_bench.judge.url"),
+        (["model=x", "suite=mt_bench"], "set data.mt_bench to FastChat's question.jsonl"),
+        (["model=x", "suite=mt_bench", "mt_bench.judge.api_key_variable=NOT_SET"], "export it"),
+    ],
+)
+def test_settings_are_refused(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert evaluate.main(arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(["model=x", "suite=gsm8k", "limit=0", "batch_size=0", "seed=-1"], evaluate.DEFAULTS)
+    assert len(caught.value.problems) == 3
+
+
+def test_a_missing_harness_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert evaluate.main(["model=x", "suite=gsm8k"]) == 1
+    assert 'pip install "gkd_rl[eval]"' in capsys.readouterr().err
+
+
+TASK = {
+    "dataset_name": "main",
+    "training_split": "train",
+    "fewshot_split": "train",
+    "test_split": "test",
+    "num_fewshot": 5,
+}
+
+
+def test_files_are_found_in_every_form(tmp_path: Path) -> None:
+    place = gsm8k_files(tmp_path)
+    by_folder = local_source("gsm8k", str(tmp_path), TASK, None)
+    named = {split: str(place / f"{split}.jsonl") for split in ("train", "test")}
+    assert by_folder == local_source("gsm8k", {"gsm8k": str(place)}, TASK, None)
+    assert by_folder == local_source("gsm8k", {"gsm8k": named}, TASK, None)
+    assert by_folder is not None and by_folder["dataset_kwargs"] == {"data_files": named}
+    alone = local_source("gsm8k", {"gsm8k": named["test"]}, TASK, 0)
+    assert alone is not None and alone["fewshot_split"] is None and "test_split" not in alone
+    assert local_source("gsm8k", {"mmlu": "x"}, TASK, None) is None
+    (place / "main").mkdir()
+    for split in named:  # as in the Hub's repository
+        (place / f"{split}.jsonl").rename(place / "main" / f"{split}-00000-of-00001.jsonl")
+    inner = local_source("gsm8k", {"gsm8k": str(place)}, TASK, None)
+    assert inner is not None and "main" in inner["dataset_kwargs"]["data_files"]["test"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda place: (place / "train.jsonl").unlink(), "5 examples in its prompts, from its split train"),
+        (lambda place: (place / "test.jsonl").rename(place / "dev.jsonl"), "no file of the split test"),
+        (lambda place: (place / "test.jsonl").rename(place / "test.json"), None),
+        (lambda place: (place / "train.jsonl").rename(place / "train.parquet"), "all files of a suite take one format"),
+        (lambda place: (place / "test_2.jsonl").write_text("{}"), "several files of split test"),
+    ],
+)
+def test_files_that_do_not_fit(spoil: Callable[[Path], None], sentence: str | None, tmp_path: Path) -> None:
+    spoil(gsm8k_files(tmp_path))
+    if sentence is None:
+        assert local_source("gsm8k", str(tmp_path), TASK, None)
+        return
+    with pytest.raises(DataError, match=sentence):
+        local_source("gsm8k", str(tmp_path), TASK, None)
+
+
+def test_suites_are_the_harness_s_tasks() -> None:
+    counts = {"gsm8k": 1, "math500": 1, "math": 7, "mmlu": 57, "bbh": 27, "ifeval": 1, "scienceqa": 1, "humaneval": 1}
+    for suite, count in counts.items():
+        task, folder = SUITES[suite]
+        manager = TaskManager(include_defaults=False, include_path=str(folder))
+        assert len(list(_leaves(task, manager))) == count, suite
+    assert counts.keys() == SUITES.keys()
+
+
+def test_scienceqa_reads_rows_without_images(folders: dict[str, Path], tmp_path: Path) -> None:
+    rows = [
+        {"question": "Hot?", "choices": ["ice", "fire"], "answer": 1, "hint": "It burns.", "image": None},
+        {"question": "Seen?", "choices": ["a", "b"], "answer": 0, "hint": "", "image": "picture"},
+        {"question": "Wet?", "choices": ["sand", "sea", "sun"], "answer": 1, "hint": "", "image": None},
+    ]
+    write_lines(tmp_path / "test.jsonl", rows)
+    ours, samples = run(
+        f"model={folders['llama']}", "suite=scienceqa", f"data.scienceqa={tmp_path / 'test.jsonl'}",
+        f"output={tmp_path / 'out'}", "device=cpu",
+    )  # fmt: skip
+    assert ours["harness"]["n-samples"]["scienceqa"] == {"original": 2, "effective": 2}
+    prompts = [row["arguments"][0][0] for row in samples["scienceqa"]]
+    assert prompts == [
+        "Question: Hot?\nContext: It burns.\nA. ice\nB. fire\nAnswer:",
+        "Question: Wet?\nA. sand\nB. sea\nC. sun\nAnswer:",
+    ]
+    assert [[pair[1] for pair in row["arguments"]] for row in samples["scienceqa"]] == [
+        [" A", " B"],
+        [" A", " B", " C"],
+    ]
+
+
+def test_ifeval_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Here a package, or the file that splits sentences."""
+    monkeypatch.setattr("nltk.download", lambda name: False)
+    monkeypatch.setattr("nltk.data.path", [])
+    write_lines(tmp_path / "test.jsonl", [{"key": 1, "prompt": "x", "instruction_id_list": [], "kwargs": []}])
+    with pytest.raises(BenchmarkError, match="suite=ifeval needs"):
+        load_suites(["ifeval"], {"ifeval": str(tmp_path / "test.jsonl")}, None, False, tmp_path)
+
+
+def test_a_tokenizer_that_ends_prompts_is_refused(
+    folders: dict[str, Path], byte_tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path / "model", LlamaForCausalLM.from_pretrained(folders["llama"]), byte_tokenizer(True))
+    gsm8k_files(tmp_path / "data")
+    assert evaluate.main([f"model={tmp_path / 'model'}", "suite=gsm8k", f"data={tmp_path / 'data'}"]) == 1
+    assert "puts </s> behind every text" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_any_task_of_the_harness(tmp_path: Path) -> None:
+    rows = [{"question": "x", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}]
+    write_lines(tmp_path / "test.jsonl", rows)
+    suites = load_suites(["arc_easy"], {"arc_easy": str(tmp_path / "test.jsonl")}, None, False, tmp_path)
+    assert suites.names == {"arc_easy": ["arc_easy"]}
+    for name, sentence in {"arc_esay": "Did you mean", "cruxeval_input": "outside this project's sandbox"}.items():
+        with pytest.raises(BenchmarkError, match=sentence):
+            load_suites([name], None, None, True, tmp_path)
+    with pytest.raises(BenchmarkError, match="take math500 or math"):
+        load_suites(["minerva_math500"], {"minerva_math500": str(tmp_path / "test.jsonl")}, None, False, tmp_path)
+
+
+def test_results_lie_beside_the_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    gsm8k_files(tmp_path / "data")
+    arguments = [f"model={folders['t5']}", "suite=gsm8k", f"data={tmp_path / 'data'}", "limit=1", "num_fewshot=0"]
+    for count in (1, 2):
+        assert evaluate.main(arguments) == 0
+        assert len(list((folders["t5"].parent / "benchmarks").glob("*/results.json"))) == count
+
+
+def test_t5_goes_through_the_seq2seq_backend(folders: dict[str, Path]) -> None:
+    from gkd_rl.benchmarks.harness import load
+
+    lms: dict[str, Any] = {
+        kind: load(read_settings([f"model={folders[kind]}", "suite=x"], evaluate.DEFAULTS)) for kind in ("t5", "llama")
+    }
+    assert all(isinstance(lm, HFLM) for lm in lms.values())
+    assert {kind: lm.backend for kind, lm in lms.items()} == {"t5": "seq2seq", "llama": "causal"}

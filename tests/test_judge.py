@@ -1,0 +1,146 @@
+"""The judge behind a server: what it is asked, how its mark is read, and what happens where it gives none."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from reward_models import judge as judge_module
+from reward_models.composite import Composite
+from reward_models.guard import Guard
+from reward_models.judge import ChatServer, Judge, JudgeError
+
+
+@dataclass
+class Server:
+    url: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    says: Callable[[str], Any] = lambda asked: "Mark: 7"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    own = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            own.requests.append({"path": self.path, **body})
+            own.keys.append(self.headers["Authorization"])
+            code = own.codes.pop(0) if own.codes else 200
+            said = own.says(body["messages"][0]["content"])
+            answer = (
+                said if isinstance(said, bytes) else json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+            )
+            self.send_response(code)
+            if code == 302:
+                self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    own.url = f"http://127.0.0.1:{http.server_port}"
+    yield own
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_module, "FIRST_PAUSE", 0.001)
+
+
+def judge_of(server: Server, **changes: Any) -> Judge:
+    where: dict[str, Any] = {"url": server.url, "model": "m", "api_key_variable": None, "timeout": 5.0}
+    settings: dict[str, Any] = {
+        "verdict": r"Mark:\s*([0-9.]+)",
+        "template": "Q: {prompt}\nA: {completion}\nR: {reference}",
+        "marks": [1, 10],
+    }
+    chat = ChatServer(**{name: changes.pop(name, value) for name, value in where.items()})
+    return Judge(server=chat, **(settings | changes))
+
+
+def test_marks_lie_between_0_and_1_in_the_order_of_the_rows(server: Server) -> None:
+    server.says = lambda asked: f"I saw Mark: 2 before. Mark: {asked.split()[3]}"
+    scores = judge_of(server)(["q"] * 12, [str(1 + i % 10) for i in range(12)], reference=["r"] * 12)
+    assert scores == [pytest.approx((i % 10) / 9) for i in range(12)]
+    request = server.requests[0]
+    assert request["path"] == "/v1/chat/completions" and (request["model"], request["temperature"]) == ("m", 0.0)
+
+
+def test_braces_in_a_completion_are_text(server: Server) -> None:
+    judge_of(server)(["{completion}"], ["{reference} {x}"], reference=["truth"])
+    assert server.requests[0]["messages"][0]["content"] == "Q: {completion}\nA: {reference} {x}\nR: truth"
+
+
+def test_an_answer_without_a_mark_is_a_failure_and_no_zero(server: Server) -> None:
+    server.says = lambda asked: {"a": "Mark: 11", "b": "no idea", "c": "Mark: 10"}[asked.split()[3]]
+    assert judge_of(server)(["q"] * 3, ["a", "b", "c"]) == [None, None, 1.0]
+    replace = Composite({"judge": judge_of(server)}, {"judge": 1.0}, Guard(on_failure="replace", failure_value=-1.0))
+    scores = replace(["q"] * 3, ["a", "b", "c"])
+    assert scores.total == [-1.0, -1.0, 1.0] and scores.failed == [True, True, False]
+
+
+def test_a_busy_server_is_asked_again(server: Server) -> None:
+    server.codes = [429, 503, 200]
+    assert judge_of(server)(["q"], ["c"]) == [pytest.approx(6 / 9)]
+    assert len(server.requests) == 3
+    server.codes = [500] * 9
+    with pytest.raises(JudgeError, match="status 500"):
+        judge_of(server)(["q"], ["c"])
+    server.codes, server.requests = [400], []
+    with pytest.raises(JudgeError, match="status 400"):
+        judge_of(server)(["q"], ["c"])
+    assert len(server.requests) == 1, "a request that is wrong stays wrong"
+
+
+def test_other_answers_and_no_server(server: Server) -> None:
+    server.says = lambda asked: b"<html>"
+    with pytest.raises(JudgeError, match=r"has no choices\[0\]\.message\.content: b'<html>'"):
+        judge_of(server)(["q"], ["c"])
+    with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9"):
+        judge_of(server, url="http://127.0.0.1:9", timeout=0.5)(["q"], ["c"])
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "hush")
+    judge = judge_of(server, api_key_variable="JUDGE_KEY")
+    judge(["q"], ["c"])
+    assert server.keys == ["Bearer hush"]
+    server.codes = [302]
+    with pytest.raises(JudgeError) as caught:
+        judge(["q"], ["c"])
+    assert "hush" not in str(caught.value)
+    monkeypatch.delenv("JUDGE_KEY")
+    with pytest.raises(ValueError, match="export JUDGE_KEY=KEY"):
+        judge_of(server, api_key_variable="JUDGE_KEY")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "{prompt}"}, r"\{completion\} is not in it"),
+        ({"marks": [5, 5]}, "takes the lowest and the highest"),
+        ({"verdict": "Mark"}, "takes a group for the mark"),
+        ({"url": "localhost:8000"}, "takes an address like http://localhost:8000"),
+    ],
+)
+def test_settings_that_cannot_be(server: Server, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        judge_of(server, **changes)
