@@ -84,8 +84,14 @@ class NewClassifier:
     same_word: float | None = None
 
     def build(self, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Model and tokenizer."""
+        """Model and tokenizer.
+
+        Raises:
+            ValueError: `same_word` with a model or tokenizer that it does not fit.
+        """
         tokenizer = self.tokenizer()
+        if self.same_word is not None and "token_type_ids" not in tokenizer.model_input_names:
+            raise ValueError("same_word: the tokenizer tells no segments; give it token_type_ids in model_input_names.")
         config = AutoConfig.for_model(
             **self.architecture, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, id2label=LABELS
         )
