@@ -9,36 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from typing import Any
 
 import torch
 
 from gkd_rl.errors import EndpointError
 from gkd_rl.types import Rollout, TopLogProbs
+from reward_models.openai_server import ServerError, post
 
-RETRIES = 3
-FIRST_PAUSE = 0.5  # seconds before the first retry; each further one waits twice as long
-_BUSY = 429
 _ROUNDING = 1e-2  # by which the probabilities of a server that computes in bfloat16 may exceed 1 together
 
 Listed = list[tuple[int, float]]  # (id, log-probability), likeliest first
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected request would carry the key to another host."""
-
-    def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        """None: the redirect is an error."""
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 @dataclass(frozen=True)
@@ -157,26 +141,11 @@ class EndpointTeacher:
         return pairs
 
     def _post(self, body: dict[str, Any]) -> bytes:
-        """The answer to a request; tried again where the server or the connection fails."""
-        address = f"{self.url.rstrip('/').removesuffix('/v1')}/v1/completions"
-        headers = {"Content-Type": "application/json"}
-        if self.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
-        problem = ""
-        for attempt in range(RETRIES + 1):
-            if attempt > 0:
-                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
-            try:
-                with _OPENER.open(request, timeout=self.timeout) as response:
-                    return response.read()
-            except urllib.error.HTTPError as error:
-                problem = f"answers HTTP {error.code} ({_reason(error)})"
-                if error.code < 500 and error.code != _BUSY:
-                    raise self._refusal(problem, _CHECK) from None
-            except (OSError, HTTPException) as error:  # refused, reset, timed out, cut short
-                problem = f"cannot be reached ({getattr(error, 'reason', None) or error or type(error).__name__})"
-        raise self._refusal(f"{problem}, after {RETRIES + 1} tries", _CHECK)
+        """The answer to a request."""
+        try:
+            return post(self.url, "completions", body, self.api_key, self.timeout)
+        except ServerError as error:
+            raise self._refusal(str(error), _CHECK) from None
 
     def _refusal(self, problem: str, instead: str) -> EndpointError:
         return EndpointError(f"teacher.endpoint.url={self.url}: the server {problem}; {instead}.")
@@ -184,15 +153,6 @@ class EndpointTeacher:
 
 _VLLM = "teacher.endpoint takes a server that gives prompt_logprobs as vLLM does"
 _CHECK = "check that it runs, and teacher.endpoint.model, .top_k, .api_key_variable and .timeout"
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    """What the server says for itself, on one line."""
-    try:
-        text = error.read(2000).decode("utf-8", "replace")
-    except (OSError, HTTPException):
-        text = ""
-    return " ".join(text.split())[:300] or str(error.reason)
 
 
 def _unpadded(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from typing import Any
 
-RETRIES = 3
-FIRST_PAUSE = 0.5  # seconds before the first retry; each further one waits twice as long
+from reward_models.openai_server import ServerError, chat
+
 SLOTS = ("{prompt}", "{completion}")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected request would carry the key to another host."""
-
-    def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        """None: the redirect is an error."""
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
-
-
-class JudgeError(RuntimeError):
-    """The server gave no answer."""
 
 
 class ChatServer:
@@ -51,41 +32,19 @@ class ChatServer:
                 f"api_key_variable={api_key_variable}: the environment has no key under that name; "
                 f"export {api_key_variable}=KEY, or set api_key_variable to null."
             )
-        self.address = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
-        self.model = model
-        self.timeout = timeout
+        self.url, self.model, self.timeout = url, model, timeout
 
     def answer(self, messages: Sequence[dict[str, str]], temperature: float, max_tokens: int) -> str:
         """The text of the first choice.
 
         Raises:
-            JudgeError: the server refuses, is not there, or answers something else.
+            ServerError: the server refuses, is not there, or answers something else.
         """
-        body = {"model": self.model, "messages": list(messages), "temperature": temperature, "max_tokens": max_tokens}
-        raw = self._post(json.dumps(body).encode())
+        body = {"model": self.model, "temperature": temperature, "max_tokens": max_tokens}
         try:
-            text = json.loads(raw)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            raise JudgeError(f"{self.address}: the answer has no choices[0].message.content: {raw[:200]!r}") from None
-        return text if isinstance(text, str) else ""
-
-    def _post(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        reason = ""
-        for attempt in range(RETRIES + 1):
-            if attempt:
-                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
-            request = urllib.request.Request(self.address, body, headers, method="POST")
-            try:
-                with _OPENER.open(request, timeout=self.timeout) as response:
-                    return response.read()
-            except urllib.error.HTTPError as error:
-                reason = f"status {error.code}"
-                if error.code != 429 and error.code < 500:
-                    break
-            except (OSError, HTTPException) as error:
-                reason = str(error) or type(error).__name__
-        raise JudgeError(f"{self.address}: {reason}")
+            return chat(self.url, body, messages, self._key, self.timeout)
+        except ServerError as error:
+            raise ServerError(f"url={self.url}: the server {error}") from None
 
 
 class Judge:
@@ -130,7 +89,7 @@ class Judge:
         """One mark for each completion.
 
         Raises:
-            JudgeError: the server gives no answer.
+            ServerError: the server gives no answer.
         """
         references = [""] * len(prompts) if reference is None else reference
         rows = list(zip(prompts, completions, references, strict=True))

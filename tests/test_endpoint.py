@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, config_of, configured, models_of
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl import endpoint as endpoint_module
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build_evaluator import build_evaluator
 from gkd_rl.build_teacher import build_endpoint
@@ -34,6 +33,7 @@ from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import TextCodec
 from gkd_rl.types import Projection, Rollout, TopLogProbs
 from gkd_rl.validation import validate
+from reward_models import openai_server
 
 TOP = 3
 VOCABULARY = 8
@@ -124,7 +124,7 @@ def teacher(server: Server) -> EndpointTeacher:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(openai_server, "FIRST_PAUSE", 0.001)
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from reward_models import judge as judge_module
+from reward_models import openai_server
 from reward_models.composite import Composite
 from reward_models.guard import Guard
-from reward_models.judge import ChatServer, Judge, JudgeError
+from reward_models.judge import ChatServer, Judge
+from reward_models.openai_server import ServerError
 
 
 @dataclass
@@ -60,7 +61,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(openai_server, "FIRST_PAUSE", 0.001)
 
 
 def judge_of(server: Server, **changes: Any) -> Judge:
@@ -100,19 +101,19 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
     assert judge_of(server)(["q"], ["c"]) == [pytest.approx(6 / 9)]
     assert len(server.requests) == 3
     server.codes = [500] * 9
-    with pytest.raises(JudgeError, match="status 500"):
+    with pytest.raises(ServerError, match=r"answers HTTP 500 .*, after 4 tries"):
         judge_of(server)(["q"], ["c"])
     server.codes, server.requests = [400], []
-    with pytest.raises(JudgeError, match="status 400"):
+    with pytest.raises(ServerError, match="answers HTTP 400"):
         judge_of(server)(["q"], ["c"])
     assert len(server.requests) == 1, "a request that is wrong stays wrong"
 
 
 def test_other_answers_and_no_server(server: Server) -> None:
     server.says = lambda asked: b"<html>"
-    with pytest.raises(JudgeError, match=r"has no choices\[0\]\.message\.content: b'<html>'"):
+    with pytest.raises(ServerError, match="not a chat completion: b'<html>'"):
         judge_of(server)(["q"], ["c"])
-    with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9"):
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1:9"):
         judge_of(server, url="http://127.0.0.1:9", timeout=0.5)(["q"], ["c"])
 
 
@@ -124,7 +125,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     judge(["q"], ["c"])
     assert server.keys == ["Bearer hush"]
     server.codes = [302]
-    with pytest.raises(JudgeError) as caught:
+    with pytest.raises(ServerError) as caught:
         judge(["q"], ["c"])
     assert "hush" not in str(caught.value)
     monkeypatch.delenv("JUDGE_KEY")

@@ -328,6 +328,13 @@ def test_every_experiment_runs(experiment: str, run: Run) -> None:
     assert {row["source"] for row in lines(folder / "samples.jsonl")} <= {"student", config.fixed_data.source.value}
 
 
+def test_a_run_reads_the_first_train_rows_that_it_is_given(run: Run) -> None:
+    config, _, folder = run("experiment=gkd", "trainer.train_rows=4", "trainer.samples_per_log=4")
+    prompts = [row.prompt for row in build.build_task(config).examples("train")]
+    read = {row["prompt"] for row in lines(folder / "samples.jsonl")}
+    assert len(prompts) > 4 and len(read) > 1 and read <= set(prompts[:4])
+
+
 def check_cost(cost: dict[str, float], metrics: list[dict[str, Any]], config: Config) -> None:
     """Totals over the run's steps; what a method does not do costs nothing."""
     for name, value in cost.items():

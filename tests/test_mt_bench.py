@@ -18,6 +18,7 @@ from gkd_rl import evaluate
 from gkd_rl.benchmarks import mt_judge
 from gkd_rl.benchmarks.mt_bench import Question, read_questions, summarise
 from gkd_rl.benchmarks.mt_judge import OURS, read_grade
+from reward_models import openai_server
 
 ROWS = [
     {"question_id": 1, "category": "writing", "turns": ["Write.", "Again."]},
@@ -79,7 +80,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     server.url = f"http://127.0.0.1:{http.server_port}"
-    monkeypatch.setattr(mt_judge, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(openai_server, "FIRST_PAUSE", 0.01)
     yield server
     http.shutdown()
     http.server_close()

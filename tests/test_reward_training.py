@@ -24,7 +24,7 @@ from gkd_rl.embedded.news import generate
 from gkd_rl.embedded.tokenizer import build_tokenizer, pair_tokenizer
 from reward_models.calibration import auc, brier, expected_calibration_error, report
 from reward_models.checkpoints import Checkpoint
-from reward_models.classifier import NewClassifier, TrainingSettings, batches
+from reward_models.classifier import NewClassifier, TrainingSettings, batches, word_loss
 from reward_models.entailment import Entailment
 from reward_models.rows import checked, read_files, split
 from reward_models.score import load_reward, reward_files
@@ -189,6 +189,22 @@ def test_heads_start_out_looking_for_the_same_word_in_the_other_text() -> None:
         NewClassifier({"model_type": "bert", **sizes}, pair_tokenizer, same_word=16.0).build(0)
     with pytest.raises(ValueError, match="tells no segments"):
         NewClassifier(TINY, build_tokenizer, same_word=16.0).build(0)
+
+
+def test_the_loss_on_words_is_that_of_the_hypothesis_alone() -> None:
+    tokenizer = pair_tokenizer()
+    rows = [
+        {"premise": "leeds york", "hypothesis": "york bath", "unsupported": [0, 1]},
+        {"premise": "leeds", "hypothesis": "leeds", "unsupported": [0]},
+        {"premise": "leeds", "hypothesis": "bath bath", "unsupported": None},
+    ]
+    encoded = tokenizer([row["premise"] for row in rows], [row["hypothesis"] for row in rows], padding=True)
+    logits = torch.arange(3.0 * len(encoded["input_ids"][0])).reshape(3, -1) / 10 - 0.7
+    words = [tokenizer.convert_ids_to_tokens(ids) for ids in encoded["input_ids"]]
+    assert words[0] == ["</s>", "leeds", "york", "</s>", "york", "bath", "</s>"]
+    told = [(logits[0, 4], 0.0), (logits[0, 5], 1.0), (logits[1, words[1].index("</s>", 1) + 1], 0.0)]
+    by_hand = [-(3 * y * torch.sigmoid(x).log() + (1 - y) * torch.sigmoid(-x).log()) for x, y in told]
+    assert float(word_loss(logits, encoded, rows)) == pytest.approx(float(sum(by_hand)) / 3, abs=1e-6)
 
 
 def test_training_an_entailment_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

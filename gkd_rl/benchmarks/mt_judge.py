@@ -9,23 +9,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from gkd_rl.benchmarks.mt_bench import Question
 from gkd_rl.benchmarks.settings import JudgeConfig
 from gkd_rl.errors import DataError, EndpointError
+from reward_models.openai_server import ServerError, chat
 
-RETRIES = 3
-FIRST_PAUSE = 0.5  # seconds before the first retry; each further one waits twice as long
-_BUSY = 429
 WITH_REFERENCE = ("math", "reasoning", "coding")
 VERDICTS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))  # the second without the first
 LOWEST, HIGHEST = 1.0, 10.0
@@ -54,16 +48,6 @@ OURS = {  # name -> (system prompt, template)
     "single-v1-multi-turn": (_TASK.format(what=_MERITS + _SECOND), _TWO),
     "single-math-v1-multi-turn": (_TASK.format(what=_CORRECT + _SECOND), _TWO_REFERENCES + _TWO),
 }
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected request would carry the key to another host."""
-
-    def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        """None: the redirect is an error."""
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 @dataclass(frozen=True)
@@ -113,38 +97,12 @@ class Judge:
 
     def _ask(self, system: str, user: str, max_tokens: int) -> str:
         messages = [{"role": "system", "content": system}] if system else []
-        body = {
-            "model": self.settings.model,
-            "messages": [*messages, {"role": "user", "content": user}],
-            "temperature": 0,
-            "max_tokens": max_tokens,
-        }
-        answer = self._post(body)
+        messages.append({"role": "user", "content": user})
+        body = {"model": self.settings.model, "temperature": 0, "max_tokens": max_tokens}
         try:
-            return str(json.loads(answer)["choices"][0]["message"]["content"] or "")
-        except (ValueError, LookupError, TypeError) as error:
-            raise self._refusal("gives an answer that is not a chat completion") from error
-
-    def _post(self, body: dict[str, Any]) -> bytes:
-        """The answer to a request; tried again where the server or the connection fails."""
-        address = f"{str(self.settings.url).rstrip('/').removesuffix('/v1')}/v1/chat/completions"
-        headers = {"Content-Type": "application/json"}
-        headers |= {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
-        problem = ""
-        for attempt in range(RETRIES + 1):
-            if attempt > 0:
-                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
-            try:
-                with _OPENER.open(request, timeout=self.settings.timeout) as response:
-                    return response.read()
-            except urllib.error.HTTPError as error:
-                problem = f"answers HTTP {error.code} ({error.reason})"
-                if error.code < 500 and error.code != _BUSY:
-                    raise self._refusal(problem) from None
-            except (OSError, HTTPException) as error:
-                problem = f"cannot be reached ({getattr(error, 'reason', None) or error or type(error).__name__})"
-        raise self._refusal(f"{problem}, after {RETRIES + 1} tries")
+            return chat(str(self.settings.url), body, messages, self.key, self.settings.timeout)
+        except ServerError as error:
+            raise self._refusal(str(error)) from None
 
     def _refusal(self, problem: str) -> EndpointError:
         return EndpointError(

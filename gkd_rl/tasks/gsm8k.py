@@ -12,40 +12,32 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.embedded.tokenizer import word_tokenizer
 from gkd_rl.embedded.word_problems import ANNOTATION, check_difficulty, generate, vocabulary
 from gkd_rl.errors import DataError
+from gkd_rl.tasks.data_source import DataSource
 from gkd_rl.tasks.exemplars import EXEMPLARS
 from gkd_rl.tasks.row_files import RowProblem
-from gkd_rl.tasks.rows import SPLITS, Row, RowReport, RowRules, TaskRows
+from gkd_rl.tasks.rows import Row
 from gkd_rl.types import Example
 
 FINAL = re.compile(r"####[ \t]*(\S[^\n]*)")
 IN_WORDS = re.compile(r"\b[Tt]he answer is:?[ \t]*(\S[^\n]*?)\.?\s*$")
-TYPE_THIS = "task.data_files={train: train.jsonl, test: test.jsonl} (validation: FILE where there is one)"
 
 
 @dataclass(frozen=True)
-class Gsm8k:
+class Gsm8k(DataSource):
     """Rows of the arithmetic task. The reward's column is `final_answer`.
 
     Attributes:
-        data: where rows come from without `data_files`.
         word_problems: of data=embedded: seed, min_operations, max_operations, distractors of the generator.
-        train_size: the most train rows that are read (likewise test_size).
         validation_size: without a validation file, how many rows at the end of the train rows are validation.
-        data_files: split -> file, for data=files; validation may be absent.
-        hub_id: data set, for data=hub.
-        hub_config: its configuration.
         question_column: column of the problem.
         answer_column: column of the worked solution.
-        id_column: column that no two rows share; None looks for no duplicates.
-        on_malformed: rows that cannot be used: "drop" or "refuse".
-        max_characters: rows with a longer text cannot be used.
         prompt_template: the prompt, with {question} where the problem stands.
         shots: worked examples before the problem, written as the prompt and the references are.
         answer_style: how references end: "hashes" is `#### 24`, "words" is `The answer is 24.` in one paragraph.
@@ -54,19 +46,11 @@ class Gsm8k:
         max_completion_tokens: longest solution.
     """
 
-    data: Literal["embedded", "files", "hub"]
+    FILES: ClassVar[tuple[str, ...]] = ("train", "test")  # validation is the end of train where it has none
+
     word_problems: dict[str, int]
-    train_size: int
-    validation_size: int
-    test_size: int
-    data_files: dict[str, str] | None
-    hub_id: str
-    hub_config: str | None
     question_column: str
     answer_column: str
-    id_column: str | None
-    on_malformed: Literal["drop", "refuse"]
-    max_characters: int
     prompt_template: str
     shots: int
     answer_style: Literal["hashes", "words"]
@@ -75,8 +59,7 @@ class Gsm8k:
     max_completion_tokens: int
 
     def __post_init__(self) -> None:
-        if self.data not in ("embedded", "files", "hub"):
-            raise DataError(f"task.data={self.data}: task.data takes embedded, files, with {TYPE_THIS}, or hub.")
+        super().__post_init__()
         check_difficulty(**self.word_problems)
         if "{question}" not in self.prompt_template:
             raise DataError(
@@ -87,37 +70,11 @@ class Gsm8k:
             raise DataError(f"task.shots={self.shots}: it takes a whole number from 0 to {len(EXEMPLARS)}.")
         if self.answer_style not in ("hashes", "words"):
             raise DataError(f"task.answer_style={self.answer_style}: it takes hashes (#### 24) or words.")
-        _ = self.rows  # its settings are refused here
-        files = self.data_files or {}
-        if self.origin == "files":
-            for split in ("train", "test"):
-                if split not in files:
-                    raise DataError(
-                        f"task.data=files needs task.data_files.{split}, a jsonl, json, csv or parquet file with "
-                        f"columns {self.question_column} and {self.answer_column}: type '{TYPE_THIS}' or task.data=hub."
-                    )
-            for split in files.keys() - set(SPLITS):
-                raise DataError(
-                    f"task.data_files.{split}={files[split]}: there is no such split; "
-                    f"task.data_files takes {', '.join(SPLITS)}."
-                )
 
     @property
-    def origin(self) -> str:
-        """Where rows come from: the files that are given, else what `data` says."""
-        return "files" if self.data_files else self.data
-
-    @cached_property
-    def rows(self) -> TaskRows:
-        """The rows of files or the Hub."""
-        rules = RowRules(self.on_malformed, self.max_characters, self.id_column)
-        columns = {"task.question_column": self.question_column, "task.answer_column": self.answer_column}
-        return TaskRows(self.data_files, self.hub_id, self.hub_config, rules, columns)
-
-    @property
-    def row_reports(self) -> dict[str, RowReport]:
-        """Split -> what became of its rows, of the splits that were read."""
-        return self.rows.reports
+    def columns(self) -> dict[str, str]:
+        """Setting -> column that it names."""
+        return {"task.question_column": self.question_column, "task.answer_column": self.answer_column}
 
     def examples(self, split: str) -> list[Example]:
         """The rows of "train", "validation" or "test".
@@ -125,9 +82,7 @@ class Gsm8k:
         Raises:
             DataError: the split is unknown, its rows cannot be used, or the train rows leave nothing beside validation.
         """
-        if split not in SPLITS:
-            raise DataError(f"split {split!r} is unknown: use one of {', '.join(SPLITS)}.")
-        size = {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}[split]
+        size = self.size(split)
         if self.origin == "embedded":
             problems = generate(split, size, **self.word_problems)
             return [self._example(problem.question, problem.reasoning, str(problem.answer)) for problem in problems]
