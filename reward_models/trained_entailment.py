@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 
 from reward_models import checkpoints, classifier, matching
@@ -81,6 +82,8 @@ class TrainedEntailment:
             digest.update(f"{library} {version(library)}".encode())
         return digest.hexdigest()[:16]
 
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()  # a run asks for its first reward while it evaluates
     def _train(self, rows: Sequence[Row], folder: Path) -> None:
         started = time.monotonic()
         log.info("Training the reward's entailment model: %d rows, %d steps ...", len(rows), self.training.steps)

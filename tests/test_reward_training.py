@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import math
 import re
 import threading
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from gkd_rl.embedded.checker import NewsChecker
-from gkd_rl.embedded.claims import claim_rows
+from gkd_rl.embedded.claims import BREAKS, claim_rows
 from gkd_rl.embedded.lexicon import DAYS, OUTCOMES, PLACES
 from gkd_rl.embedded.news import generate
 from gkd_rl.embedded.tokenizer import build_tokenizer, pair_tokenizer
@@ -145,16 +146,33 @@ def test_labels_agree_with_the_checker() -> None:
         verdict = checker(row["premise"], row["hypothesis"])
         assert row["label"] == int(verdict.grammatical and verdict.supported == verdict.claims), row
         assert (row["kind"] == "supported") == bool(row["label"])
-        if row["kind"] in ("cut", "dropped", "repeated"):
+        marked = [word for word, told in zip(row["hypothesis"].split(), row["unsupported"], strict=True) if told]
+        assert len(marked) == 1 if row["kind"] in BREAKS else set(marked) == set(verdict.unsupported)
+        if row["kind"] in BREAKS:
             assert not verdict.grammatical
         elif row["kind"] not in ("supported", "several"):
             assert verdict.claims - verdict.supported == 1
     counts = defaultdict(int)
     for row in rows:
         counts[row["kind"]] += 1
-    assert len(counts) == 14 and min(counts.values()) > 10
+    assert len(counts) == 15 and min(counts.values()) > 10
     assert claim_rows("train", 150, 3, 0) == rows[:900]
     assert {row["premise"] for row in rows}.isdisjoint(row["premise"] for row in claim_rows("test", 150, 1, 0))
+
+
+def test_a_broken_claim_marks_the_word_that_cannot_stand_there() -> None:
+    words = "mayor evans has opened the new bridge in leeds .".split()
+    faults = {kind: [make(random.Random(seed), words) for seed in range(40)] for kind, make in BREAKS.items()}
+    for made, at in faults["cut"]:
+        assert made == words[: at + 1] and made != words
+    for made, at in faults["dropped"]:
+        left = len(words) - len(made)
+        assert 1 <= left <= 3 and made == words[:at] + words[at + left :]
+    for made, at in faults["repeated"]:
+        assert made[:at] == words[:at] and made[at:] != words[at:] and len(made) > len(words)
+    for made, at in faults["misplaced"]:
+        assert made[at] in set(words) - {words[at]} and [*made[:at], words[at], *made[at + 1 :]] == words
+    assert {len(made) for made, _ in faults["cut"]} >= {1, len(words) - 1}
 
 
 def test_false_values_stand_elsewhere_in_the_article() -> None:
@@ -262,6 +280,17 @@ def test_the_embedded_model_is_trained_once_and_kept(tmp_path: Path, monkeypatch
     assert embedded(tmp_path, steps=2, seed=1).folder() != trained[0] and len(trained) == 2
     with pytest.raises(ValueError, match="measure=logit"):
         TrainedEntailment(list, rewards[0].new, rewards[0].training, str(tmp_path), "logit")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_embedded_model_is_trained_where_gradients_are_off(
+    mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run asks for its first reward while it evaluates the teacher."""
+    monkeypatch.setattr("gkd_rl.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
+    with mode():
+        scores = embedded(tmp_path, steps=2)(["unread"], ["the bridge ."], document=["a bridge ."])
+    assert 0 < scores[0] < 1
 
 
 def test_the_cache_is_the_runs_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 A claim is a sentence of the summaries' grammar. Every supported claim stands beside a false one of the same article:
 with one or more facts swapped, by preference for a value that another sentence of the article has, or for the usual
-value of what the article leaves out; or broken (cut off, a word dropped or repeated), because a policy that is paid by
+value of what the article leaves out; or broken (cut off, words dropped, repeated or misplaced), because a policy that is paid by
 the model writes such texts, they say nothing that an article could support, and a model that never saw them pays for
 them.
 
@@ -24,7 +24,7 @@ from gkd_rl.embedded.news import generate, usual
 
 CHECKER = NewsChecker()
 LONG = 0.5  # a claim says most of what the article does; the others say one detail or none
-BROKEN = 0.05  # of the false claims
+BROKEN = 0.3  # of the false claims
 EVENT = 0.08  # of the swaps: that three words mean one event is the hardest thing to learn here
 MORE_SWAPS = 0.3  # a false claim has another false fact
 ELSEWHERE, USUAL_VALUE = 0.5, 0.5  # a false value is one that a distractor has; of the others, the usual one
@@ -71,35 +71,43 @@ def _swapped(
     return {**slots, slot: rng.choice([value for value in values if value != right])}, slot
 
 
-def _cut(rng: random.Random, words: list[str]) -> list[str]:
-    return words[: rng.randrange(len(words))]
+def _cut(rng: random.Random, words: list[str]) -> tuple[list[str], int]:
+    kept = words[: rng.randrange(1, len(words))]
+    return kept, len(kept) - 1
 
 
-def _dropped(rng: random.Random, words: list[str]) -> list[str]:
-    start = rng.randrange(len(words))
-    return words[:start] + words[start + 1 :]
+def _dropped(rng: random.Random, words: list[str]) -> tuple[list[str], int]:
+    start = rng.randrange(len(words) - 1)
+    return words[:start] + words[start + rng.randint(1, 3) :], start
 
 
-def _repeated(rng: random.Random, words: list[str]) -> list[str]:
+def _repeated(rng: random.Random, words: list[str]) -> tuple[list[str], int]:
     start = rng.randrange(len(words))
     stop = min(len(words), start + rng.randint(1, 4))
-    return words[:stop] + words[start:stop] * rng.randint(1, 2) + words[stop:]
+    return words[:stop] + words[start:stop] * rng.randint(1, 2) + words[stop:], stop
 
 
-BREAKS: dict[str, Callable[[random.Random, list[str]], list[str]]] = {
+def _misplaced(rng: random.Random, words: list[str]) -> tuple[list[str], int]:
+    at = rng.randrange(len(words))
+    return [*words[:at], rng.choice([word for word in words if word != words[at]]), *words[at + 1 :]], at
+
+
+BREAKS: dict[str, Callable[[random.Random, list[str]], tuple[list[str], int]]] = {
     "cut": _cut,
     "dropped": _dropped,
     "repeated": _repeated,
+    "misplaced": _misplaced,
 }
 
 
-def _broken(rng: random.Random, claim: str) -> tuple[str, str]:
-    """A text that is no sentence of the grammar, and what was done to the claim."""
+def _broken(rng: random.Random, claim: str) -> tuple[str, str, int]:
+    """A text that is no sentence of the grammar, what was done to the claim, and the word that cannot stand there."""
     while True:
         kind = rng.choice(sorted(BREAKS))
-        text = " ".join(BREAKS[kind](rng, claim.split()))
+        words, at = BREAKS[kind](rng, claim.split())
+        text = " ".join(words)
         if read(SUMMARIES, text) is None:
-            return text, kind
+            return text, kind, min(at, len(words) - 1)
 
 
 def _pair(rng: random.Random, article: str) -> list[dict[str, Any]]:
@@ -107,29 +115,28 @@ def _pair(rng: random.Random, article: str) -> list[dict[str, Any]]:
     facts = stated_facts(article)
     slots, template = _supported(rng, facts), rng.choice(SUMMARIES)
     claim = render(template, slots)
+    right = _row(article, claim, 1, "supported", [0] * len(claim.split()))
     if rng.random() < BROKEN:
-        false, kind = _broken(rng, claim)
-    else:
-        elsewhere = _elsewhere(article)
-        slots, kind = _swapped(rng, slots, facts, elsewhere)
-        while rng.random() < MORE_SWAPS:
-            slots, kind = _swapped(rng, slots, facts, elsewhere)[0], "several"
-        false = render(template, slots)
-    return [_row(article, claim, 1, "supported"), _row(article, false, 0, kind)]
+        false, kind, fault = _broken(rng, claim)
+        return [right, _row(article, false, 0, kind, [int(at == fault) for at in range(len(false.split()))])]
+    elsewhere = _elsewhere(article)
+    slots, kind = _swapped(rng, slots, facts, elsewhere)
+    while rng.random() < MORE_SWAPS:
+        slots, kind = _swapped(rng, slots, facts, elsewhere)[0], "several"
+    false = render(template, slots)
+    wrong = CHECKER(article, false).unsupported
+    return [right, _row(article, false, 0, kind, [int(word in wrong) for word in false.split()])]
 
 
-def _row(article: str, claim: str, label: int, kind: str) -> dict[str, Any]:
-    """A row, with the words of the claim that are unsupported; None for a text that is no sentence."""
-    verdict = CHECKER(article, claim)
-    words = [int(word in verdict.unsupported) for word in claim.split()] if verdict.grammatical else None
-    return {"premise": article, "hypothesis": claim, "label": label, "kind": kind, "unsupported": words}
+def _row(article: str, claim: str, label: int, kind: str, unsupported: list[int]) -> dict[str, Any]:
+    return {"premise": article, "hypothesis": claim, "label": label, "kind": kind, "unsupported": unsupported}
 
 
 def claim_rows(split: str, articles: int, pairs: int, seed: int) -> list[dict[str, Any]]:
     """Rows of premise, hypothesis, label, kind and unsupported.
 
     The label is 1 for a supported claim, 0 for a false one; the kind is supported, the swapped slot, several, or how it
-    is broken; unsupported marks the words at fault.
+    is broken; unsupported marks the words at fault, of a broken text the first one that cannot stand where it does.
 
     Args:
         split: whose articles: "train", "validation" or "test".
