@@ -141,6 +141,10 @@ def _reward(config: Config, codec: TextCodec, train: list[Example]) -> Iterator[
     reward = build.build_reward(config)
     if reward is None or not alpha_schedule(config).has_reward:
         return
+    untrained = reward.untrained()
+    if untrained:
+        yield Finding("reward", "unknown", f"{', '.join(untrained)}: the run trains its model first")
+        return
     own = codec.references(train[:ROWS])
     turned = replace(own, texts=[*own.texts[1:], *own.texts[:1]])
     try:

@@ -69,3 +69,8 @@ class Composite:
         total = [sum(self.weights[name] * row[i] for name, row in values.items()) for i in range(len(rows))]
         failed = [any(row[i] is None for row in found.values()) for i in range(len(rows))]
         return Scores(total, values, failed if self.guard.on_failure == "replace" else None)
+
+    def untrained(self) -> list[str]:
+        """Components whose model is trained at the first call: they have a method `trained()`, and it says no."""
+        found = {name: getattr(guarded.reward, "trained", None) for name, guarded in self.components.items()}
+        return [name for name, trained in found.items() if trained is not None and not trained()]

@@ -60,15 +60,25 @@ class TrainedEntailment:
             self._reward = Entailment(place, measure=self.measure, batch_size=self.batch_size)
         return self._reward(prompts, completions, **columns)
 
+    def trained(self) -> bool:
+        """Whether the first call finds a model."""
+        return self._place(self._rows()).is_dir()
+
     def folder(self) -> Path:
         """The trained model's folder; trains it if there is none."""
-        rows = checked(self.rows(), ("premise", "hypothesis", "label"))
-        folder = self.cache_dir / "reward_models" / self._key(rows)
+        rows = self._rows()
+        folder = self._place(rows)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
                 self._train(rows, folder)
         return folder
+
+    def _rows(self) -> list[Row]:
+        return checked(self.rows(), ("premise", "hypothesis", "label"))
+
+    def _place(self, rows: Sequence[Row]) -> Path:
+        return self.cache_dir / "reward_models" / self._key(rows)
 
     def _key(self, rows: Sequence[Row]) -> str:
         """Hash of rows, settings, source and libraries."""

@@ -44,6 +44,13 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All but the tests that are asked for with -m gpu are about the CPU, also on a machine with a GPU."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 ARCHITECTURE = {
     "model_type": "t5",
     "d_model": 16,

@@ -155,23 +155,26 @@ def test_labels_agree_with_the_checker() -> None:
     counts = defaultdict(int)
     for row in rows:
         counts[row["kind"]] += 1
-    assert len(counts) == 15 and min(counts.values()) > 10
+    assert len(counts) == 16 and min(counts.values()) > 10
     assert claim_rows("train", 150, 3, 0) == rows[:900]
     assert {row["premise"] for row in rows}.isdisjoint(row["premise"] for row in claim_rows("test", 150, 1, 0))
 
 
 def test_a_broken_claim_marks_the_word_that_cannot_stand_there() -> None:
     words = "mayor evans has opened the new bridge in leeds .".split()
-    faults = {kind: [make(random.Random(seed), words) for seed in range(40)] for kind, make in BREAKS.items()}
+    other = "the new bridge has been opened in leeds .".split()
+    faults = {kind: [make(random.Random(seed), words, other) for seed in range(40)] for kind, make in BREAKS.items()}
     for made, at in faults["cut"]:
         assert made == words[: at + 1] and made != words
     for made, at in faults["dropped"]:
         left = len(words) - len(made)
-        assert 1 <= left <= 3 and made == words[:at] + words[at + left :]
+        assert 1 <= left < len(words) and made == words[:at] + words[at + left :]
     for made, at in faults["repeated"]:
         assert made[:at] == words[:at] and made[at:] != words[at:] and len(made) > len(words)
     for made, at in faults["misplaced"]:
         assert made[at] in set(words) - {words[at]} and [*made[:at], words[at], *made[at + 1 :]] == words
+    for made, at in faults["joined"]:
+        assert made[:at] == words[:at] and made[at:] == other[len(other) - len(made) + at :]
     assert {len(made) for made, _ in faults["cut"]} >= {1, len(words) - 1}
 
 

@@ -2,7 +2,8 @@
 
 A claim is a sentence of the summaries' grammar. Every supported claim stands beside a false one of the same article:
 with one or more facts swapped, by preference for a value that another sentence of the article has, or for the usual
-value of what the article leaves out; or broken (cut off, words dropped, repeated or misplaced), because a policy that is paid by
+value of what the article leaves out; or broken (cut off, words dropped, repeated or misplaced, two sentences
+joined), because a policy that is paid by
 the model writes such texts, they say nothing that an article could support, and a model that never saw them pays for
 them.
 
@@ -71,40 +72,48 @@ def _swapped(
     return {**slots, slot: rng.choice([value for value in values if value != right])}, slot
 
 
-def _cut(rng: random.Random, words: list[str]) -> tuple[list[str], int]:
+def _cut(rng: random.Random, words: list[str], other: list[str]) -> tuple[list[str], int]:
     kept = words[: rng.randrange(1, len(words))]
     return kept, len(kept) - 1
 
 
-def _dropped(rng: random.Random, words: list[str]) -> tuple[list[str], int]:
+def _dropped(rng: random.Random, words: list[str], other: list[str]) -> tuple[list[str], int]:
     start = rng.randrange(len(words) - 1)
-    return words[:start] + words[start + rng.randint(1, 3) :], start
+    longest = rng.choice((3, len(words)))
+    return words[:start] + words[start + rng.randint(1, min(longest, len(words) - 1 - start)) :], start
 
 
-def _repeated(rng: random.Random, words: list[str]) -> tuple[list[str], int]:
+def _repeated(rng: random.Random, words: list[str], other: list[str]) -> tuple[list[str], int]:
     start = rng.randrange(len(words))
     stop = min(len(words), start + rng.randint(1, 4))
     return words[:stop] + words[start:stop] * rng.randint(1, 2) + words[stop:], stop
 
 
-def _misplaced(rng: random.Random, words: list[str]) -> tuple[list[str], int]:
+def _misplaced(rng: random.Random, words: list[str], other: list[str]) -> tuple[list[str], int]:
     at = rng.randrange(len(words))
     return [*words[:at], rng.choice([word for word in words if word != words[at]]), *words[at + 1 :]], at
 
 
-BREAKS: dict[str, Callable[[random.Random, list[str]], tuple[list[str], int]]] = {
+def _joined(rng: random.Random, words: list[str], other: list[str]) -> tuple[list[str], int]:
+    at = rng.randrange(1, len(words))
+    return words[:at] + other[rng.randrange(len(other)) :], at
+
+
+# of a claim's words and those of another claim with the same facts: the broken text, and where it goes wrong
+BREAKS: dict[str, Callable[[random.Random, list[str], list[str]], tuple[list[str], int]]] = {
     "cut": _cut,
     "dropped": _dropped,
     "repeated": _repeated,
     "misplaced": _misplaced,
+    "joined": _joined,
 }
 
 
-def _broken(rng: random.Random, claim: str) -> tuple[str, str, int]:
+def _broken(rng: random.Random, slots: Mapping[str, str], claim: str) -> tuple[str, str, int]:
     """A text that is no sentence of the grammar, what was done to the claim, and the word that cannot stand there."""
     while True:
-        kind = rng.choice(sorted(BREAKS))
-        words, at = BREAKS[kind](rng, claim.split())
+        kind, other = rng.choice(sorted(BREAKS)), render(rng.choice(SUMMARIES), slots)
+        words, at = BREAKS[kind](rng, claim.split(), other.split())
         text = " ".join(words)
         if read(SUMMARIES, text) is None:
             return text, kind, min(at, len(words) - 1)
@@ -117,7 +126,7 @@ def _pair(rng: random.Random, article: str) -> list[dict[str, Any]]:
     claim = render(template, slots)
     right = _row(article, claim, 1, "supported", [0] * len(claim.split()))
     if rng.random() < BROKEN:
-        false, kind, fault = _broken(rng, claim)
+        false, kind, fault = _broken(rng, slots, claim)
         return [right, _row(article, false, 0, kind, [int(at == fault) for at in range(len(false.split()))])]
     elsewhere = _elsewhere(article)
     slots, kind = _swapped(rng, slots, facts, elsewhere)
