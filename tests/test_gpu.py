@@ -1,4 +1,4 @@
-"""What a GPU has to show (pytest -m gpu): memory of a step at published sizes, and the numbers of the CPU.
+"""What a GPU has to show (pytest -m gpu -n 0): memory of a step at published sizes, and the numbers of the CPU.
 
 Weights are random and made on the device, sizes those of the checkpoints' configurations. Every test has a twin of some
 thousand weights on the CPU.

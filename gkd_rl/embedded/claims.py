@@ -2,10 +2,9 @@
 
 A claim is a sentence of the summaries' grammar. Every supported claim stands beside a false one of the same article:
 with one or more facts swapped, by preference for a value that another sentence of the article has, or for the usual
-value of what the article leaves out; or broken (cut off, words dropped, repeated or misplaced, two sentences
-joined), because a policy that is paid by
-the model writes such texts, they say nothing that an article could support, and a model that never saw them pays for
-them.
+value of what the article leaves out; or broken (cut off, words dropped, repeated or misplaced, two sentences joined),
+because a policy that is paid by the model writes such texts, they say nothing that an article could support, and a
+model that never saw them pays for them.
 
 A label is 1 where `NewsChecker` finds the claim grammatical and all of it supported. Evasive claims keep their label:
 an article entails what it says, however little of it is repeated.
