@@ -62,6 +62,13 @@ def test_word_problems_add_up() -> None:
         assert set(reward(texts, texts, final_answer=answers)) == {1.0}
 
 
+@pytest.mark.parametrize("largest", [10, 20])
+def test_no_number_of_a_word_problem_is_above_the_largest(largest: int) -> None:
+    problems = word_problems.generate("train", 300, 0, 1, 4, 1, largest)
+    numbers = {int(n) for one in problems for n in re.findall(r"\d+", f"{one.question} {one.plain_solution}")}
+    assert numbers <= set(range(1, largest + 1)) and max(numbers) == largest
+
+
 def test_the_story_of_a_word_problem_tells_its_steps() -> None:
     """An independent reader of the sentences, who does not see the solution."""
     for problem in word_problems.generate("test", 500, 1, 1, 4, 3):
@@ -86,9 +93,10 @@ def test_the_story_of_a_word_problem_tells_its_steps() -> None:
     ("settings", "message"),
     [((0, 0, 2, 0), "1 <= min_operations"), ((0, 3, 2, 0), "min_operations=3, max_operations=2"),
      ((0, 1, 5, 0), "max_operations <= 4"), ((0, 1, 2, 4), "distractors=4: it takes 0 to 3"),
-     ((-1, 1, 2, 0), "seed=-1")],
+     ((-1, 1, 2, 0), "seed=-1"), ((0, 1, 2, 0, 9), "largest=9: it takes 10 to 99"),
+     ((0, 1, 2, 0, 100), "largest=100: it takes 10 to 99")],
 )  # fmt: skip
-def test_difficulties_that_cannot_be(settings: tuple[int, int, int, int], message: str) -> None:
+def test_difficulties_that_cannot_be(settings: tuple[int, ...], message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         word_problems.check_difficulty(*settings)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import math
+import random
 import re
 import threading
 from collections import defaultdict
@@ -161,8 +161,8 @@ def test_labels_agree_with_the_checker() -> None:
 
 
 def test_a_broken_claim_marks_the_word_that_cannot_stand_there() -> None:
-    words = "mayor evans has opened the new bridge in leeds .".split()
-    other = "the new bridge has been opened in leeds .".split()
+    words = ["mayor", "evans", "has", "opened", "the", "new", "bridge", "in", "leeds", "."]
+    other = ["the", "new", "bridge", "has", "been", "opened", "in", "leeds", "."]
     faults = {kind: [make(random.Random(seed), words, other) for seed in range(40)] for kind, make in BREAKS.items()}
     for made, at in faults["cut"]:
         assert made == words[: at + 1] and made != words

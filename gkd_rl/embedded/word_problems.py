@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from gkd_rl.embedded.splits import distinct
 from gkd_rl.errors import DataError
 
-LARGEST = 99
+LARGEST, SMALLEST_LIMIT = 99, 10
 ANNOTATION = re.compile(r"<<[^<>]*>>")
 MOST_OPERATIONS = 4
 PEOPLE = ("anna", "ben", "clara", "david", "emma", "frank", "grace")
@@ -53,18 +53,18 @@ class WordProblem:
         return ANNOTATION.sub("", self.solution)
 
 
-def _step(rng: random.Random, value: int) -> tuple[str, int, int]:
+def _step(rng: random.Random, value: int, largest: int) -> tuple[str, int, int]:
     """An operation that is possible from `value`: its sign, its number and the result."""
     while True:
         sign = rng.choice("++--*/")
         if sign in "+-":
-            k = rng.randint(2, 20)
+            k = rng.randint(2, min(20, largest // 2))
             result = value + k if sign == "+" else value - k
         else:
             k = rng.choice((2, 3))
             result = value * k if sign == "*" else value // k
         exact = sign != "/" or value % k == 0
-        if exact and 1 <= result <= LARGEST:
+        if exact and 1 <= result <= largest:
             return sign, k, result
 
 
@@ -75,30 +75,32 @@ def _story(rng: random.Random, sign: str, k: int, words: dict[str, str]) -> str:
     return template.format(k=k, **words)
 
 
-def _steps(rng: random.Random, operations: int) -> list[tuple[int, str, int, int]]:
+def _steps(rng: random.Random, operations: int, largest: int) -> list[tuple[int, str, int, int]]:
     """Value, sign, number and result of each operation."""
-    value, steps = rng.randint(3, 40), []
+    value, steps = rng.randint(3, min(40, largest)), []
     for _ in range(operations):
-        sign, k, result = _step(rng, value)
+        sign, k, result = _step(rng, value, largest)
         steps.append((value, sign, k, result))
         value = result
     return steps
 
 
-def _problem(rng: random.Random, steps: list[tuple[int, str, int, int]], distractors: int) -> WordProblem:
+def _problem(rng: random.Random, steps: list[tuple[int, str, int, int]], distractors: int, largest: int) -> WordProblem:
     """Tell a story of these steps."""
     name, other = rng.sample(PEOPLE, 2)
     words = {"name": name, "other": other, "things": rng.choice(THINGS)}
     sentences = [START.format(value=steps[0][0], **words)]
     sentences += [_story(rng, sign, k, words) for _, sign, k, _ in steps]
     for template in rng.sample(DISTRACTORS, distractors):
-        sentences.insert(rng.randint(1, len(sentences)), template.format(k=rng.randint(2, LARGEST), **words))
+        sentences.insert(rng.randint(1, len(sentences)), template.format(k=rng.randint(2, largest), **words))
     sentences.append(QUESTION.format(**words))
     equations = [f"{value} {sign} {k} = <<{value}{sign}{k}={result}>>{result} ." for value, sign, k, result in steps]
     return WordProblem(" ".join(sentences), " ".join(equations), steps[-1][-1])
 
 
-def check_difficulty(seed: int, min_operations: int, max_operations: int, distractors: int) -> None:
+def check_difficulty(
+    seed: int, min_operations: int, max_operations: int, distractors: int, largest: int = LARGEST
+) -> None:
     """Refuse what the generator cannot write.
 
     Raises:
@@ -113,10 +115,12 @@ def check_difficulty(seed: int, min_operations: int, max_operations: int, distra
         )
     if not 0 <= distractors <= len(DISTRACTORS):
         raise DataError(f"task.word_problems.distractors={distractors}: it takes 0 to {len(DISTRACTORS)}.")
+    if not SMALLEST_LIMIT <= largest <= LARGEST:
+        raise DataError(f"task.word_problems.largest={largest}: it takes {SMALLEST_LIMIT} to {LARGEST}.")
 
 
 def generate(
-    split: str, size: int, seed: int, min_operations: int, max_operations: int, distractors: int
+    split: str, size: int, seed: int, min_operations: int, max_operations: int, distractors: int, largest: int = LARGEST
 ) -> list[WordProblem]:
     """`size` distinct problems of `split`; a longer list begins with the shorter one.
 
@@ -127,12 +131,13 @@ def generate(
         min_operations: the fewest steps of a solution, 1 to 4.
         max_operations: the most.
         distractors: sentences with numbers that do not matter, 0 to 3.
+        largest: number, 10 to 99.
     """
 
     def draw(rng: random.Random) -> tuple[str, Callable[[], WordProblem]]:
-        steps = _steps(rng, rng.randint(min_operations, max_operations))
+        steps = _steps(rng, rng.randint(min_operations, max_operations), largest)
         signature = " ".join([str(steps[0][0]), *(f"{sign}{k}" for _, sign, k, _ in steps)])
-        return signature, lambda: _problem(rng, steps, distractors)
+        return signature, lambda: _problem(rng, steps, distractors, largest)
 
     return distinct(draw, lambda problem: problem.question, split, size, seed)
 
