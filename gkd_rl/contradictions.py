@@ -34,6 +34,7 @@ _FOLLOWS = {  # (estimator, place): what its expected gradient is; see docs/esti
         KlPlace.reward,
     ): "its expected gradient is KL(student || initial)'s minus KL(initial || student)'s",
 }
+EMBEDDED = "embedded"  # task.data of generated rows
 
 
 def alpha_schedule(config: Config) -> Schedule:
@@ -260,6 +261,19 @@ def _reward(config: Config) -> Iterator[str]:
         yield f"reward.weights are all 0 with alpha={config.alpha}: set one of them above 0, or set alpha=1."
 
 
+def _generated(config: Config) -> Iterator[str]:
+    """A checker of generated text pays nothing for any other."""
+    data, files = config.task.get("data", EMBEDDED), config.task.get("data_files")
+    if data == EMBEDDED and not files:
+        return
+    for name, node in config.reward.components.items():
+        if any(str(target).startswith("gkd_rl.embedded.") for _, target in _find_targets(node, name)):
+            yield (
+                f"reward.components.{name} knows generated text only, and this run reads task.data_files={files} "
+                f"(task.data={data}): choose another reward, e.g. reward=rouge."
+            )
+
+
 def _targets(config: Config) -> Iterator[str]:
     """`_target_` names code that will be called, so only this project's own packages are taken."""
     instantiated = {"task": config.task}
@@ -287,6 +301,17 @@ def _find_targets(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 CONTRADICTIONS = (
-    *(_alpha, _objective, _divergence, _sampling, _learning_rate, _policy_gradient, _models, _reward, _targets),
+    *(
+        _alpha,
+        _objective,
+        _divergence,
+        _sampling,
+        _learning_rate,
+        _policy_gradient,
+        _models,
+        _reward,
+        _generated,
+        _targets,
+    ),
     *(check_loading, teacher_contradictions, check_launch),
 )

@@ -220,7 +220,7 @@ def test_ranges(override: str, allowed: str) -> None:
         (["student.sft=null"], "random weights"),
         (["+reward.weights.other=1"], "no component has that name"),
         (["~reward.weights.all_supported"], "reward.weights.all_supported is missing"),
-        (["reward.weights.all_supported=0", "reward.weights.supported_share=0"], "are all 0"),
+        (["reward.weights.entailment=0", "reward.weights.length=0"], "are all 0"),
         (["reward.weights.all_supported=inf"], "a finite number"),
         (["reward.components.all_supported.checker._target_=os.system"], "outside this project"),
         (["task._target_=builtins.eval"], "outside this project"),

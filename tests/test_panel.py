@@ -27,7 +27,7 @@ from gkd_rl.validation import validate
 from reward_models.composite import Composite, Scores
 from reward_models.guard import Guard
 
-QUICK = ("evaluation.batch_size=4", "evaluation.rollout_prompts=3", "evaluation.self_bleu_prompts=0")
+QUICK = ("reward=faithfulness", "evaluation.batch_size=4", "evaluation.rollout_prompts=3", "evaluation.self_bleu_prompts=0")
 
 
 def length(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -158,6 +158,14 @@ def test_a_judge_does_not_pay_the_policy() -> None:
     paid = problems("reward=faithfulness", "reward.judge=all_supported")
     assert "reward.judge=all_supported" in paid and "of weight 0: supported_share" in paid
     assert "reward.judge=nobody" in problems("reward=faithfulness", "reward.judge=nobody")
+
+
+@pytest.mark.parametrize("reward", ["faithfulness", "entailment_news"])
+def test_a_reward_of_generated_text_is_refused_for_other_text(reward: str) -> None:
+    data = ["task.data=files", "task.data_files={train: a.jsonl, validation: b.jsonl, test: c.jsonl}"]
+    with pytest.raises(ConfigError, match=r"knows generated text only.*a\.jsonl.*choose another reward"):
+        validate(configured(*data, f"reward={reward}"))
+    validate(configured(*data, "reward=rouge"))
 
 
 def test_a_stage_reads_the_first_rows_that_it_is_given(
