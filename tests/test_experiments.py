@@ -11,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments import alpha_tradeoff, methods
+from experiments import alpha_tradeoff, families, methods
 from experiments.study import Job, Run, changes, levels, read_runs, report, run_jobs
 from gkd_rl.config import Config
 from gkd_rl.run import find_config_dir
@@ -150,3 +150,31 @@ def test_finished_jobs_are_kept_and_failed_ones_named(tmp_path: Path) -> None:
     failed = run_jobs([Job("done", ("alpha=nonsense",)), Job("bad", ("alpha=2",))], tmp_path, workers=2)
     assert failed == ["bad"]
     assert "alpha takes a number >= 0 and <= 1" in (tmp_path / "bad" / "run.log").read_text(encoding="utf-8")
+
+
+def test_every_run_of_the_families_is_a_valid_command() -> None:
+    jobs = families.jobs_of(list(families.FAMILIES), [3], ["trainer.steps=7"])
+    assert len({job.folder for job in jobs}) == len(jobs) == 12
+    for job in jobs:
+        with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+            config = OmegaConf.to_object(compose("config", list(job.overrides)))
+        assert isinstance(config, Config)
+        validate(config)
+        assert (config.seed, config.trainer.steps, config.name) == (3, 7, job.folder.split("/")[0])
+        assert config.trainer.prompts_per_step * config.rollout.per_prompt == config.scale.sequences_per_step
+
+
+def test_the_table_of_the_families_pairs_a_seed_with_itself() -> None:
+    before, after = {"rouge2": 10.0, "reward": 0.5, "bleu": 1.0}, {"rouge2": 12.0, "reward": 0.25, "bleu": 1.0}
+    runs = [run_of("xsum_gkd", seed, before, {**after, "reward": 0.25 * seed}) for seed in (1, 3)]
+    runs.append(run_of("gsm8k_rl", 1, {"reward": 0.0}, {"reward": 1.0}))
+    summary = families.summarise(runs)
+    assert summary["xsum"]["change"]["gkd"]["reward"]["by_seed"] == {1: -0.25, 3: 0.25}
+    lines = families.markdown(summary).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| summarisation: ROUGE-2",
+        "| summarisation: reward",
+        "| arithmetic: reward",
+    ]
+    assert lines[2].split(" | ")[4].startswith("2.0") and lines[2].split(" | ")[4].endswith("(2/2)")
+    assert "(1/2)" in lines[3] and lines[4].endswith("| - | - | 1.0 (n=1) (1/1) |")

@@ -27,7 +27,12 @@ from gkd_rl.validation import validate
 from reward_models.composite import Composite, Scores
 from reward_models.guard import Guard
 
-QUICK = ("reward=faithfulness", "evaluation.batch_size=4", "evaluation.rollout_prompts=3", "evaluation.self_bleu_prompts=0")
+QUICK = (
+    "reward=faithfulness",
+    "evaluation.batch_size=4",
+    "evaluation.rollout_prompts=3",
+    "evaluation.self_bleu_prompts=0",
+)
 
 
 def length(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

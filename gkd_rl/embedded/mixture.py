@@ -26,7 +26,7 @@ def _translation(split: str, size: int, seed: int) -> list[Example]:
 
 
 def _word_problems(split: str, size: int, seed: int) -> list[Example]:
-    problems = word_problems.generate(split, size, seed, min_operations=1, max_operations=2, distractors=0)
+    problems = word_problems.generate(split, size, seed, min_operations=1, max_operations=2, distractors=0, largest=20)
     return [
         Example(f"Solve: {p.question}", p.plain_solution, {"kind": "word_problems", "final_answer": str(p.answer)})
         for p in problems
