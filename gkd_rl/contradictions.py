@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from gkd_rl.choices import (
     AlphaSchedule,
@@ -21,10 +20,9 @@ from gkd_rl.config import Config
 from gkd_rl.launched import check_launch
 from gkd_rl.loading_contradictions import check_loading
 from gkd_rl.schedule import Schedule
+from gkd_rl.target_contradictions import check_generated, check_targets
 from gkd_rl.teacher_contradictions import teacher_contradictions
 
-ALLOWED_PACKAGES = ("gkd_rl", "reward_models")
-_PACKAGES = " or ".join(ALLOWED_PACKAGES)
 _FOLLOWS = {  # (estimator, place): what its expected gradient is; see docs/estimators.md
     (KlEstimator.k1, KlPlace.loss): "its expected gradient is 0",
     (KlEstimator.k3, KlPlace.loss): "its expected gradient is that of the forward KL(initial || student)",
@@ -34,7 +32,6 @@ _FOLLOWS = {  # (estimator, place): what its expected gradient is; see docs/esti
         KlPlace.reward,
     ): "its expected gradient is KL(student || initial)'s minus KL(initial || student)'s",
 }
-EMBEDDED = "embedded"  # task.data of generated rows
 
 
 def alpha_schedule(config: Config) -> Schedule:
@@ -261,57 +258,8 @@ def _reward(config: Config) -> Iterator[str]:
         yield f"reward.weights are all 0 with alpha={config.alpha}: set one of them above 0, or set alpha=1."
 
 
-def _generated(config: Config) -> Iterator[str]:
-    """A checker of generated text pays nothing for any other."""
-    data, files = config.task.get("data", EMBEDDED), config.task.get("data_files")
-    if data == EMBEDDED and not files:
-        return
-    for name, node in config.reward.components.items():
-        if any(str(target).startswith("gkd_rl.embedded.") for _, target in _find_targets(node, name)):
-            yield (
-                f"reward.components.{name} knows generated text only, and this run reads task.data_files={files} "
-                f"(task.data={data}): choose another reward, e.g. reward=rouge."
-            )
-
-
-def _targets(config: Config) -> Iterator[str]:
-    """`_target_` names code that will be called, so only this project's own packages are taken."""
-    instantiated = {"task": config.task}
-    instantiated |= {f"reward.components.{name}": node for name, node in config.reward.components.items()}
-    for key, node in instantiated.items():
-        if not isinstance(node, dict) or "_target_" not in node:
-            yield f"{key}._target_ is missing: it takes the dotted name of a class of {_PACKAGES}."
-    free_form = instantiated | {"student.architecture": config.student.architecture}
-    if config.teacher is not None:
-        free_form["teacher.architecture"] = config.teacher.architecture
-    for root, node in free_form.items():
-        for key, target in _find_targets(node, root):
-            if str(target).split(".")[0] not in ALLOWED_PACKAGES:
-                yield f"{key}={target} is outside this project: {key} takes a class of {_PACKAGES}."
-
-
-def _find_targets(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every `_target_` under a plain container, with its dotted key."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, child in items:
-        if name == "_target_":
-            yield f"{prefix}.{name}", child
-        else:
-            yield from _find_targets(child, f"{prefix}.{name}")
-
-
 CONTRADICTIONS = (
-    *(
-        _alpha,
-        _objective,
-        _divergence,
-        _sampling,
-        _learning_rate,
-        _policy_gradient,
-        _models,
-        _reward,
-        _generated,
-        _targets,
-    ),
+    *(_alpha, _objective, _divergence, _sampling, _learning_rate, _policy_gradient),
+    *(_models, _reward, check_targets, check_generated),
     *(check_loading, teacher_contradictions, check_launch),
 )

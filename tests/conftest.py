@@ -91,7 +91,10 @@ BART = {
 ARCHITECTURES = {"t5": ARCHITECTURE, "llama": LLAMA}
 KINDS = ("t5", "llama", "t5 with LoRA", "llama with LoRA")  # of students
 PROMPTS, PER_PROMPT, LONGEST = 4, 2, 8
-SIZES = (f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}", "trainer.diagnose_every=0")
+SIZES = (
+    *(f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}", "trainer.diagnose_every=0"),
+    "reward.judge=null",  # tests bring rewards of their own
+)
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
 MakeModel = Callable[..., HiddenStateModel]
 MakeStudent = Callable[..., HiddenStateModel]
