@@ -13,15 +13,11 @@ Expected: GKD lowers D to the teacher in every family and seed, and RL + GKD rai
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.study import Job, Run, changes, levels, markdown_rows, read_runs, report, run_jobs, shown, shown_change
+from experiments.study import Job, Run, changes, conduct, levels, markdown_rows, parser_of, shown, shown_change
 
 FAMILIES = {"xsum": "summarisation", "wmt": "translation", "gsm8k": "arithmetic", "instruct": "instructions"}
 METHODS = {"sft": "more SFT", "gkd": "GKD", "rl": "RL + GKD"}
@@ -93,30 +89,16 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--families", default=",".join(FAMILIES), help="comma-separated")
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
-    parser.add_argument("--folder", type=Path, help="the study's folder; finished runs in it are kept")
-    parser.add_argument("--read", type=Path, help="a folder with finished runs; nothing is run")
-    parser.add_argument("--out", type=Path, help="write the result here as JSON, and the table beside it as Markdown")
-    parser.add_argument("overrides", nargs="*", help="further overrides for every run, e.g. task.seed=7")
     arguments = parser.parse_args()
-    families = arguments.families.split(",")
-    for family in families:
+    wanted = arguments.families.split(",")
+    for family in wanted:
         if family not in FAMILIES:
             parser.error(f"--families {family}: there is no such family; it takes {', '.join(FAMILIES)}.")
-    folder, failed, start = arguments.read, [], time.monotonic()
-    if folder is None:
-        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-        folder = (arguments.folder or Path("multirun") / "families" / stamp).absolute()
-        seeds = [int(seed) for seed in arguments.seeds.split(",")]
-        failed = run_jobs(jobs_of(families, seeds, arguments.overrides), folder, arguments.workers)
-    summary = summarise(read_runs([folder], method_of))
-    report(summary, markdown(summary), arguments.out)
-    sys.stderr.write(f"{(time.monotonic() - start) / 60:.1f} minutes\n")
-    if failed:
-        raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}")
+    conduct(
+        arguments, "families", lambda seeds: jobs_of(wanted, seeds, arguments.overrides), method_of, summarise, markdown
+    )
 
 
 if __name__ == "__main__":

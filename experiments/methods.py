@@ -19,11 +19,7 @@ advantage earns no reward.
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,12 +28,11 @@ from experiments.study import (
     Job,
     Run,
     changes,
+    conduct,
     levels,
     markdown_rows,
     over_seeds,
-    read_runs,
-    report,
-    run_jobs,
+    parser_of,
     shown,
     shown_change,
 )
@@ -241,31 +236,14 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--methods", default="all", help="parts of names with ; between them, or all")
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
-    parser.add_argument("--folder", type=Path, help="the study's folder; finished runs in it are kept")
-    parser.add_argument("--read", type=Path, help="a folder with finished runs; nothing is run")
-    parser.add_argument("--out", type=Path, help="write the result here as JSON, and the tables beside it as Markdown")
-    parser.add_argument("overrides", nargs="*", help="further overrides for every run, e.g. task.seed=7")
     arguments = parser.parse_args()
-    folder, failed, start = arguments.read, [], time.monotonic()
-    if folder is None:
-        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-        folder = (arguments.folder or Path("multirun") / "methods" / stamp).absolute()
-        wanted = [
-            name
-            for name in METHODS
-            if arguments.methods == "all" or any(part.strip() in name for part in arguments.methods.split(";"))
-        ]
-        seeds = [int(seed) for seed in arguments.seeds.split(",")]
-        failed = run_jobs(jobs_of(wanted, seeds, arguments.overrides), folder, arguments.workers)
-    summary = summarise(read_runs([folder], method_of))
-    report(summary, markdown(summary), arguments.out)
-    sys.stderr.write(f"{(time.monotonic() - start) / 60:.1f} minutes\n")
-    if failed:
-        raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}")
+    parts = [part.strip() for part in arguments.methods.split(";")]
+    wanted = [name for name in METHODS if arguments.methods == "all" or any(part in name for part in parts)]
+    conduct(
+        arguments, "methods", lambda seeds: jobs_of(wanted, seeds, arguments.overrides), method_of, summarise, markdown
+    )
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +149,40 @@ def report(summary: dict[str, Any], tables: str, out: Path | None) -> None:
     if out is not None:
         write_json(out, summary)
         out.with_suffix(".md").write_text(tables + "\n", encoding="utf-8")
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a study that runs a table of methods over seeds."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--folder", type=Path, help="the study's folder; finished runs in it are kept")
+    parser.add_argument("--read", type=Path, help="a folder with finished runs; nothing is run")
+    parser.add_argument("--out", type=Path, help="write the result here as JSON, and the tables beside it as Markdown")
+    parser.add_argument("overrides", nargs="*", help="further overrides for every run, e.g. task.seed=7")
+    return parser
+
+
+def conduct(
+    arguments: argparse.Namespace,
+    name: str,
+    jobs_of_seeds: Callable[[list[int]], list[Job]],
+    method_of: Callable[[dict[str, Any], Path], str],
+    summarise: Callable[[list[Run]], dict[str, Any]],
+    markdown: Callable[[dict[str, Any]], str],
+) -> None:
+    """Run or read a study as the command line says, and report it.
+
+    Raises:
+        SystemExit: no run is finished, or some failed.
+    """
+    folder, failed, start = arguments.read, [], time.monotonic()
+    if folder is None:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+        folder = (arguments.folder or Path("multirun") / name / stamp).absolute()
+        failed = run_jobs(jobs_of_seeds([int(seed) for seed in arguments.seeds.split(",")]), folder, arguments.workers)
+    summary = summarise(read_runs([folder], method_of))
+    report(summary, markdown(summary), arguments.out)
+    sys.stderr.write(f"{(time.monotonic() - start) / 60:.1f} minutes\n")
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}")
