@@ -28,6 +28,7 @@ METRICS = {
     "sampled/reward": "reward, sampled",
     "judge_minus_reward": "judge - reward",
     "sampled/divergence": "D, sampled",
+    "sampled/reverse_kl": "reverse KL, sampled",
     "completion_tokens": "length in tokens",
 }
 REFERENCE_METRIC = {"xsum": "rouge2", "wmt": "bleu"}  # of the others the reward says it all
@@ -58,7 +59,8 @@ def summarise(runs: list[Run]) -> dict[str, Any]:
         if not groups:
             continue
         dropped = set(REFERENCE_METRIC.values()) - {REFERENCE_METRIC.get(family)}
-        keys, one = [key for key in METRICS if key not in dropped], next(iter(groups.values()))
+        keys = [key for key in METRICS if key not in dropped]
+        one = groups.get("gkd") or next(iter(groups.values()))  # more SFT does not measure D
         summary[family] = {
             "settings": {name: group[0].results["settings"] for name, group in groups.items()},
             "teacher": levels(one, "teacher", keys),

@@ -111,14 +111,14 @@ def word_loss(logits_BS: torch.Tensor, encoded: BatchEncoding, rows: Sequence[Ro
         encoded: pairs of a fast tokenizer, which knows what word a token is of.
         rows: with `unsupported`, 0 or 1 for each word of the hypothesis, or None where no word alone is at fault.
     """
-    truth_BS = torch.full_like(logits_BS, -1.0)
-    for i, row in enumerate(rows):
-        if row["unsupported"] is None:
-            continue
-        sides, words = encoded.sequence_ids(i), encoded.word_ids(i)
-        for position, (side, word) in enumerate(zip(sides, words, strict=True)):
-            if side == 1 and word is not None:
-                truth_BS[i, position] = row["unsupported"][word]
+    truth = [
+        [
+            -1.0 if side != 1 or word is None or row["unsupported"] is None else float(row["unsupported"][word])
+            for side, word in zip(encoded.sequence_ids(i), encoded.word_ids(i), strict=True)
+        ]
+        for i, row in enumerate(rows)
+    ]
+    truth_BS = torch.tensor(truth, device=logits_BS.device)
     told = truth_BS >= 0
     weight = torch.tensor(UNSUPPORTED_WEIGHT, device=logits_BS.device)
     return nn.functional.binary_cross_entropy_with_logits(logits_BS[told], truth_BS[told], pos_weight=weight)
