@@ -254,6 +254,13 @@ def test_the_doctor_of_the_default_run(capsys: pytest.CaptureFixture[str], tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_doctor_trains_no_reward_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    small = ["task.train_size=100", "task.test_size=10", f"cache_dir={tmp_path}"]
+    assert main(["experiment=xsum_rl", *small]) == 0
+    assert "unknown  reward      entailment: the run trains its model first" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [

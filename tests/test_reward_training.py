@@ -26,9 +26,11 @@ from gkd_rl.embedded.tokenizer import build_tokenizer, pair_tokenizer
 from reward_models.calibration import auc, brier, expected_calibration_error, report
 from reward_models.checkpoints import Checkpoint
 from reward_models.classifier import NewClassifier, TrainingSettings, batches, word_loss
+from reward_models.composite import Composite
 from reward_models.entailment import Entailment
 from reward_models.rows import checked, read_files, split
 from reward_models.score import load_reward, reward_files
+from reward_models.shaping import LengthPenalty
 from reward_models.train import main, settings_of
 from reward_models.trained_entailment import TrainedEntailment
 
@@ -283,6 +285,16 @@ def test_the_embedded_model_is_trained_once_and_kept(tmp_path: Path, monkeypatch
     assert embedded(tmp_path, steps=2, seed=1).folder() != trained[0] and len(trained) == 2
     with pytest.raises(ValueError, match="measure=logit"):
         TrainedEntailment(list, rewards[0].new, rewards[0].training, str(tmp_path), "logit")
+
+
+def test_a_reward_says_which_models_its_first_call_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gkd_rl.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
+    model = embedded(tmp_path, steps=2)
+    reward = Composite({"model": model, "length": LengthPenalty(9)}, {"model": 1.0, "length": 1.0})
+    assert reward.untrained() == ["model"]
+    assert not list(tmp_path.iterdir())  # asking trains nothing
+    model.folder()
+    assert reward.untrained() == []
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
