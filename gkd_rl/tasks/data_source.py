@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -11,7 +12,7 @@ from gkd_rl.tasks.rows import SPLITS, RowReport, RowRules, TaskRows
 
 
 @dataclass(frozen=True)
-class DataSource:
+class DataSource(ABC):
     """Where rows come from, how many are taken, and what becomes of those that cannot be used.
 
     Attributes:
@@ -58,9 +59,9 @@ class DataSource:
         _ = self.rows  # its settings are refused here
 
     @property
+    @abstractmethod
     def columns(self) -> dict[str, str]:
         """Setting -> column that it names."""
-        raise NotImplementedError
 
     @property
     def origin(self) -> str:
