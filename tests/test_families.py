@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,13 @@ def test_weights_of_the_mixture() -> None:
     assert (kinds.count("translation"), kinds.count("word_problems"), len(kinds)) == (150, 50, 200)
     assert 20 < kinds[:50].count("translation") < 50, "they are mixed"
     assert task.examples("train") == task.examples("train")
+
+
+def test_word_problems_of_the_mixture_are_the_short_ones() -> None:
+    task = task_of("instruct", "mixture={news: 0, translation: 0, word_problems: 1, instructions: 0}", "train_size=800")
+    for row in task.examples("train"):
+        numbers = [int(number) for number in re.findall(r"\d+", f"{row.prompt} {row.reference}")]
+        assert max(numbers) <= 20 and 1 <= row.reference.count("=") <= 2, row
 
 
 @pytest.mark.parametrize(
