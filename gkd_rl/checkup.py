@@ -22,7 +22,7 @@ from gkd_rl.first_look import check_files
 from gkd_rl.loading import is_on_hub
 from gkd_rl.memory_plan import GIB, Lengths, MemoryPlan, plan_lines
 from gkd_rl.rollout import TextCodec
-from gkd_rl.tasks.task import Task
+from gkd_rl.tasks.task import Task, row_reports
 from gkd_rl.trainer import score
 from gkd_rl.types import Example
 
@@ -109,7 +109,7 @@ def _data(config: Config, task: Task) -> tuple[Finding, list[Example]]:
     except DataError as error:
         return Finding("data", "failed" if config.task.get("data_files") else "unknown", str(error)), []
     words = f"{len(train)} train rows, {len(held_out)} {config.evaluation.split} rows"
-    words += "".join(f"; {report}" for report in task.row_reports.values() if report.problems)
+    words += "".join(f"; {report}" for report in row_reports(task).values() if report.problems)
     return Finding("data", "ok", words), train
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gkd_rl.rollout import TextCodec
-from gkd_rl.tasks.task import Task
+from gkd_rl.tasks.task import Task, row_reports
 from gkd_rl.types import Example
 
 log = logging.getLogger(__name__)
@@ -82,5 +82,5 @@ def data_facts(task: Task, codec: TextCodec, splits: Mapping[str, Sequence[Examp
     for name, report in lengths.items():
         if report.prompts.cut or report.references.cut:
             log.warning("%s: %s: they are cut at their end. %s.", name, report, report.advice())
-    rows = {name: report.as_dict() for name, report in task.row_reports.items()}
+    rows = {name: report.as_dict() for name, report in row_reports(task).items()}
     return {"rows": rows, "lengths": {name: asdict(report) for name, report in lengths.items()}}

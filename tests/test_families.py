@@ -19,10 +19,15 @@ from gkd_rl import build
 from gkd_rl.embedded.splits import split_of
 from gkd_rl.errors import DataError
 from gkd_rl.tasks.instruct import Instruct
+from gkd_rl.tasks.task import row_reports
 from gkd_rl.tasks.walk import Walk
 from gkd_rl.tasks.wmt import Wmt
 
 ROOT = Path(__file__).resolve().parents[1]
+SHORT = (
+    "student.sft.steps=2", "teacher.sft.steps=2", "trainer.steps=2", "trainer.prompts_per_step=2", "tracking=none",
+    "evaluation.rollout_prompts=4", "evaluation.self_bleu_prompts=0", "scale.threads=1", "save_model=false",
+)  # fmt: skip
 
 
 def task_of(name: str, *changes: str) -> Any:
@@ -178,10 +183,6 @@ class Copying:
     max_prompt_tokens: int
     max_completion_tokens: int
 
-    @property
-    def row_reports(self):
-        return {}
-
     def examples(self, split):
         return [Example(word, word, {"length": len(word)}) for word in self.words]
 
@@ -196,6 +197,26 @@ class AsLong:
     def __call__(self, prompts, completions, length, **columns):
         return [float(len(text) == wanted) for text, wanted in zip(completions, length, strict=True)]
 '''
+
+
+@pytest.mark.slow
+def test_every_generated_task_runs(tmp_path: Path) -> None:
+    """In one multirun; the news are in tests/test_run.py."""
+    tasks = sorted(path.stem for path in (ROOT / "conf" / "preset" / "embedded").glob("*.yaml") if path.stem != "xsum")
+    command = [
+        sys.executable, "-m", "gkd_rl.run", "-m", "experiment=rl_gkd", f"task={','.join(tasks)}", *SHORT,
+        "task.train_size=1000", "task.validation_size=20", "task.test_size=20", f"cache_dir={tmp_path}",
+        f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${task._target_}",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("*/eval.json")]
+    assert len(found) == len(tasks) == 4
+    assert all(results["student after"]["sampled/divergence"]["mean"] > 0 for results in found)
+
+
+def test_a_task_that_generates_its_rows_has_no_reports() -> None:
+    assert row_reports(task_of("walk")) == {}
 
 
 @pytest.mark.slow
@@ -214,8 +235,7 @@ def test_a_new_task_and_a_new_reward_are_one_file_and_one_yaml_each(tmp_path: Pa
     command = [
         sys.executable, "-m", "gkd_rl.run", "experiment=rl_gkd", "task=copying", "reward=as_long",
         "preset=embedded/xsum",
-        "student.sft.steps=2", "teacher.sft.steps=2", "trainer.steps=2", "trainer.prompts_per_step=2", "tracking=none",
-        "evaluation.rollout_prompts=4", "evaluation.self_bleu_prompts=0", "scale.threads=1", "save_model=false",
+        *SHORT,
         f"cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,11 +24,6 @@ class Task(Protocol):
         """Longest completion, its end-of-sequence token included."""
         ...
 
-    @property
-    def row_reports(self) -> Mapping[str, RowReport]:
-        """Split -> what became of its rows, of the splits that were read from files or the Hub."""
-        ...
-
     def examples(self, split: str) -> list[Example]:
         """The rows of "train", "validation" or "test"."""
         ...
@@ -36,3 +31,18 @@ class Task(Protocol):
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer that comes with the data; None when the checkpoint must bring its own."""
         ...
+
+
+@runtime_checkable
+class ReadTask(Protocol):
+    """A task that also tells what became of the rows of files or the Hub."""
+
+    @property
+    def row_reports(self) -> Mapping[str, RowReport]:
+        """Split -> report, of the splits that were read."""
+        ...
+
+
+def row_reports(task: Task) -> Mapping[str, RowReport]:
+    """A task's reports; none of one that generates its rows."""
+    return task.row_reports if isinstance(task, ReadTask) else {}
