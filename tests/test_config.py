@@ -32,7 +32,7 @@ COUNTS = {
     "student": 7,
     "sweep": 1,
     "task": 6,
-    "teacher": 10,
+    "teacher": 11,
     "tracking": 3,
     "trainer": 3,
 }
