@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.choices import DivergenceName, DivergenceScale
+from gkd_rl.divergence_slopes import value_and_gradient
 
 _FLOOR = -1e4  # exp(_FLOOR) is 0 in every float, and differences stay finite
 _LARGE = 60.0  # exp(_LARGE) is finite in float32
@@ -144,6 +145,15 @@ def with_unlisted(logp_NK: Tensor) -> Tensor:
     return torch.cat([logp_NK, others_N1.to(logp_NK.dtype)], dim=-1)
 
 
+def gradient_of(function: Callable[[Tensor], Tensor], logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """A function's values, (N,), each of its own row of logits, and their gradient, (N, V), by autograd."""
+    with torch.enable_grad():
+        leaf_NV = logits_NV.detach().requires_grad_()
+        values_N = function(leaf_NV)
+        (gradient_NV,) = torch.autograd.grad(values_N.sum(), leaf_NV)
+    return values_N.detach(), gradient_NV
+
+
 @dataclass(frozen=True)
 class TokenDivergence:
     """A configured divergence: logits in, one value per token out.
@@ -182,10 +192,39 @@ class TokenDivergence:
         if teacher_logits_NV is None:
             raise ValueError(f"divergence {self.name.value} needs the teacher's logits.")
         teacher = torch.log_softmax(teacher_logits_NV / (self.temperature * self.teacher_temperature), dim=-1)
-        if self.teacher_top_k is not None and self.teacher_top_k < teacher.shape[-1] - 1:
+        if self.teacher_top_k is not None and self._is_cut(teacher.shape[-1]):
             top_NK = teacher.topk(self.teacher_top_k, dim=-1).indices
             teacher, student = with_tail_bucket(teacher, top_NK), with_tail_bucket(student, top_NK)
         return self._between(teacher, student)
+
+    def with_gradient(
+        self, teacher_logits_NV: Tensor | None, student_logits_NV: Tensor, logq_NV: Tensor, q_NV: Tensor, ids_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The divergence, (N,), and its gradient with respect to the student's logits, (N, V), in one pass.
+
+        In closed form where `divergence_slopes` has one, else by autograd.
+
+        Args:
+            teacher_logits_NV: of the teacher, or None for cross-entropy; overwritten.
+            student_logits_NV: of the student.
+            logq_NV: the student's log-probabilities at this divergence's temperature.
+            q_NV: their exponentials.
+            ids_N: the tokens.
+        """
+        unit = self._unit() if self.scale is DivergenceScale.unit else 1.0
+        if self.name is DivergenceName.cross_entropy:
+            value_N = cross_entropy(logq_NV, ids_N)
+            gradient_NV = q_NV.scatter_add(1, ids_N.unsqueeze(1), torch.full_like(q_NV[:, :1], -1))
+        elif teacher_logits_NV is None or self._is_cut(logq_NV.shape[-1]):
+            return gradient_of(lambda logits_NV: self(teacher_logits_NV, logits_NV, ids_N), student_logits_NV)
+        else:
+            if (temperature := self.temperature * self.teacher_temperature) != 1:
+                teacher_logits_NV.div_(temperature)
+            teacher_logits_NV = torch.log_softmax(teacher_logits_NV, dim=-1)
+            parameter = 0.0 if self.parameter is None else self.parameter
+            value_N, gradient_NV = value_and_gradient(self.name, teacher_logits_NV, logq_NV, q_NV, parameter)
+        divisor = unit * self.temperature
+        return value_N / unit, gradient_NV if divisor == 1 else gradient_NV.div_(divisor)
 
     def to_top(self, ids_NK: Tensor, logp_NK: Tensor, student_logits_NV: Tensor) -> Tensor:
         """The same, shape (N,), where the teacher tells its K likeliest words only: `teacher_top_k` with K words.
@@ -205,6 +244,10 @@ class TokenDivergence:
         if ids_NK.shape[-1] < student.shape[-1]:
             return self._between(with_unlisted(teacher), with_tail_bucket(student, ids_NK))
         return self._between(teacher, student.gather(1, ids_NK))
+
+    def _is_cut(self, vocabulary: int) -> bool:
+        """Only the teacher's likeliest words are told apart."""
+        return self.teacher_top_k is not None and self.teacher_top_k < vocabulary - 1
 
     def _between(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The named function of both models' log-probabilities, scaled."""

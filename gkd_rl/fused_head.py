@@ -2,7 +2,8 @@
 
 One projection of each model serves all three outputs. Only valid completion positions are projected, `chunk_tokens` at
 a time; with more than one chunk, a chunk's logits are recomputed in the backward pass, so at most one chunk of logits
-is alive at any time.
+is alive at any time. Autograd differentiates the numbers, whatever becomes of them; where the loss is known beforehand,
+`fused_loss` has the same gradient without computing logits twice.
 """
 
 from __future__ import annotations
@@ -50,18 +51,12 @@ class FusedHead:
         Raises:
             ValueError: hidden states and ids do not agree in B and T.
         """
-        for name, given in (("student", student), ("teacher", teacher)):
-            for tensor in () if given is None else given.tensors:
-                if tensor.shape[:2] != ids_BT.shape:
-                    kind = "hidden states" if isinstance(given, Projection) else "likeliest words"
-                    raise ValueError(
-                        f"{name} {kind} {tuple(tensor.shape)} do not fit completion ids {tuple(ids_BT.shape)}."
-                    )
+        check_shapes(student, teacher, ids_BT)
         student_ND = student.hidden_BTD[mask_BT]
         told_N = () if teacher is None else tuple(tensor[mask_BT] for tensor in teacher.tensors)
         ids_N = ids_BT[mask_BT]
         parts = self.of_tokens(student_ND, student.head, teacher, told_N, ids_N)
-        logp, divergence, entropy = (_spread(values_N, mask_BT) for values_N in parts)
+        logp, divergence, entropy = (spread(values_N, mask_BT) for values_N in parts)
         return TokenTerms(logp, None if self.divergence is None else divergence, entropy.detach())
 
     def of_tokens(
@@ -82,8 +77,7 @@ class FusedHead:
             ids_N: the tokens.
         """
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for start in range(0, max(ids_N.numel(), 1), self.chunk_tokens):
-            rows = slice(start, start + self.chunk_tokens)
+        for rows in self.chunks(ids_N.numel()):
             arguments = (
                 student_ND[rows],
                 student_head,
@@ -107,11 +101,8 @@ class FusedHead:
         ids_N: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """log-probability, divergence and entropy of one chunk, each of shape (n,)."""
-        vocabulary = student_head.weight_VD.shape[0]
-        vocabulary = vocabulary if self.vocabulary is None else min(vocabulary, self.vocabulary)
-        teacher_logits = None
+        vocabulary, teacher_logits = self.shared_vocabulary(student_head, teacher), None
         if isinstance(teacher, Projection):
-            vocabulary = min(vocabulary, teacher.head.weight_VD.shape[0])  # padded embeddings: the shared part
             with torch.no_grad():
                 teacher_logits = teacher.head.logits(told_N[0], vocabulary)
         student_logits = student_head.logits(student_ND, vocabulary)
@@ -126,7 +117,33 @@ class FusedHead:
             divergence = self.divergence(teacher_logits, student_logits, ids_N)
         return logp, divergence, entropy
 
+    def chunks(self, tokens: int) -> list[slice]:
+        """Which tokens' logits exist at one time; one empty chunk where there is no token."""
+        return [slice(start, start + self.chunk_tokens) for start in range(0, max(tokens, 1), self.chunk_tokens)]
 
-def _spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    def shared_vocabulary(self, student_head: OutputHead, teacher: Teaching | None) -> int:
+        """Words that both models can say: embeddings are padded to other sizes."""
+        sizes = [student_head.weight_VD.shape[0]]
+        if self.vocabulary is not None:
+            sizes.append(self.vocabulary)
+        if isinstance(teacher, Projection):
+            sizes.append(teacher.head.weight_VD.shape[0])
+        return min(sizes)
+
+
+def check_shapes(student: Projection, teacher: Teaching | None, ids_BT: Tensor) -> None:
+    """Refuse states that are not those of the completions.
+
+    Raises:
+        ValueError: hidden states and ids do not agree in B and T.
+    """
+    for name, given in (("student", student), ("teacher", teacher)):
+        for tensor in () if given is None else given.tensors:
+            if tensor.shape[:2] != ids_BT.shape:
+                kind = "hidden states" if isinstance(given, Projection) else "likeliest words"
+                raise ValueError(f"{name} {kind} {tuple(tensor.shape)} do not fit completion ids {tuple(ids_BT.shape)}.")
+
+
+def spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:
     """Put one value per valid position back into (B, T), 0 elsewhere."""
     return values_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, values_N)

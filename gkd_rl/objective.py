@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from gkd_rl.choices import DivergenceReduction, KlEstimator, SurrogateReduction
-from gkd_rl.masking import sequence_mean, sequence_sum
 from gkd_rl.policy_gradient import clipped, sampled_kl, surrogate
 from gkd_rl.types import Credits, LossTerms, TokenTerms
 
 Reduction = DivergenceReduction | SurrogateReduction
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -59,53 +59,102 @@ class Objective:
         Raises:
             ValueError: there is neither a reward nor a divergence to learn from.
         """
-        if credits.reward_BT is None and terms.divergence_BT is None:
+        divergence_N = None if terms.divergence_BT is None else terms.divergence_BT[mask_BT]
+        return self.of(mask_BT, credits, totals)(terms.logp_BT[mask_BT], divergence_N)
+
+    def of(self, mask_BT: Tensor, credits: Credits, totals: StepTotals) -> TokenLoss:
+        """The same as a function of the valid tokens' numbers, which may be given a few tokens at a time."""
+
+        def divisor(reduction: Reduction) -> Tensor:
+            return divisors(mask_BT, reduction, totals)[mask_BT]
+
+        def valid(values_BT: Tensor | None) -> Tensor | None:
+            return None if values_BT is None else values_BT[mask_BT]
+
+        divergence = self.divergence_reduction
+        credit = SurrogateReduction.sequence_sum
+        if divergence is DivergenceReduction.token_mean:
+            credit = SurrogateReduction.token_mean
+        return TokenLoss(
+            self,
+            valid(credits.reward_BT),
+            valid(credits.divergence_BT),
+            valid(credits.old_logp_BT),
+            valid(credits.initial_logp_BT),
+            divisor(self.surrogate_reduction),
+            divisor(divergence),
+            divisor(credit),
+        )
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """The two terms of a micro-batch as sums over its N valid tokens, in the order of the mask.
+
+    Attributes:
+        objective: with its settings.
+        reward_N: weights of the score function in L_r, or None.
+        credit_N: weights of the score function in L_D, or None.
+        old_logp_N: before the first update on this rollout, or None.
+        initial_logp_N: of the initial student, or None.
+        reward_divisor_N: of each token's number in L_r.
+        divergence_divisor_N: of each token's divergence in L_D.
+        credit_divisor_N: of each token's score function in L_D.
+    """
+
+    objective: Objective
+    reward_N: Tensor | None
+    credit_N: Tensor | None
+    old_logp_N: Tensor | None
+    initial_logp_N: Tensor | None
+    reward_divisor_N: Tensor
+    divergence_divisor_N: Tensor
+    credit_divisor_N: Tensor
+
+    def __call__(self, logp_N: Tensor, divergence_N: Tensor | None, tokens: slice = ALL) -> LossTerms:
+        """Both terms of some tokens.
+
+        Args:
+            logp_N: their log-probabilities.
+            divergence_N: their divergences, or None.
+            tokens: which of the micro-batch's valid tokens they are.
+
+        Raises:
+            ValueError: there is neither a reward nor a divergence to learn from.
+        """
+        if self.reward_N is None and divergence_N is None:
             raise ValueError("the step has neither advantages nor a divergence.")
+        clip, coefficient = self.objective.clip, self.objective.kl_coefficient
+        old_N = None if self.old_logp_N is None else self.old_logp_N[tokens]
         reward = divergence = divergence_loss = None
-        clipped_tokens = torch.zeros((), device=mask_BT.device)
-        if credits.reward_BT is not None:
-            reward = self._score_function(terms, credits, credits.reward_BT, mask_BT, self.surrogate_reduction, totals)
-            if self.clip is not None and credits.old_logp_BT is not None:
-                lost_BT = clipped(terms.logp_BT.detach(), credits.old_logp_BT, credits.reward_BT, self.clip)
-                clipped_tokens = (lost_BT & mask_BT).sum().float()
-            if self.kl_coefficient > 0:
-                if credits.initial_logp_BT is None:
+        clipped_tokens = torch.zeros((), device=logp_N.device)
+        if self.reward_N is not None:
+            weights_N, divisor_N = self.reward_N[tokens], self.reward_divisor_N[tokens]
+            reward = (surrogate(logp_N, old_N, weights_N, clip) / divisor_N).sum()
+            if clip is not None and old_N is not None:
+                clipped_tokens = clipped(logp_N.detach(), old_N, weights_N, clip).sum().float()
+            if coefficient > 0:
+                if self.initial_logp_N is None:
                     raise ValueError("the KL to the initial student needs its log-probabilities.")
-                kl_BT = sampled_kl(terms.logp_BT, credits.initial_logp_BT, KlEstimator.k2)
-                reward = reward + self.kl_coefficient * reduce(kl_BT, mask_BT, self.surrogate_reduction, totals)
-        if terms.divergence_BT is not None:
-            divergence = reduce(terms.divergence_BT, mask_BT, self.divergence_reduction, totals)
+                kl_N = sampled_kl(logp_N, self.initial_logp_N[tokens], KlEstimator.k2)
+                reward = reward + coefficient * (kl_N / divisor_N).sum()
+        if divergence_N is not None:
+            divergence = (divergence_N / self.divergence_divisor_N[tokens]).sum()
             divergence_loss = divergence
-            if credits.divergence_BT is not None:
-                # A credit is to be made small, an advantage large.
-                divisor = SurrogateReduction.sequence_sum
-                if self.divergence_reduction is DivergenceReduction.token_mean:
-                    divisor = SurrogateReduction.token_mean
-                term = self._score_function(terms, credits, -credits.divergence_BT, mask_BT, divisor, totals)
-                divergence_loss = divergence + term
+            if self.credit_N is not None:  # a credit is to be made small, an advantage large
+                loss_N = surrogate(logp_N, old_N, -self.credit_N[tokens], clip)
+                divergence_loss = divergence + (loss_N / self.credit_divisor_N[tokens]).sum()
         return LossTerms(reward, divergence_loss, None if divergence is None else divergence.detach(), clipped_tokens)
 
-    def _score_function(
-        self,
-        terms: TokenTerms,
-        credits: Credits,
-        weights_BT: Tensor,
-        mask_BT: Tensor,
-        reduction: SurrogateReduction,
-        totals: StepTotals,
-    ) -> Tensor:
-        """The surrogate with these weights."""
-        loss_BT = surrogate(terms.logp_BT, credits.old_logp_BT, weights_BT, self.clip)
-        return reduce(loss_BT, mask_BT, reduction, totals)
 
-
-def reduce(values_BT: Tensor, mask_BT: Tensor, reduction: Reduction, totals: StepTotals) -> Tensor:
-    """This micro-batch's share of the step's number.
+def divisors(mask_BT: Tensor, reduction: Reduction, totals: StepTotals) -> Tensor:
+    """What each token's number is divided by before the step's are summed, whole numbers, shape (B, T).
 
     sequence_mean is paper Eq. 2: the mean over each completion first, then over completions. sequence_sum: the sum over
     each completion, then the mean. token_mean: the mean over all tokens of the step.
     """
     if reduction.value == "sequence_mean":
-        return sequence_mean(values_BT, mask_BT).sum() / max(totals.sequences, 1)
-    total = sequence_sum(values_BT, mask_BT).sum()
-    return total / max(totals.tokens if reduction.value == "token_mean" else totals.sequences, 1)
+        length_B1 = mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
+        return (length_B1 * max(totals.sequences, 1)).expand(mask_BT.shape)
+    divisor = totals.tokens if reduction.value == "token_mean" else totals.sequences
+    return torch.full_like(mask_BT, max(divisor, 1), dtype=torch.long)

@@ -17,7 +17,9 @@ from gkd_rl.critic import Critic
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.fused_head import FusedHead
+from gkd_rl.fused_loss import FusedLoss
 from gkd_rl.meter import Pass, StepMeter
+from gkd_rl.objective import TokenLoss
 from gkd_rl.types import Projection, Rollout, Source, Survey, Teaching, TokenTerms
 
 
@@ -62,10 +64,25 @@ class Readers:
 
     def read(self, hidden_BTD: Tensor, teacher: Teaching | None, micro: Rollout, alpha: float) -> TokenTerms:
         """Per-token terms from the student's states, with gradient; no divergence at alpha = 0."""
-        head = self.head if alpha > 0 else replace(self.head, divergence=None)
         if torch.is_grad_enabled():
             self.meter.flops("student", self.student, Pass.training, micro)
-        return head(Projection(hidden_BTD, self.student.head()), teacher, micro.ids_BT, micro.mask_BT)
+        return self._head(alpha)(Projection(hidden_BTD, self.student.head()), teacher, micro.ids_BT, micro.mask_BT)
+
+    def learn(
+        self, hidden_BTD: Tensor, teacher: Teaching | None, micro: Rollout, alpha: float, loss: TokenLoss
+    ) -> tuple[Tensor, TokenTerms]:
+        """The weighted loss of the student's states, ready for backward, and the terms without gradient."""
+        self.meter.flops("student", self.student, Pass.training, micro)
+
+        def weighted(logp_N: Tensor, divergence_N: Tensor | None, tokens: slice) -> Tensor:
+            return loss(logp_N, divergence_N, tokens).loss(alpha)
+
+        own = Projection(hidden_BTD, self.student.head())
+        return FusedLoss(self._head(alpha), weighted)(own, teacher, micro.ids_BT, micro.mask_BT)
+
+    def _head(self, alpha: float) -> FusedHead:
+        """No divergence at alpha = 0."""
+        return self.head if alpha > 0 else replace(self.head, divergence=None)
 
     def distances(self, hidden_BTD: Tensor, teacher: Teaching | None, micro: Rollout) -> dict[str, Tensor]:
         """KL(student || other) in nats at each position, for the initial student and the teacher; without gradient."""

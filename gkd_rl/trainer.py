@@ -216,14 +216,16 @@ class Trainer:
             last = rows.stop == end
             with self._phase("student"), nullcontext() if last else self.accelerator.no_sync(self._wrapped):
                 hidden_BTD = (self._wrapped if apart is None else self.student)(micro)  # ranks meet once a step
-                terms = self.readers.read(hidden_BTD, teacher, micro, work.alpha)
-                losses = self.objective(
-                    terms, micro.mask_BT, work.credits.rows(rows.start, rows.stop, width), work.totals
-                )
+                credits = work.credits.rows(rows.start, rows.stop, width)
                 if apart is not None:
+                    terms = self.readers.read(hidden_BTD, teacher, micro, work.alpha)
+                    losses = self.objective(terms, micro.mask_BT, credits, work.totals)
                     apart.add(losses)
                 else:  # wrappers average gradients over ranks; the divisors count all ranks already
-                    self.accelerator.backward(losses.loss(work.alpha) * self.accelerator.num_processes)
+                    of_tokens = self.objective.of(micro.mask_BT, credits, work.totals)
+                    loss, terms = self.readers.learn(hidden_BTD, teacher, micro, work.alpha, of_tokens)
+                    self.accelerator.backward(loss * self.accelerator.num_processes)
+                    losses = self.objective(terms, micro.mask_BT, credits, work.totals)
                 if self.critic is not None and work.targets is not None:
                     loss = self.critic.loss(hidden_BTD, work.targets, rows, micro, work.totals.tokens)
                     loss.backward()

@@ -10,7 +10,8 @@ from enumeration import World
 from torch import Tensor
 
 from gkd_rl.choices import DivergenceName, KlEstimator, SurrogateReduction
-from gkd_rl.objective import StepTotals, reduce
+from gkd_rl.masking import sequence_sum
+from gkd_rl.objective import StepTotals
 from gkd_rl.policy_gradient import sampled_kl, surrogate, to_go
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "estimators.md"
@@ -38,7 +39,7 @@ def sampled_gradients(place: World) -> dict[str, Tensor]:
         losses = []
         for row in draws.indices:
             totals = StepTotals(1, int(mask_BT[row].sum()))
-            losses.append(reduce(loss_BT[row], mask_BT[row], SurrogateReduction.sequence_sum, totals))
+            losses.append(sequence_sum(loss_BT[row], mask_BT[row]).sum() / totals.sequences)
         return place.gradient((chance * torch.stack(losses)).sum())
 
     found = {}

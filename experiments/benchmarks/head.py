@@ -1,0 +1,116 @@
+"""The output head alone: hidden states of both models -> divergence and its gradient, ours beside trl's.
+
+    python -m experiments.benchmarks.head                       # SmolLM2-135M's head, 512 tokens, float32
+    python -m experiments.benchmarks.head --dtype bfloat16 --out FILE
+
+Both give the gradients of the student's hidden states and of its output embedding, of the sum of JSD(0.9) over tokens.
+Memory is what the tensors of one forward and backward take at most, beside hidden states and weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+from experiments.benchmarks.sides import Side, live_bytes, parser_of, ratios, summary, take_turns, write
+from gkd_rl.choices import DivergenceName
+from gkd_rl.divergence import TokenDivergence
+from gkd_rl.fused_head import FusedHead
+from gkd_rl.fused_loss import FusedLoss, LossOfTokens
+from gkd_rl.types import OutputHead, Projection
+
+BETA = 0.9
+
+
+def main() -> None:
+    """Command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--vocabulary", type=int, default=49152)
+    parser.add_argument("--width", type=int, default=576)
+    parser.add_argument("--teacher-width", type=int, default=576)
+    parser.add_argument("--chunk", type=int, default=128, help="tokens whose logits we hold at one time")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    work = _works(arguments)
+    sides = [Side(name, run) for name, run in work.items()]
+    take_turns(sides, arguments.rounds)
+    rows = [
+        {
+            "side": side.name,
+            "seconds": summary(side.seconds),
+            "times as fast as trl": summary(ratios(side, sides[0])),
+            "MiB": live_bytes(work[side.name]) / 2**20,
+        }
+        for side in sides
+    ]
+    write(arguments, rows)
+
+
+def _works(arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
+    """Each side's forward and backward."""
+    generator = torch.Generator().manual_seed(arguments.seed)
+    tokens, device, dtype = arguments.tokens, arguments.device, getattr(torch, arguments.dtype)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*shape, generator=generator)).to(device, dtype)
+
+    own, other = arguments.width, arguments.teacher_width
+    hidden, told = normal(1, tokens, own).requires_grad_(), normal(1, tokens, other)
+    weight = normal(arguments.vocabulary, own, scale=2 * own**-0.5).requires_grad_()
+    teacher_weight = normal(arguments.vocabulary, other, scale=2 * other**-0.5)
+    ids = torch.randint(arguments.vocabulary, (1, tokens), generator=generator).to(device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    student, teacher = Projection(hidden, OutputHead(weight)), Projection(told, OutputHead(teacher_weight))
+
+    def reset() -> None:
+        hidden.grad = weight.grad = None
+
+    def theirs() -> float:
+        reset()
+        divergence, _ = ChunkedDivergenceFunction.apply(
+            hidden[0], weight, None, told[0], teacher_weight, None, BETA, 1.0, 1.0, None, 1.0, None
+        )
+        divergence.sum().backward()
+        return tokens
+
+    def ours(loss: LossOfTokens) -> Callable[[], float]:
+        head = FusedHead(TokenDivergence(DivergenceName.jsd, BETA), 1.0, arguments.chunk)
+
+        def run() -> float:
+            reset()
+            FusedLoss(head, loss)(student, teacher, ids, mask)[0].backward()
+            return tokens
+
+        return run
+
+    def divergence_alone(_: Tensor, divergence_N: Tensor | None, __: slice) -> Tensor:
+        assert divergence_N is not None
+        return divergence_N.sum()
+
+    def both(logp_N: Tensor, divergence_N: Tensor | None, rows: slice) -> Tensor:
+        return divergence_alone(logp_N, divergence_N, rows) - 0.5 * logp_N.sum()
+
+    def by_autograd() -> float:
+        reset()
+        head = FusedHead(TokenDivergence(DivergenceName.jsd, BETA), 1.0, arguments.chunk)
+        terms = head(student, teacher, ids, mask)
+        assert terms.divergence_BT is not None
+        terms.divergence_BT.sum().backward()
+        return tokens
+
+    return {
+        "trl, chunked divergence": theirs,
+        "gkd_rl, one pass": ours(divergence_alone),
+        "gkd_rl, one pass with the policy gradient": ours(both),
+        "gkd_rl, autograd (the oracle)": by_autograd,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What benchmarks share: sides that take turns, medians and spread, the machine, a table and a JSON.
+
+Sides of one comparison run in one process and take turns, round by round, so that what else the machine does falls on
+all of them. The first rounds are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.study import markdown_rows
+from gkd_rl.environment import environment_record
+from gkd_rl.json_files import write_json
+from gkd_rl.live_memory import LiveMemory
+
+
+@dataclass
+class Side:
+    """One of the things that are compared.
+
+    Attributes:
+        name: in the table.
+        run: does the work once, and says how much it was (tokens, say).
+        seconds: of every counted round.
+        work: of every counted round.
+    """
+
+    name: str
+    run: Callable[[], float]
+    seconds: list[float] = field(default_factory=list)
+    work: list[float] = field(default_factory=list)
+
+    @property
+    def rates(self) -> list[float]:
+        """Work a second, of every counted round."""
+        return [work / seconds for work, seconds in zip(self.work, self.seconds, strict=True)]
+
+
+def take_turns(sides: Sequence[Side], rounds: int, warmup: int = 1) -> None:
+    """Run every side once a round; every second round in the opposite order."""
+    for turn in range(warmup + rounds):
+        for side in sides if turn % 2 == 0 else list(reversed(sides)):
+            _wait()
+            start = time.perf_counter()
+            work = side.run()
+            _wait()
+            if turn >= warmup:
+                side.seconds.append(time.perf_counter() - start)
+                side.work.append(work)
+
+
+def ratios(side: Side, baseline: Side) -> list[float]:
+    """How many times as fast as the baseline in the same round."""
+    return [own / other for own, other in zip(side.rates, baseline.rates, strict=True)]
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median, and the least and the greatest."""
+    return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
+
+
+def live_bytes(run: Callable[[], object]) -> int:
+    """The most bytes of tensors that a piece of work holds at one time, beside what is there before it."""
+    memory = LiveMemory()
+    with memory:
+        run()
+    return memory.peak
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A benchmark's command line."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="counted rounds of each side")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    return parser
+
+
+def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Print the table, and with --out write it with the settings and the machine."""
+    headings = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_shown(row.get(key)) for key in headings] for row in rows]
+    print("\n".join(markdown_rows(headings, cells)))
+    if arguments.out is not None:
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        write_json(arguments.out, {"rows": rows, "settings": settings, "environment": environment_record()})
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['median']:.3g} [{value['least']:.3g}, {value['greatest']:.3g}]"
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _wait() -> None:
+    """Until the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

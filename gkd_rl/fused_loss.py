@@ -1,0 +1,180 @@
+"""Hidden states -> loss, per-token numbers and the gradient, in one pass over the vocabulary.
+
+`FusedHead` gives numbers that autograd differentiates, and has to compute a chunk's logits again in the backward pass.
+Here the loss of each token is known while its logits exist, so that one projection of each model gives everything:
+log-probability, divergence, entropy, and the gradients of hidden states, output embedding and bias. One chunk of logits
+is alive at a time. Policy gradient and divergence share every product with a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gkd_rl.divergence import gradient_of
+from gkd_rl.divergence_slopes import dot
+from gkd_rl.fused_head import FusedHead, check_shapes, spread
+from gkd_rl.types import OutputHead, Projection, Teaching, TokenTerms, TopLogProbs
+
+LossOfTokens = Callable[[Tensor, Tensor | None, slice], Tensor]
+
+
+@dataclass(frozen=True)
+class FusedLoss:
+    """The loss of a head's numbers.
+
+    Attributes:
+        head: what is computed, and how many tokens at a time.
+        loss: of some tokens by their log-probabilities (n,) and divergences (n,) or None; the slice says which of the N
+            valid tokens they are. The loss of all is the sum over such parts.
+    """
+
+    head: FusedHead
+    loss: LossOfTokens
+
+    def __call__(
+        self, student: Projection, teacher: Teaching | None, ids_BT: Tensor, mask_BT: Tensor
+    ) -> tuple[Tensor, TokenTerms]:
+        """The loss, ready for backward, and the terms without gradient; arguments and errors are `FusedHead`'s."""
+        check_shapes(student, teacher, ids_BT)
+        head, student_ND, ids_N = student.head, student.hidden_BTD[mask_BT], ids_BT[mask_BT]
+        told_N = () if teacher is None else tuple(tensor[mask_BT] for tensor in teacher.tensors)
+        gradient_ND, sums = torch.empty_like(student_ND), _HeadGradient.of(head)
+        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        with torch.no_grad():
+            for rows in self.head.chunks(len(ids_N)):
+                hidden_ND = student_ND[rows]
+                logits_NV = head.logits(hidden_ND, self.head.shared_vocabulary(head, teacher))
+                told = tuple(tensor[rows] for tensor in told_N)
+                numbers, slope_NV = self._of_logits(logits_NV, teacher, told, ids_N[rows], rows)
+                gradient_ND[rows] = sums.add(head, hidden_ND, logits_NV, slope_NV)
+                parts.append(numbers)
+                del logits_NV, slope_NV
+        losses, logp, divergence, entropy = zip(*parts, strict=True)
+        own = (student_ND, head.weight_VD, head.bias_V)
+        loss = _Known.apply(torch.stack(losses).sum(), [gradient_ND, sums.weight_VD, sums.bias_V], *own)
+        terms = (spread(torch.cat(values), mask_BT) for values in (logp, divergence, entropy))
+        found = TokenTerms(*terms)
+        return loss, found if self.head.divergence is not None else replace(found, divergence_BT=None)
+
+    def _of_logits(
+        self, logits_NV: Tensor, teacher: Teaching | None, told_N: tuple[Tensor, ...], ids_N: Tensor, rows: slice
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Loss, log-probability, divergence (or log-probability again without one) and entropy; the logits' gradient."""
+        logq_NV, q_NV = _softmax(logits_NV, self.head.temperature)
+        logp_N, entropy_N = logq_NV.gather(1, ids_N.unsqueeze(1)).squeeze(1), -dot(q_NV, logq_NV)
+        divergence_N, slope_NV = self._divergence(logits_NV, (logq_NV, q_NV), teacher, told_N, ids_N)
+        del logq_NV
+        with torch.enable_grad():
+            leaves = [one.detach().requires_grad_() for one in (logp_N, divergence_N) if one is not None]
+            loss = self.loss(leaves[0], leaves[1] if len(leaves) == 2 else None, rows)
+            by_logp_N, *by_divergence = torch.autograd.grad(loss, leaves, allow_unused=True)
+        if slope_NV is None or by_divergence[0] is None:
+            slope_NV = torch.zeros_like(q_NV) if slope_NV is None else slope_NV.zero_()
+        else:
+            slope_NV.mul_(by_divergence[0].unsqueeze(1))
+        if by_logp_N is not None:
+            by_logp_N1 = by_logp_N.unsqueeze(1) / self.head.temperature
+            slope_NV.addcmul_(q_NV, by_logp_N1, value=-1).scatter_add_(1, ids_N.unsqueeze(1), by_logp_N1)
+        return (loss.detach(), logp_N, logp_N if divergence_N is None else divergence_N, entropy_N), slope_NV
+
+    def _divergence(
+        self,
+        logits_NV: Tensor,
+        own: tuple[Tensor, Tensor],
+        teacher: Teaching | None,
+        told_N: tuple[Tensor, ...],
+        ids_N: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The divergence of each token and its gradient by the student's logits; None without one.
+
+        Args:
+            logits_NV: of the student.
+            own: the student's log-probabilities and probabilities at the sampling temperature.
+            teacher: what kind of teacher tells.
+            told_N: what it tells of these tokens.
+            ids_N: the tokens.
+        """
+        divergence = self.head.divergence
+        if divergence is None:
+            return None, None
+        if isinstance(teacher, TopLogProbs):
+            return gradient_of(lambda logits: divergence.to_top(told_N[0], told_N[1], logits), logits_NV)
+        if divergence.temperature != self.head.temperature:
+            own = _softmax(logits_NV, divergence.temperature)
+        told_NV = None if teacher is None else teacher.head.logits(told_N[0], logits_NV.shape[1])
+        return divergence.with_gradient(told_NV, logits_NV, *own, ids_N)
+
+
+@dataclass
+class _HeadGradient:
+    """Sums over chunks, at least in float32; None for what is not trained."""
+
+    weight_VD: Tensor | None
+    bias_V: Tensor | None
+
+    @classmethod
+    def of(cls, head: OutputHead) -> _HeadGradient:
+        """Zeros for what of the head is trained."""
+
+        def zeros(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None or not tensor.requires_grad:
+                return None
+            return torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+
+        return cls(zeros(head.weight_VD), zeros(head.bias_V))
+
+    def add(self, head: OutputHead, hidden_ND: Tensor, logits_NV: Tensor, gradient_NV: Tensor) -> Tensor:
+        """Add a chunk's; returns the gradient of its hidden states, (N, D).
+
+        Args:
+            head: the output head.
+            hidden_ND: what it read.
+            logits_NV: what it gave.
+            gradient_NV: the loss's by the logits; overwritten.
+        """
+        if head.softcap is not None:
+            gradient_NV.mul_(1 - (logits_NV / head.softcap) ** 2)
+        vocabulary = gradient_NV.shape[1]
+        if self.bias_V is not None:
+            self.bias_V[:vocabulary] += gradient_NV.sum(dim=0)
+        gradient_NV = gradient_NV.to(head.weight_VD.dtype)
+        if self.weight_VD is not None:
+            part_VD, scaled_ND = self.weight_VD[:vocabulary], hidden_ND * head.scale
+            if part_VD.dtype == gradient_NV.dtype:
+                part_VD.addmm_(gradient_NV.T, scaled_ND)
+            else:
+                part_VD.add_(gradient_NV.T @ scaled_ND)
+        return (gradient_NV @ head.weight_VD[:vocabulary]) * head.scale
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *inputs: Tensor | None) -> Tensor:
+        """The number; `gradients` are those of `inputs`."""
+        ctx.gradients = [
+            None if one is None or gradient is None else gradient.to(one.dtype)
+            for gradient, one in zip(gradients, inputs, strict=True)
+        ]
+        gradients.clear()
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Each gradient times the upstream one, in its own memory: backward can run once."""
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradient of a fused loss can be taken once.")
+        return None, None, *(None if one is None else one.mul_(upstream) for one in gradients)
+
+
+def _softmax(logits_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and probabilities."""
+    logq_NV = torch.log_softmax(logits_NV if temperature == 1 else logits_NV / temperature, dim=-1)
+    return logq_NV, logq_NV.exp()
