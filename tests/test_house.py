@@ -15,7 +15,7 @@ PACKAGES = ("gkd_rl", "reward_models", "experiments")
 FLOORS = {
     "__init__": 0, "types": 0, "masking": 0, "choices": 0, "config": 0, "setting_words": 0, "errors": 0,
     "json_files": 0,
-    "divergence": 1, "policy_gradient": 1, "schedule": 1, "uncertainty": 1,
+    "divergence": 1, "divergence_slopes": 1, "policy_gradient": 1, "schedule": 1, "uncertainty": 1,
     "objective": 2, "fused_head": 2, "fused_loss": 2, "mixing": 2, "credit": 2, "contradictions": 2, "validation": 2,
     "loading_contradictions": 2, "target_contradictions": 2, "teacher_contradictions": 2,
     "live_memory": 2, "memory_plan": 2, "launched": 2,
