@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -46,6 +47,7 @@ from gkd_rl.types import Example
 ROWS = 2048  # prompts that are looked at for the longest
 ROOM = 0.92  # of the memory that there is; allocators round up and leave holes
 HOLES = 0.25  # of glibc's malloc, measured: resident memory of a step over its live tensors
+Stage = TypeVar("Stage", OptimizerConfig, SftConfig | None)
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -101,21 +103,22 @@ def plan_memory(
         planner = _Planner(config, lengths, device, without_data(student), teacher, int(ROOM * available) - process)
         stages = tuple(planner.stages())
     holes = HOLES if device.type == "cpu" else 0.0
-    return MemoryPlan(device.type, available, process, holes, stages, planner.chosen)
+    return MemoryPlan(device.type, available, process, holes, stages, planner.chosen, planner.tokens)
 
 
 def with_micro_batches(config: Config, plan: MemoryPlan) -> Config:
-    """The configuration with the micro-batch sizes that the plan chose where they were null."""
-    chosen, student, teacher = plan.micro_batch_sizes, config.student, config.teacher
+    """The configuration with the micro-batches that the plan chose where they were left to it."""
+    student, teacher = config.student, config.teacher
 
-    def sized(stage: SftConfig | None, key: str) -> SftConfig | None:
-        return stage if stage is None else replace(stage, micro_batch_size=chosen[key])
+    def sized(stage: Stage, key: str) -> Stage:
+        tokens = plan.tokens_per_micro_batch.get(key)
+        return stage if stage is None or tokens is None else replace(stage, tokens_per_micro_batch=tokens)
 
     return replace(
         config,
         student=replace(student, sft=sized(student.sft, "student.sft")),
         teacher=None if teacher is None else replace(teacher, sft=sized(teacher.sft, "teacher.sft")),
-        trainer=replace(config.trainer, micro_batch_size=chosen["trainer"]),
+        trainer=sized(config.trainer, "trainer"),
     )
 
 
@@ -150,6 +153,7 @@ class _Planner:
 
     def __post_init__(self) -> None:
         self.chosen: dict[str, int] = {}
+        self.tokens: dict[str, int] = {}
         adapted, teacher = isinstance(self.student, AdaptedModel), self.config.teacher
         self.quantization = Quantization.none if teacher is None else teacher.quantization
         weights = weight_bytes(self.student)
@@ -206,7 +210,8 @@ class _Planner:
         read = read if divergence is not None and divergence.needs_teacher else None
         if divergence is not None and divergence.needs_teacher and read is None:  # behind a server
             read = self.student
-        update = Update(head, trainer.gradient_checkpointing, per_prompt)
+        apart = trainer.diagnose_every > 0 or alpha.balanced
+        update = Update(head, trainer.gradient_checkpointing, per_prompt, apart)
         parts = self._update("trainer", trainer, self.student, read, sequences, update, held)
         phases = {"rollout": generation_bytes(self.student, self.lengths, sequences, per_prompt)}
         if read is not None:
@@ -252,8 +257,11 @@ class _Planner:
 
         free, size = self.free - sum(held.values()), stage.micro_batch_size
         free = int(free / (1 + HOLES)) if self.device.type == "cpu" else free
+        if size is None and stage.tokens_per_micro_batch is not None:
+            size = self.lengths.completions_in(stage.tokens_per_micro_batch, update.per_prompt)
         if size is None:
             size = largest_micro_batch(lambda some: sum(parts_of(some).values()), free, sequences)
+            self.tokens[key] = self.lengths.tokens(size, update.per_prompt)
         self.chosen[key] = size
         return parts_of(min(size, sequences))
 

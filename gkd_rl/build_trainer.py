@@ -17,10 +17,12 @@ from gkd_rl.choices import (
 )
 from gkd_rl.config import Config, ModelConfig, OptimizerConfig, PolicyGradientConfig
 from gkd_rl.contradictions import alpha_schedule
+from gkd_rl.cost import ModelCost
 from gkd_rl.credit import CreditSettings
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.errors import ConfigError
 from gkd_rl.fused_head import FusedHead
+from gkd_rl.micro_batches import Cutter
 from gkd_rl.objective import Objective
 from gkd_rl.optim import OptimizerSettings
 from gkd_rl.prompt_stream import PromptStream
@@ -53,13 +55,13 @@ def build_supervised_trainer(
         reward=None,
         stream=PromptStream(train[: sft.train_rows], sft.batch_size, settings.seed),
         samples=None,
+        cutter=_cutter(sft, model),
         optimizer=optimizer,
         schedule=schedule,
         settings=StepSettings(
             lmbda=0.0,
             seed=settings.seed,
             per_prompt=1,
-            micro_batch_size=_micro_batch_size(sft),
             max_grad_norm=sft.max_grad_norm,
             gradient_checkpointing=sft.gradient_checkpointing,
         ),
@@ -93,6 +95,7 @@ def build_trainer(
         reward=reward if alpha.has_reward else None,
         stream=stream,
         samples=models.samples,
+        cutter=_cutter(trainer, models.student),
         optimizer=optimizer,
         schedule=schedule,
         settings=StepSettings(
@@ -100,7 +103,6 @@ def build_trainer(
             otherwise=Source(config.fixed_data.source.value),
             seed=config.seed,
             per_prompt=rollout.per_prompt,
-            micro_batch_size=_micro_batch_size(trainer),
             max_grad_norm=trainer.max_grad_norm,
             epochs=surrogate.epochs,
             diagnose_every=trainer.diagnose_every,
@@ -150,11 +152,9 @@ def _clip(settings: PolicyGradientConfig) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _micro_batch_size(config: OptimizerConfig) -> int:
-    """As configured; what is null is planned first, see `build_plan.with_micro_batches`."""
-    if config.micro_batch_size is None:
-        raise ConfigError(["micro_batch_size=null: it is chosen before the trainer is built."])
-    return config.micro_batch_size
+def _cutter(config: OptimizerConfig, model: HiddenStateModel) -> Cutter:
+    """Micro-batches as configured; what is left open is planned first, see `build_plan.with_micro_batches`."""
+    return Cutter(ModelCost.of(model), model.device.type, config.micro_batch_size, config.tokens_per_micro_batch)
 
 
 def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:

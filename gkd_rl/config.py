@@ -53,6 +53,7 @@ class OptimizerConfig:
     steps: int = number(1)
     train_rows: int | None = number(1)
     micro_batch_size: int | None = number(1)
+    tokens_per_micro_batch: int | None = number(1)
     optimizer: OptimizerName = MISSING
     learning_rate: float = number(0, open_low=True)
     weight_decay: float = number(0)

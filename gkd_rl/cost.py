@@ -54,6 +54,11 @@ class ModelCost:
             masked=takes_masks(inner),
         )
 
+    @property
+    def layers(self) -> int:
+        """Of encoder and decoder."""
+        return self.decoder.layers + (0 if self.encoder is None else self.encoder.layers)
+
     def forward(self, rollout: Rollout) -> float:
         """FLOPs of one forward with teacher forcing over prompts and completions, the head on completion tokens.
 
@@ -66,6 +71,15 @@ class ModelCost:
             shared = self.masked and shares_prompts(self.decoder, rollout)
             return float(head + self.decoder.of_rows(row_lengths(rollout, shared=shared)))
         return float(head + self._encoder_decoder(prompt_P, prompt_B, completion_B, completion_B.square()))
+
+    def tokens(self, rollout: Rollout) -> tuple[float, float]:
+        """Tokens that one forward reads, and how many they are with the padding of the batch."""
+        prompt_P, _, completion_B = _lengths(rollout)
+        if self.encoder is None:
+            length_R = row_lengths(rollout, shared=self.masked and shares_prompts(self.decoder, rollout))
+            return float(length_R.sum()), float(length_R.max() * len(length_R))
+        padded = prompt_P.max() * len(prompt_P) + completion_B.max() * len(completion_B)
+        return float(prompt_P.sum() + completion_B.sum()), float(padded)
 
     def training(self, rollout: Rollout) -> float:
         """FLOPs of forward and backward; the backward counts as two forwards, adapters or not."""

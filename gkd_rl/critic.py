@@ -37,7 +37,7 @@ class Critic:
         with torch.no_grad():
             return self.head(hidden_BTD)
 
-    def loss(self, hidden_BTD: Tensor, targets: Targets, rows: slice, micro: Rollout, tokens: int) -> Tensor:
+    def loss(self, hidden_BTD: Tensor, targets: Targets, rows: Tensor, micro: Rollout, tokens: int) -> Tensor:
         """The micro-batch's share of the step's value loss, a mean over its `tokens`."""
         width = micro.ids_BT.shape[1]
         return (

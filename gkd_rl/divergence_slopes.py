@@ -93,12 +93,12 @@ def value_and_gradient(
 
 
 def _gap(teacher_logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """log Q - log P, finite, in the place of log P."""
+    """Finite log Q - log P, in the place of log P."""
     return teacher_logp_NV.clamp_(min=_FLOOR).neg_().add_(logq_NV.clamp(min=_FLOOR))
 
 
 def _log_mixture(gap_NV: Tensor, weight: float) -> Tensor:
-    """log(1 + w (e^gap - 1)) = log(m/p) of m = p + w (q - p) and gap = log(q/p), exact where m is close to p; in place."""
+    """Exact log(m/p) = log(1 + w (e^gap - 1)) of m = p + w (q - p) and gap = log(q/p); in place."""
     return gap_NV.expm1_().mul_(weight).log1p_()
 
 

@@ -141,7 +141,9 @@ def check_shapes(student: Projection, teacher: Teaching | None, ids_BT: Tensor) 
         for tensor in () if given is None else given.tensors:
             if tensor.shape[:2] != ids_BT.shape:
                 kind = "hidden states" if isinstance(given, Projection) else "likeliest words"
-                raise ValueError(f"{name} {kind} {tuple(tensor.shape)} do not fit completion ids {tuple(ids_BT.shape)}.")
+                raise ValueError(
+                    f"{name} {kind} {tuple(tensor.shape)} do not fit completion ids {tuple(ids_BT.shape)}."
+                )
 
 
 def spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ is alive at a time. Policy gradient and divergence share every product with a ma
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,30 +41,43 @@ class FusedLoss:
     ) -> tuple[Tensor, TokenTerms]:
         """The loss, ready for backward, and the terms without gradient; arguments and errors are `FusedHead`'s."""
         check_shapes(student, teacher, ids_BT)
-        head, student_ND, ids_N = student.head, student.hidden_BTD[mask_BT], ids_BT[mask_BT]
         told_N = () if teacher is None else tuple(tensor[mask_BT] for tensor in teacher.tensors)
-        gradient_ND, sums = torch.empty_like(student_ND), _HeadGradient.of(head)
+        loss, numbers = self.of_tokens(student.hidden_BTD[mask_BT], student.head, teacher, told_N, ids_BT[mask_BT])
+        logp, divergence, entropy = (spread(values_N, mask_BT) for values_N in numbers)
+        return loss, TokenTerms(logp, None if self.head.divergence is None else divergence, entropy)
+
+    def of_tokens(
+        self,
+        student_ND: Tensor,
+        student_head: OutputHead,
+        teacher: Teaching | None,
+        told_N: tuple[Tensor, ...],
+        ids_N: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """The loss of N tokens; their log-probability, divergence (without one: log-probability) and entropy."""
+        vocabulary = self.head.shared_vocabulary(student_head, teacher)
+        gradient_ND, sums = torch.empty_like(student_ND), _HeadGradient.of(student_head)
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         with torch.no_grad():
             for rows in self.head.chunks(len(ids_N)):
-                hidden_ND = student_ND[rows]
-                logits_NV = head.logits(hidden_ND, self.head.shared_vocabulary(head, teacher))
-                told = tuple(tensor[rows] for tensor in told_N)
+                hidden_ND, told = student_ND[rows], tuple(tensor[rows] for tensor in told_N)
+                logits_NV = student_head.logits(hidden_ND, vocabulary)
                 numbers, slope_NV = self._of_logits(logits_NV, teacher, told, ids_N[rows], rows)
-                gradient_ND[rows] = sums.add(head, hidden_ND, logits_NV, slope_NV)
+                gradient_ND[rows] = sums.add(student_head, hidden_ND, logits_NV, slope_NV)
                 parts.append(numbers)
-                del logits_NV, slope_NV
-        losses, logp, divergence, entropy = zip(*parts, strict=True)
-        own = (student_ND, head.weight_VD, head.bias_V)
-        loss = _Known.apply(torch.stack(losses).sum(), [gradient_ND, sums.weight_VD, sums.bias_V], *own)
-        terms = (spread(torch.cat(values), mask_BT) for values in (logp, divergence, entropy))
-        found = TokenTerms(*terms)
-        return loss, found if self.head.divergence is not None else replace(found, divergence_BT=None)
+                del logits_NV, slope_NV  # before the next chunk's
+        losses, *numbers = zip(*parts, strict=True)
+        gradients = [gradient_ND, sums.weight_VD, sums.bias_V]
+        loss = _Known.apply(
+            torch.stack(losses).sum(), gradients, student_ND, student_head.weight_VD, student_head.bias_V
+        )
+        logp_N, divergence_N, entropy_N = (torch.cat(values) for values in numbers)
+        return loss, (logp_N, divergence_N, entropy_N)
 
     def _of_logits(
         self, logits_NV: Tensor, teacher: Teaching | None, told_N: tuple[Tensor, ...], ids_N: Tensor, rows: slice
     ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """Loss, log-probability, divergence (or log-probability again without one) and entropy; the logits' gradient."""
+        """Loss, log-probability, divergence (without one: log-probability) and entropy; the logits' gradient."""
         logq_NV, q_NV = _softmax(logits_NV, self.head.temperature)
         logp_N, entropy_N = logq_NV.gather(1, ids_N.unsqueeze(1)).squeeze(1), -dot(q_NV, logq_NV)
         divergence_N, slope_NV = self._divergence(logits_NV, (logq_NV, q_NV), teacher, told_N, ids_N)

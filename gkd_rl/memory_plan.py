@@ -14,6 +14,17 @@ class Lengths:
     prompt: int
     completion: int
 
+    def tokens(self, completions: int, per_prompt: int) -> int:
+        """Of a micro-batch of the longest texts: each prompt once, and its completions."""
+        return -(-completions // per_prompt) * self.prompt + completions * self.completion
+
+    def completions_in(self, tokens: int, per_prompt: int) -> int:
+        """The most of the longest completions that a micro-batch of so many tokens has; at least 1."""
+        found = 1
+        while self.tokens(found + 1, per_prompt) <= tokens:
+            found += 1
+        return found
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -50,7 +61,8 @@ class MemoryPlan:
         process: bytes that Python and its libraries take of them.
         holes: what the allocator of the C library keeps of freed tensors, as a share of the widest phase; 0 on a GPU.
         stages: in the order in which they run.
-        micro_batch_sizes: by setting; chosen where it was null.
+        micro_batch_sizes: completions of the longest texts, by stage; chosen where nothing was set.
+        tokens_per_micro_batch: tokens of these, of the stages where it was chosen.
     """
 
     device: str
@@ -59,6 +71,7 @@ class MemoryPlan:
     holes: float
     stages: tuple[StagePlan, ...]
     micro_batch_sizes: dict[str, int]
+    tokens_per_micro_batch: dict[str, int]
 
     @property
     def peak(self) -> int:
@@ -90,8 +103,9 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
     if plan.process:
         lines.append(f"  {'Python, its libraries, the data':<34}{_gib(plan.process)}  in each stage")
         lines.append(f"  holes that the C allocator leaves: {plan.holes:.0%} of the widest phase, in each stage")
-    sizes = ", ".join(f"{key}.micro_batch_size={size}" for key, size in plan.micro_batch_sizes.items())
-    return [*lines, f"  planned for {sizes}"]
+    sizes = [f"{key}.micro_batch_size={size}" for key, size in plan.micro_batch_sizes.items()]
+    sizes += [f"{key}.tokens_per_micro_batch={size}" for key, size in plan.tokens_per_micro_batch.items()]
+    return [*lines, f"  planned for {', '.join(sizes)}"]
 
 
 def _gib(size: float) -> str:

@@ -1,4 +1,4 @@
-"""What one step spends: seconds by phase, measured, and FLOPs by phase, estimated from the models' shapes."""
+"""What one step spends: seconds by phase, measured, FLOPs by phase, estimated from the models' shapes, and padding."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+
+import numpy as np
 
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.cost import ModelCost
@@ -28,6 +30,7 @@ class StepMeter:
         self._seconds: Counter[str] = Counter()
         self._flops: Counter[str] = Counter()
         self._costs: dict[int, ModelCost] = {}
+        self._tokens = np.zeros(2)  # that the student was trained on, and with padding
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -40,12 +43,18 @@ class StepMeter:
         """Adds the FLOPs of one pass of a model through a rollout."""
         if id(model) not in self._costs:
             self._costs[id(model)] = ModelCost.of(model)
-        self._flops[phase] += getattr(self._costs[id(model)], kind.value)(rollout)
+        cost = self._costs[id(model)]
+        self._flops[phase] += getattr(cost, kind.value)(rollout)
+        if kind is Pass.training:
+            self._tokens += np.array(cost.tokens(rollout))
 
     def take(self) -> dict[str, float]:
-        """time/PHASE and flops/PHASE since the last call."""
+        """time/PHASE, flops/PHASE and the share of padding in what was trained on, since the last call."""
         spent = {f"time/{name}": float(value) for name, value in self._seconds.items()}
         spent |= {f"flops/{name}": float(value) for name, value in self._flops.items()}
+        if self._tokens[1] > 0:
+            spent["padding_share"] = float(1 - self._tokens[0] / self._tokens[1])
         self._seconds.clear()
         self._flops.clear()
+        self._tokens[:] = 0
         return spent

@@ -18,6 +18,7 @@ from gkd_rl.adapter import AdaptedModel
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.choices import OptimizerName, Quantization
 from gkd_rl.fused_head import FusedHead
+from gkd_rl.fused_loss import FusedLoss
 from gkd_rl.gradients import recomputed_layers
 from gkd_rl.live_memory import LiveMemory
 from gkd_rl.memory_plan import Lengths
@@ -158,20 +159,29 @@ def reading_bytes(
     with torch.no_grad(), LiveMemory([*model.parameters(), *others]) as live:
         hidden_BTD = model.architecture.read(model.model, text)
         if head is not None and other is not None:
-            _through(head, hidden_BTD, model, other)
+            _through(head, hidden_BTD, model, other, apart=True)
     return live.peak
 
 
-def _through(head: FusedHead, hidden_BTD: Tensor, model: HiddenStateModel, teacher: HiddenStateModel | None) -> Tensor:
-    """The sum of what the head says of a whole batch, beside a teacher's states."""
+def _through(
+    head: FusedHead, hidden_BTD: Tensor, model: HiddenStateModel, teacher: HiddenStateModel | None, *, apart: bool
+) -> Tensor:
+    """The sum of what the head says of a whole batch, beside a teacher's states; see `Update.apart`."""
     own_ND, states, told_N = hidden_BTD.flatten(0, 1), None, ()
     ids_N = torch.zeros(len(own_ND), dtype=torch.long)
     if teacher is not None:
         width = teacher.head().weight_VD.shape[1]
         states = Projection(hidden_BTD.new_zeros(*hidden_BTD.shape[:2], width), teacher.head())
         told_N = (states.hidden_BTD.flatten(0, 1),)
-    logp, divergence, _ = head.of_tokens(own_ND, model.head(), states, told_N, ids_N)
+    read = (own_ND, model.head(), states, told_N, ids_N)
+    if not apart:
+        return FusedLoss(head, _total).of_tokens(*read)[0]
+    logp, divergence, _ = head.of_tokens(*read)
     return (logp + divergence).sum()
+
+
+def _total(logp_N: Tensor, divergence_N: Tensor | None, _: slice) -> Tensor:
+    return logp_N.sum() if divergence_N is None else (logp_N + divergence_N).sum()
 
 
 @dataclass(frozen=True)
@@ -182,11 +192,13 @@ class Update:
         head: with the divergence and the chunk.
         recompute: gradient checkpointing.
         per_prompt: completions of one prompt.
+        apart: autograd takes the gradient of each term, which computes logits again; else one pass takes that of both.
     """
 
     head: FusedHead
     recompute: bool
     per_prompt: int
+    apart: bool = False
 
 
 def training_bytes(
@@ -210,7 +222,7 @@ def training_bytes(
     with recomputed_layers(student, update.recompute), LiveMemory(held) as live:
         hidden_BTD = student.architecture.read(student.model, text)
         kept = live.now
-        _through(update.head, hidden_BTD, student, teacher).backward()
+        _through(update.head, hidden_BTD, student, teacher, apart=update.apart).backward()
     for one in _trained(student):
         one.grad = None
     return {"activations": kept, "head chunks and backward": live.peak - kept}

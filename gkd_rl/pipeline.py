@@ -131,10 +131,10 @@ def _data_facts(
 
 
 def _sized(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> Config:
-    """Micro-batch sizes that are null become the most that fit in memory."""
+    """Micro-batches that are left open become the most that fit in memory."""
     settings = config.teacher
     stages = (config.trainer, config.student.sft, None if settings is None else settings.sft)
-    if all(stage is None or stage.micro_batch_size is not None for stage in stages):
+    if all(stage is None or stage.micro_batch_size or stage.tokens_per_micro_batch for stage in stages):
         return config
     codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, accelerator.device)
     plan = plan_memory(config, longest(config, codec, train), accelerator.device, codec.tokenizer)

@@ -6,6 +6,7 @@ measured against it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -55,11 +56,11 @@ class Readers:
         present = self.teacher is not None or self.endpoint is not None
         return alpha > 0 and present and divergence is not None and divergence.needs_teacher
 
-    def teach(self, rollout: Rollout, rows: slice, micro: Rollout, alpha: float) -> Teaching | None:
+    def teach(self, rollout: Rollout, rows: Tensor, micro: Rollout, alpha: float) -> Teaching | None:
         """The teacher's states on `micro`, the step's completions `rows`; None where nothing reads them."""
         if not self.taught(alpha):
             return None
-        text = rollout.with_shuffled_prompts().rows(rows.start, rows.stop) if self.shuffled else micro
+        text = rollout.with_shuffled_prompts().rows(rows) if self.shuffled else micro
         return self._project("teacher", self.teacher or self.endpoint, text)
 
     def read(self, hidden_BTD: Tensor, teacher: Teaching | None, micro: Rollout, alpha: float) -> TokenTerms:
@@ -97,12 +98,12 @@ class Readers:
 
     @torch.no_grad()
     def survey(
-        self, rollout: Rollout, size: int, *, rewarded: bool, alpha: float, critic: Critic | None
+        self, rollout: Rollout, cuts: Sequence[Tensor], *, rewarded: bool, alpha: float, critic: Critic | None
     ) -> tuple[Survey, dict[int, Teaching | None]]:
-        """What the models say of the whole step before its first update, `size` completions at a time.
+        """What the models say of the whole step before its first update, a micro-batch at a time.
 
         Returns:
-            The survey, and the teacher's states by first row, to be read again.
+            The survey, and the teacher's states by micro-batch, to be read again.
         """
         wanted = self._wanted(rollout, rewarded, alpha, critic)
         taught: dict[int, Teaching | None] = {}
@@ -113,16 +114,15 @@ class Readers:
         training = self.student.training
         self.student.eval()
         plain = replace(self.head, divergence=None)
-        for start in range(0, shape[0], size):
-            rows = slice(start, min(start + size, shape[0]))
-            micro = rollout.rows(rows.start, rows.stop)
+        for number, rows in enumerate(cuts):
+            micro = rollout.rows(rows)
             width = micro.ids_BT.shape[1]
             self.meter.flops("survey", self.student, Pass.forward, micro)
             hidden_BTD = self.student(micro.extended() if critic is not None else micro)
             if "divergence_BT" in wanted:
-                taught[start] = self.teach(rollout, rows, micro, alpha)
+                taught[number] = self.teach(rollout, rows, micro, alpha)
             terms = self.read(
-                hidden_BTD[:, :width], taught.get(start), micro, alpha if "divergence_BT" in wanted else 0
+                hidden_BTD[:, :width], taught.get(number), micro, alpha if "divergence_BT" in wanted else 0
             )
             parts = {"logp_BT": terms.logp_BT, "divergence_BT": terms.divergence_BT}
             other = self._project("initial", self.initial, micro) if "initial_logp_BT" in wanted else None

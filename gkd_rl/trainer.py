@@ -25,6 +25,7 @@ from gkd_rl.critic import Critic, Targets
 from gkd_rl.errors import RewardError
 from gkd_rl.gradients import TermGradients, recomputed_layers
 from gkd_rl.meter import Pass
+from gkd_rl.micro_batches import Cutter
 from gkd_rl.objective import Objective, StepTotals
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.ranks import over_ranks
@@ -46,7 +47,6 @@ class StepSettings:
         otherwise: who wrote the text of the other steps.
         seed: of coins and rollouts.
         per_prompt: K.
-        micro_batch_size: completions per forward.
         max_grad_norm: of the student's gradient; the value head's is held to the same.
         epochs: updates on one rollout with a reward.
         diagnose_every: steps between two measurements of both gradients and of the KL to the initial student; 0: never.
@@ -56,7 +56,6 @@ class StepSettings:
     lmbda: float
     seed: int
     per_prompt: int
-    micro_batch_size: int
     max_grad_norm: float
     otherwise: Source = Source.dataset
     epochs: int = 1
@@ -78,11 +77,12 @@ class _Work:
     """One step's text and everything that is decided about it before its first update."""
 
     rollout: Rollout
+    cuts: list[Tensor]
     alpha: float
     totals: StepTotals
     credits: Credits
     targets: Targets | None
-    taught: dict[int, Teaching | None]  # the teacher's states by first row, where they are known already
+    taught: dict[int, Teaching | None]  # the teacher's states by micro-batch, where they are known already
     diagnose: bool
 
 
@@ -101,6 +101,7 @@ class Trainer:
     reward: Composite | None
     stream: PromptStream
     samples: TeacherSamples | None
+    cutter: Cutter
     optimizer: Optimizer
     schedule: LRScheduler
     settings: StepSettings
@@ -164,10 +165,10 @@ class Trainer:
         """Totals over all ranks, the survey, and the weights of the score function."""
         counts = torch.stack([torch.tensor(rollout.n_sequences, device=self.student.device), rollout.mask_BT.sum()])
         totals = StepTotals(*(int(count) for count in self._sum(counts).tolist()))
-        size = self.settings.micro_batch_size
+        cuts = self.cutter(rollout)
         with self._phase("survey"):
             survey, taught = self.readers.survey(
-                rollout, size, rewarded=scores is not None, alpha=alpha, critic=self.critic
+                rollout, cuts, rewarded=scores is not None, alpha=alpha, critic=self.critic
             )
         every = self.settings.diagnose_every
         diagnose = every > 0 and (step % every == 0 or step == self.alpha.steps - 1)
@@ -177,7 +178,7 @@ class Trainer:
             total = float(self._sum(survey.divergence_BT.sum()))
             credit_BT = divergence_weights(self.credit, rollout, survey, (total, totals.tokens))
         credits = Credits(weights_BT, credit_BT, None, survey.initial_logp_BT)
-        return _Work(rollout, alpha, totals, credits, targets, taught, diagnose)
+        return _Work(rollout, cuts, alpha, totals, credits, targets, taught, diagnose)
 
     def _reward_weights(
         self, rollout: Rollout, scores: Scores | None, survey: Survey
@@ -200,23 +201,23 @@ class Trainer:
             Log-probabilities (B, T) and the step's loss terms summed over micro-batches and ranks.
         """
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.student.device))
-        size, end = self.settings.micro_batch_size, work.rollout.n_sequences
         logp_BT = torch.zeros(work.rollout.ids_BT.shape, device=self.student.device)
         apart = None
         if work.diagnose or self.alpha.balanced:
             apart = TermGradients(self.student.parameters(), self.accelerator)
-        for start in range(0, end, size):
-            rows = slice(start, min(start + size, end))
-            micro = work.rollout.rows(rows.start, rows.stop)
+        for number, rows in enumerate(work.cuts):
+            micro = work.rollout.rows(rows)
             width = micro.ids_BT.shape[1]
-            if start not in work.taught:
+            if number not in work.taught:
                 with self._phase("teacher"):
-                    work.taught[start] = self.readers.teach(work.rollout, rows, micro, work.alpha)
-            teacher = work.taught[start] if keep else work.taught.pop(start)
-            last = rows.stop == end
-            with self._phase("student"), nullcontext() if last else self.accelerator.no_sync(self._wrapped):
+                    work.taught[number] = self.readers.teach(work.rollout, rows, micro, work.alpha)
+            teacher = work.taught[number] if keep else work.taught.pop(number)
+            with (
+                self._phase("student"),
+                nullcontext() if rows is work.cuts[-1] else self.accelerator.no_sync(self._wrapped),
+            ):
                 hidden_BTD = (self._wrapped if apart is None else self.student)(micro)  # ranks meet once a step
-                credits = work.credits.rows(rows.start, rows.stop, width)
+                credits = work.credits.rows(rows, width)
                 if apart is not None:
                     terms = self.readers.read(hidden_BTD, teacher, micro, work.alpha)
                     losses = self.objective(terms, micro.mask_BT, credits, work.totals)

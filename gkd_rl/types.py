@@ -91,23 +91,26 @@ class Rollout:
         )
         return replace(self, prompts=turned)
 
-    def rows(self, start: int, stop: int) -> Rollout:
-        """Completions start..stop-1 with the prompts they need, trimmed to their own longest lengths."""
-        index_B = self.prompt_index_B[start:stop]
-        first, last = int(index_B.min()), int(index_B.max()) + 1
-        prompt_mask = self.prompts.mask_PS[first:last]
-        mask = self.mask_BT[start:stop]
-        width_S, width_T = _used_width(prompt_mask), _used_width(mask)
-        prompts = PromptBatch(
-            self.prompts.examples[first:last], self.prompts.ids_PS[first:last, :width_S], prompt_mask[:, :width_S]
-        )
+    def rows(self, rows: Tensor) -> Rollout:
+        """Some of the completions, in the given order, with the prompts they need, trimmed to their longest lengths.
+
+        Args:
+            rows: which, on any device; completions of one prompt are neighbours.
+        """
+        prompts, index_B = self.prompt_index_B[rows].unique(return_inverse=True)
+        mask_PS, mask_BT = self.prompts.mask_PS[prompts], self.mask_BT[rows]
+        width_S, width_T = _used_width(mask_PS), _used_width(mask_BT)
         return Rollout(
-            prompts=prompts,
-            prompt_index_B=index_B - first,
-            ids_BT=self.ids_BT[start:stop, :width_T],
-            mask_BT=mask[:, :width_T],
-            truncated_B=self.truncated_B[start:stop],
-            texts=self.texts[start:stop],
+            prompts=PromptBatch(
+                [self.prompts.examples[i] for i in prompts.tolist()],
+                self.prompts.ids_PS[prompts, :width_S],
+                mask_PS[:, :width_S],
+            ),
+            prompt_index_B=index_B,
+            ids_BT=self.ids_BT[rows, :width_T],
+            mask_BT=mask_BT[:, :width_T],
+            truncated_B=self.truncated_B[rows],
+            texts=[self.texts[i] for i in rows.tolist()],
             source=self.source,
         )
 
@@ -223,11 +226,11 @@ class Credits:
     old_logp_BT: Tensor | None = None
     initial_logp_BT: Tensor | None = None
 
-    def rows(self, start: int, stop: int, width: int) -> Credits:
-        """Those of completions start..stop-1, first `width` tokens."""
+    def rows(self, rows: Tensor, width: int) -> Credits:
+        """Those of some completions, first `width` tokens."""
         return Credits(
             **{
-                name: None if value is None else value[start:stop, :width]
+                name: None if value is None else value[rows, :width]
                 for name, value in ((item.name, getattr(self, item.name)) for item in fields(self))
             }
         )

@@ -174,7 +174,8 @@ class World:
         alpha = 0.0 if divergence is None else 1.0
         with doubled():
             critic = Critic(self.value_head, None) if learned else None
-            survey, taught = readers.survey(self.rollout, 2 * self.size, rewarded=True, alpha=alpha, critic=critic)
+            whole = [torch.arange(self.rollout.n_sequences)]
+            survey, taught = readers.survey(self.rollout, whole, rewarded=True, alpha=alpha, critic=critic)
             terms = readers.read(hidden_BTD, taught.get(0), self.rollout, alpha)
         return terms, survey
 

@@ -9,7 +9,7 @@ import torch
 from enumeration import World
 from torch import Tensor
 
-from gkd_rl.choices import DivergenceName, KlEstimator, SurrogateReduction
+from gkd_rl.choices import DivergenceName, KlEstimator
 from gkd_rl.masking import sequence_sum
 from gkd_rl.objective import StepTotals
 from gkd_rl.policy_gradient import sampled_kl, surrogate, to_go

@@ -132,13 +132,17 @@ def test_adapters_are_counted(kind: str, few_words: PreTrainedTokenizerFast, mak
 def test_shapes_by_hand(few_words: PreTrainedTokenizerFast) -> None:
     square, wide = 16 * 16, 16 * 32
     assert ModelCost.of(model_of("t5 relu", few_words)) == ModelCost(
-        encoder=StackCost(weights=4 * square + 2 * wide, attention=16),
-        decoder=StackCost(weights=6 * square + 2 * wide, attention=16, cross_weights=2 * square, cross_attention=16),
+        encoder=StackCost(weights=4 * square + 2 * wide, attention=16, layers=1),
+        decoder=StackCost(
+            weights=6 * square + 2 * wide, attention=16, cross_weights=2 * square, cross_attention=16, layers=1
+        ),
         head=16 * 8,
     )
     narrow = 16 * 8  # keys and values have half the heads
     assert ModelCost.of(model_of("llama", few_words)) == ModelCost(
-        encoder=None, decoder=StackCost(weights=2 * (2 * square + 2 * narrow + 3 * 16 * 40), attention=32), head=16 * 8
+        encoder=None,
+        decoder=StackCost(weights=2 * (2 * square + 2 * narrow + 3 * 16 * 40), attention=32, layers=2),
+        head=16 * 8,
     )
 
 
@@ -167,7 +171,9 @@ def test_padding_costs_nothing(
     tight = make_rollout(make_prompts(words), texts, per_prompt=2)
     loose = make_rollout(make_prompts(words, extra=6), texts, per_prompt=2, extra=5)
     for count in (cost.forward, cost.training, cost.generation):
-        halves = [tight.rows(0, 2), tight.rows(2, 4)]  # each prompt with its own completions
+        halves = [
+            tight.rows(torch.arange(first, first + 2)) for first in (0, 2)
+        ]  # each prompt with its own completions
         assert count(loose) == count(tight) == sum(map(count, halves))
         assert isinstance(count(tight), float)
 

@@ -125,6 +125,15 @@ def test_states_of_the_optimiser(name: OptimizerName, news_tokenizer: PreTrained
     assert optimizer_bytes(model, name) == pytest.approx(stored, rel=0.02)
 
 
+@pytest.mark.parametrize("per_prompt", [1, 4])
+def test_completions_of_a_budget_of_tokens(per_prompt: int) -> None:
+    lengths = Lengths(prompt=100, completion=20)
+    assert [lengths.tokens(count, 4) for count in (1, 4, 5)] == [120, 180, 300]
+    for completions in range(1, 12):
+        assert lengths.completions_in(lengths.tokens(completions, per_prompt), per_prompt) == completions
+    assert lengths.completions_in(1, per_prompt) == 1
+
+
 @pytest.mark.parametrize(
     ("free", "expected"), [(10_000, 32), (3_300, 32), (3_299, 16), (1_150, 8), (400, 3), (200, 1), (0, 1)]
 )
@@ -167,7 +176,11 @@ def test_a_plan_needs_no_weights(checkpoint: str) -> None:
     assert [stage.name for stage in plan.stages] == ["teacher: loading", "teacher audit", "training", "evaluation"]
     held = sum(plan.largest.held.values())
     assert plan.peak == pytest.approx(plan.process + held + 1.25 * (plan.largest.peak - held), abs=2)
-    assert with_micro_batches(config, plan).trainer.micro_batch_size == plan.micro_batch_sizes["trainer"] == 32
+    chosen = with_micro_batches(config, plan).trainer.tokens_per_micro_batch
+    assert plan.micro_batch_sizes["trainer"] == 32 and chosen == plan.tokens_per_micro_batch["trainer"]
+    assert chosen is not None
+    again = plan_memory(with_micro_batches(config, plan), Lengths(128, 64), CPU, None)
+    assert again.micro_batch_sizes["trainer"] == 32 and not again.tokens_per_micro_batch
 
 
 @pytest.mark.parametrize(("place", "held"), [("cuda:1", False), ("cpu", False), ("cuda:0", True), ("cuda", True)])
@@ -189,7 +202,8 @@ def test_a_supervised_stage_is_planned_with_its_own_micro_batch(checkpoint: str)
     stage = next(stage for stage in plan.stages if stage.name == "teacher: supervised")
     assert stage.held["gradients"] == stage.held["teacher"] and plan.micro_batch_sizes["teacher.sft"] == 32
     sized = with_micro_batches(config, plan)
-    assert sized.teacher is not None and sized.teacher.sft is not None and sized.teacher.sft.micro_batch_size == 32
+    assert sized.teacher is not None and sized.teacher.sft is not None
+    assert sized.teacher.sft.tokens_per_micro_batch == plan.tokens_per_micro_batch["teacher.sft"] > 0
     training = next(stage for stage in plan.stages if stage.name == "training")
     assert training.held["initial student"] == training.held["student"]
 

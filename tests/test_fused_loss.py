@@ -62,7 +62,9 @@ def both_ways(
 def assert_same(slow: list[Tensor], fast: list[Tensor]) -> None:
     assert len(slow) == len(fast)
     for one, other in zip(slow, fast, strict=True):
-        torch.testing.assert_close(other, one.detach(), rtol=2e-5, atol=2e-6 * max(1.0, float(one.detach().abs().max())))
+        torch.testing.assert_close(
+            other, one.detach(), rtol=2e-5, atol=2e-6 * max(1.0, float(one.detach().abs().max()))
+        )
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 10_000])

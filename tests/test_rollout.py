@@ -368,7 +368,7 @@ def test_rows_of_a_rollout_bring_their_prompts_and_lose_their_padding(
     rollout: Rollout = make_rollout(
         prompts, [[3, 1], [4, 4, 1], [5, 5, 5, 5], [6, 1], [7, 7, 1], [1]], per_prompt=2, extra=1
     )
-    part = rollout.rows(3, 6)
+    part = rollout.rows(torch.arange(3, 6))
     assert part.prompts.ids_PS.tolist() == [[4, 4, 4, 1], [5, 5, 1, 0]]
     assert part.prompts.mask_PS.sum(dim=1).tolist() == [4, 3]
     assert list(part.prompts.examples) == list(prompts.examples[1:])
@@ -378,4 +378,4 @@ def test_rows_of_a_rollout_bring_their_prompts_and_lose_their_padding(
     assert part.texts == ["6 1", "7 7 1", "1"]
     assert part.truncated_B.tolist() == [False] * 3
     assert part.source is rollout.source
-    assert rollout.rows(2, 3).truncated_B.tolist() == [True]
+    assert rollout.rows(torch.tensor([2])).truncated_B.tolist() == [True]

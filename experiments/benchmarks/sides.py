@@ -90,7 +90,7 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Print the table, and with --out write it with the settings and the machine."""
     headings = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_shown(row.get(key)) for key in headings] for row in rows]
-    print("\n".join(markdown_rows(headings, cells)))
+    print("\n".join(markdown_rows(headings, cells)))  # noqa: T201
     if arguments.out is not None:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         write_json(arguments.out, {"rows": rows, "settings": settings, "environment": environment_record()})

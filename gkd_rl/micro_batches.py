@@ -1,0 +1,161 @@
+"""How a step's completions are cut into micro-batches: neighbours in length, within a budget of tokens.
+
+A padded batch costs as much as its longest row times its rows, and a forward costs something before its first token.
+Completions are put in order of their length and cut where the sum of both is least. The gradient does not depend on
+the cut (`objective.py`).
+
+    U    units: a prompt with its completions, or with some of them where all are more than the budget
+    I    batches that end with one unit and begin with the first, the second, ... up to itself
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gkd_rl.cost import ModelCost
+from gkd_rl.types import Rollout
+
+Numbers = NDArray[np.float64]
+
+# What the forward and backward of one layer cost before the first token, in FLOPs that the device could do meanwhile.
+CALL_FLOPS = {"cpu": 5e7, "cuda": 8e10}
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Batches of padded rows: I of them at a time.
+
+    Attributes:
+        prompts: P of each.
+        prompt: tokens of its longest prompt.
+        completions: B of each.
+        completion: tokens of its longest completion.
+        apart: tokens of its longest prompt with one completion.
+        shared: tokens of its longest prompt with all completions.
+    """
+
+    prompts: Numbers
+    prompt: Numbers
+    completions: Numbers
+    completion: Numbers
+    apart: Numbers
+    shared: Numbers
+
+    def cost(self, model: ModelCost) -> tuple[Numbers, Numbers]:
+        """Tokens with padding, and FLOPs of forward and backward without the output head."""
+        if model.encoder is not None:
+            tokens = self.prompts * self.prompt + self.completions * self.completion
+            encoder = model.encoder.products(self.prompts * self.prompt, self.prompts * self.prompt**2)
+            decoder = model.decoder.products(self.completions * self.completion, self.completions * self.completion**2)
+            pairs = self.completions * self.prompt
+            cross = (
+                2 * model.decoder.cross_weights * pairs + 4 * model.decoder.cross_attention * pairs * self.completion
+            )
+            return tokens, 3 * (encoder + decoder + cross)
+        tokens = self.completions * self.apart
+        flops = model.decoder.products(tokens, tokens * self.apart)
+        if not model.masked:
+            return tokens, 3 * flops
+        together = self.prompts * self.shared
+        cheaper = model.decoder.products(together, together * self.shared)
+        return np.where(cheaper < flops, together, tokens), 3 * np.minimum(cheaper, flops)
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts rollouts for the model that is trained.
+
+    Attributes:
+        model: its cost.
+        device: type of the device that it is on.
+        completions: the most in a micro-batch; None: any number.
+        tokens: the most in a micro-batch, padding included; None: any number. A completion is never cut.
+    """
+
+    model: ModelCost
+    device: str
+    completions: int | None = None
+    tokens: int | None = None
+
+    def __call__(self, rollout: Rollout) -> list[Tensor]:
+        """Which completions make each micro-batch: the cut of the least cost (dynamic programming).
+
+        The shortest prompts with their completions come first; a prompt's completions are neighbours.
+        """
+        completion_B = rollout.mask_BT.sum(dim=1)
+        index_B, prompt_P = rollout.prompt_index_B, rollout.prompts.mask_PS.sum(dim=1)
+        place_B = prompt_P.index_add(0, index_B, completion_B).argsort(stable=True).argsort()[index_B]
+        order_B = (place_B * (completion_B.max() + 1) + completion_B).argsort(stable=True)
+        index_B, completion_B = index_B[order_B], completion_B[order_B]
+        units = self._units(*(one.cpu().numpy() for one in (prompt_P[index_B], index_B, completion_B)))
+        call = CALL_FLOPS.get(self.device, CALL_FLOPS["cuda"]) * self.model.layers
+        count = len(units.prompt)
+        least, begins = np.zeros(count + 1), np.zeros(count, dtype=int)
+        for last in range(count):
+            batches = _ending_with(units, last)
+            tokens, flops = batches.cost(self.model)
+            fits = self._fits(batches, tokens)
+            fits[last] = True  # a unit alone
+            totals = np.where(fits, least[: last + 1] + flops + call, np.inf)
+            begins[last] = int(totals.argmin())
+            least[last + 1] = totals[begins[last]]
+        firsts = np.concatenate([[0], np.cumsum(units.completions)]).astype(int)
+        cuts, end = [], count
+        while end > 0:
+            begin = int(begins[end - 1])
+            cuts.append(order_B[firsts[begin] : firsts[end]])
+            end = begin
+        return cuts[::-1]
+
+    def _units(self, prompt_B: Numbers, index_B: Numbers, completion_B: Numbers) -> Padded:
+        """Each unit as a batch of its own, of completions that lie in order."""
+        units: list[Padded] = []
+        for first in np.flatnonzero(np.diff(index_B, prepend=-1)):
+            prompt, rest_K = prompt_B[first], completion_B[index_B == index_B[first]]
+            while len(rest_K):
+                pieces = 1
+                while not self._is_small(prompt, part_K := rest_K[: -(-len(rest_K) // pieces)]) and len(part_K) > 1:
+                    pieces += 1
+                units.append(_unit(prompt, part_K))
+                rest_K = rest_K[len(part_K) :]
+        return Padded(*(np.array(column) for column in zip(*(vars(unit).values() for unit in units), strict=True)))
+
+    def _is_small(self, prompt: float, completion_K: Numbers) -> bool:
+        unit = _unit(prompt, completion_K)
+        return bool(self._fits(unit, unit.cost(self.model)[0]))
+
+    def _fits(self, batches: Padded, tokens: Numbers) -> NDArray[np.bool_]:
+        """Within both budgets."""
+        fits = batches.completions <= (np.inf if self.completions is None else self.completions)
+        return fits & (tokens <= (np.inf if self.tokens is None else self.tokens))
+
+
+def _unit(prompt: float, completion_K: Numbers) -> Padded:
+    """One prompt with some of its completions; the last token of a completion predicts nothing."""
+    longest = completion_K.max()
+    apart, shared = prompt + longest - 1, prompt + (completion_K - 1).sum()
+    values = (1, prompt, len(completion_K), longest, apart, shared)
+    return Padded(*(np.asarray(value, dtype=float) for value in values))
+
+
+def _ending_with(units: Padded, last: int) -> Padded:
+    """The batches of neighbours that end with a unit, by their first unit."""
+
+    def total(values_U: Numbers) -> Numbers:
+        return values_U[last::-1].cumsum()[::-1]
+
+    def longest(values_U: Numbers) -> Numbers:
+        return np.maximum.accumulate(values_U[last::-1])[::-1]
+
+    return Padded(
+        prompts=total(units.prompts),
+        prompt=longest(units.prompt),
+        completions=total(units.completions),
+        completion=longest(units.completion),
+        apart=longest(units.apart),
+        shared=longest(units.shared),
+    )

@@ -1,0 +1,142 @@
+"""Cutting a step: every completion once, within the budgets, at the least cost that any cut has."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gkd_rl.cost import ModelCost
+from gkd_rl.micro_batches import CALL_FLOPS, Cutter
+from gkd_rl.stack_cost import StackCost
+from gkd_rl.types import Example, PromptBatch, Rollout, Source
+
+STACK = StackCost(weights=3000, attention=64, cross_weights=500, cross_attention=64, layers=2)
+COSTS = {
+    "decoder-only": ModelCost(None, STACK, 100),
+    "rows apart": ModelCost(None, STACK, 100, masked=False),
+    "encoder-decoder": ModelCost(STACK, STACK, 100),
+}
+
+
+def rollout_of(prompts: list[int], completions: list[list[int]]) -> Rollout:
+    """Texts of these lengths; a completion's text tells its prompt and its own number."""
+    examples = [Example(f"prompt {i}", "", {}) for i in range(len(prompts))]
+    index = [i for i, group in enumerate(completions) for _ in group]
+    lengths = torch.tensor([length for group in completions for length in group])
+    mask_PS = torch.arange(max(prompts)) < torch.tensor(prompts).unsqueeze(1)
+    mask_BT = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+    return Rollout(
+        prompts=PromptBatch(examples, mask_PS.long() * (1 + torch.arange(len(prompts)).unsqueeze(1)), mask_PS),
+        prompt_index_B=torch.tensor(index),
+        ids_BT=mask_BT.long() * (1 + torch.arange(len(index)).unsqueeze(1)),
+        mask_BT=mask_BT,
+        truncated_B=lengths % 2 == 0,
+        texts=[f"{i} {k}" for i, group in enumerate(completions) for k in range(len(group))],
+        source=Source.student,
+    )
+
+
+def random_rollout(seed: int, prompts: int = 7, per_prompt: int = 3) -> Rollout:
+    draw = np.random.default_rng(seed)
+    return rollout_of(draw.integers(1, 60, prompts).tolist(), draw.integers(1, 12, (prompts, per_prompt)).tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_completion_has_its_place_in_order_of_length(seed: int) -> None:
+    rollout = random_rollout(seed)
+    cuts = Cutter(COSTS["decoder-only"], "cpu", completions=6)(rollout)
+    rows = torch.cat(cuts)
+    assert rows.sort().values.tolist() == list(range(21))
+    prompts = rollout.prompt_index_B[rows].view(7, 3)  # groups of three stay together
+    assert (prompts == prompts[:, :1]).all()
+    lengths = rollout.mask_BT.sum(1)[rows].view(7, 3)
+    assert (lengths.diff(dim=1) >= 0).all()
+    total = rollout.prompts.mask_PS.sum(1)[prompts[:, 0]] + lengths.sum(1)
+    assert (total.diff() >= 0).all()
+    for cut in cuts:
+        micro = rollout.rows(cut)
+        assert list(micro.texts) == [rollout.texts[i] for i in cut.tolist()]
+        for row, old in enumerate(cut.tolist()):
+            new, before = int(micro.prompt_index_B[row]), int(rollout.prompt_index_B[old])
+            assert micro.prompts.examples[new] is rollout.prompts.examples[before]
+            assert micro.prompts.ids_PS[new].unique().tolist()[-1] == before + 1
+            assert int(micro.mask_BT[row].sum()) == int(rollout.mask_BT[old].sum())
+            assert int(micro.ids_BT[row, 0]) == old + 1 and micro.truncated_B[row] == rollout.truncated_B[old]
+
+
+def price(cost: ModelCost, rollout: Rollout, cut: Tensor) -> tuple[float, float]:
+    """Padded tokens and FLOPs of a micro-batch, by a loop over its rows."""
+    micro = rollout.rows(cut)
+    prompts, completions = micro.prompts.mask_PS.sum(1).tolist(), micro.mask_BT.sum(1).tolist()
+    S, T, P, B = max(prompts), max(completions), len(prompts), len(completions)
+
+    def stack(rows: int, width: int) -> float:
+        return rows * (2 * STACK.weights * width + 4 * STACK.attention * width * width)
+
+    if cost.encoder is not None:
+        cross = B * (2 * STACK.cross_weights * S + 4 * STACK.cross_attention * S * T)
+        return P * S + B * T, 3 * (stack(P, S) + stack(B, T) + cross)
+    rows = [prompts[i] + length - 1 for i, length in zip(micro.prompt_index_B.tolist(), completions, strict=True)]
+    forms = [(B, max(rows))]
+    if cost.masked:
+        together = list(prompts)
+        for i, length in zip(micro.prompt_index_B.tolist(), completions, strict=True):
+            together[i] += length - 1
+        forms.append((P, max(together)))
+    tokens, flops = min(((count * width, stack(count, width)) for count, width in forms), key=lambda form: form[1])
+    return tokens, 3 * flops
+
+
+@pytest.mark.parametrize("kind", COSTS)
+@pytest.mark.parametrize(
+    "budget", [{}, {"completions": 6}, {"tokens": 220}, {"completions": 9, "tokens": 300}], ids=str
+)
+@pytest.mark.parametrize("call", [0.0, 1e6, 1e9])
+def test_no_cut_between_prompts_costs_less(kind: str, budget: dict[str, int], call: float, monkeypatch: Any) -> None:
+    monkeypatch.setitem(CALL_FLOPS, "cpu", call)
+    cost = COSTS[kind]
+    for seed in range(4):
+        rollout = random_rollout(seed)
+        cuts = Cutter(cost, "cpu", **budget)(rollout)
+        order = torch.cat(cuts)
+        found = sum(price(cost, rollout, cut)[1] + call * cost.layers for cut in cuts)
+        best = float("inf")
+        for count in range(7):
+            for inner in combinations(range(3, 21, 3), count):
+                parts = [order[a:b] for a, b in zip((0, *inner), (*inner, 21), strict=True)]
+                prices = [price(cost, rollout, part) for part in parts]
+                alone = [len(part) == 3 for part in parts]
+                if all(
+                    (one or tokens <= budget.get("tokens", 1e9)) and len(part) <= budget.get("completions", 99)
+                    for part, one, (tokens, _) in zip(parts, alone, prices, strict=True)
+                ):
+                    best = min(best, sum(flops + call * cost.layers for _, flops in prices))
+        assert found == pytest.approx(best)
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_a_prompt_with_more_completions_than_fit_is_cut(kind: str) -> None:
+    rollout = rollout_of([5, 50], [[3, 9, 4, 8, 2, 7], [6, 6, 6, 6, 6, 6]])
+    by_number = Cutter(COSTS[kind], "cpu", completions=4)(rollout)
+    assert [len(cut) for cut in by_number] == [3, 3, 3, 3]
+    tokens = Cutter(COSTS[kind], "cpu", tokens=90)(rollout)
+    assert sum(map(len, tokens)) == 12 and all(price(COSTS[kind], rollout, cut)[0] <= 90 for cut in tokens)
+    alone = Cutter(COSTS[kind], "cpu", tokens=1)(rollout)
+    assert [len(cut) for cut in alone] == [1] * 12
+
+
+def test_cheap_calls_leave_little_padding_and_dear_ones_make_few_batches() -> None:
+    rollout = random_rollout(0, prompts=64, per_prompt=4)
+    cost = ModelCost(None, StackCost(weights=7_000_000, attention=1000, layers=2), 100)
+    many, few = (Cutter(cost, device)(rollout) for device in ("cpu", "cuda"))
+    assert len(few) == 1 < len(many)
+    used = padded = 0.0
+    for cut in many:
+        own, whole = cost.tokens(rollout.rows(cut))
+        used, padded = used + own, padded + whole
+    assert used / padded > 0.95
