@@ -93,10 +93,9 @@ class EncoderDecoder:
 
     def start(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> EncoderDecoderState:
         """Encode each prompt once and repeat the result for its completions."""
-        encoded = encoder_of(model)(input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()).last_hidden_state
-        return EncoderDecoderState(
-            model, encoded.repeat_interleave(per_prompt, 0), prompts.mask_PS.long().repeat_interleave(per_prompt, 0)
-        )
+        mask_PS = prompts.mask_PS.long()
+        encoded_PSD = encoder_of(model)(input_ids=prompts.ids_PS, attention_mask=mask_PS).last_hidden_state
+        return EncoderDecoderState(model, encoded_PSD, mask_PS, per_prompt)
 
 
 class DecoderOnly:

@@ -61,7 +61,7 @@ class OptimizerConfig:
     decay: Decay = MISSING
     cooldown_steps: int = number(0)
     max_grad_norm: float = number(0, open_low=True)
-    head_chunk_tokens: int = number(1)
+    head_chunk_tokens: int | None = number(1)
     gradient_checkpointing: bool = MISSING
 
 

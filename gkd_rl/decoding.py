@@ -34,14 +34,22 @@ class DecodingState(Protocol):
 
 
 class EncoderDecoderState:
-    """Cross-attention inputs and the self-attention cache of the unfinished rows."""
+    """Cross-attention inputs and the self-attention cache of the unfinished rows.
 
-    def __init__(self, model: PreTrainedModel, encoded_BSD: Tensor, mask_BS: Tensor) -> None:
+    All completions begin with one token: it is read, and the cross-attention's keys and values are made, once a prompt.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoded_PSD: Tensor, mask_PS: Tensor, per_prompt: int) -> None:
         self._decoder = decoder_of(model)
-        self._encoded_BSD = encoded_BSD
-        self._mask_BS = mask_BS
+        self._encoded_BSD = encoded_PSD
+        self._mask_BS = mask_PS
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        self.hidden_BD = self.step(mask_BS.new_full(mask_BS.shape[:1], start_id(model)))
+        self.step(mask_PS.new_full(mask_PS.shape[:1], start_id(model)))
+        if per_prompt > 1:
+            self._encoded_BSD = encoded_PSD.repeat_interleave(per_prompt, 0)
+            self._mask_BS = mask_PS.repeat_interleave(per_prompt, 0)
+            self.hidden_BD = self.hidden_BD.repeat_interleave(per_prompt, 0)
+            self._cache.batch_repeat_interleave(per_prompt)
 
     def step(self, last_ids_B: Tensor) -> Tensor:
         """Read one more token of every row; returns the new `hidden_BD`."""

@@ -17,6 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.types import OutputHead, Projection, Teaching, TokenTerms, TopLogProbs
 
+CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**31}  # of the (N, V) tensors of one chunk, where no number of tokens is set
+CHUNK_TENSORS = 6  # that are alive at one time, in float32
+LEAST_TOKENS = 16
+
 
 @dataclass(frozen=True)
 class FusedHead:
@@ -25,14 +29,14 @@ class FusedHead:
     Attributes:
         divergence: None computes none (alpha = 0).
         temperature: of the sampling; the log-probability is that of the sampled distribution.
-        chunk_tokens: positions whose logits exist at one time.
+        chunk_tokens: positions whose logits exist at one time; None: as many as fit in CHUNK_BYTES.
         vocabulary: words that can be sampled; embeddings beyond them (padding of the matrix) have no probability.
             None: all that both models have.
     """
 
     divergence: TokenDivergence | None
     temperature: float = 1.0
-    chunk_tokens: int = 4096
+    chunk_tokens: int | None = None
     vocabulary: int | None = None
 
     def __call__(self, student: Projection, teacher: Teaching | None, ids_BT: Tensor, mask_BT: Tensor) -> TokenTerms:
@@ -77,7 +81,8 @@ class FusedHead:
             ids_N: the tokens.
         """
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for rows in self.chunks(ids_N.numel()):
+        chunks = self.chunks(ids_N, self.shared_vocabulary(student_head, teacher))
+        for rows in chunks:
             arguments = (
                 student_ND[rows],
                 student_head,
@@ -85,7 +90,7 @@ class FusedHead:
                 tuple(tensor[rows] for tensor in told_N),
                 ids_N[rows],
             )
-            if ids_N.numel() > self.chunk_tokens and torch.is_grad_enabled():
+            if len(chunks) > 1 and torch.is_grad_enabled():
                 parts.append(checkpoint(self._chunk, *arguments, use_reentrant=False))  # pyright: ignore[reportArgumentType]
             else:
                 parts.append(self._chunk(*arguments))
@@ -117,9 +122,14 @@ class FusedHead:
             divergence = self.divergence(teacher_logits, student_logits, ids_N)
         return logp, divergence, entropy
 
-    def chunks(self, tokens: int) -> list[slice]:
-        """Which tokens' logits exist at one time; one empty chunk where there is no token."""
-        return [slice(start, start + self.chunk_tokens) for start in range(0, max(tokens, 1), self.chunk_tokens)]
+    def chunks(self, ids_N: Tensor, vocabulary: int) -> list[slice]:
+        """Which tokens' logits exist at one time: parts of nearly one size; one empty part where there is no token."""
+        tokens, most = len(ids_N), self.chunk_tokens
+        if most is None:
+            budget = CHUNK_BYTES.get(ids_N.device.type, CHUNK_BYTES["cuda"])
+            most = max(LEAST_TOKENS, budget // (4 * CHUNK_TENSORS * vocabulary))
+        size = -(-tokens // max(1, -(-tokens // most)))
+        return [slice(start, start + size) for start in range(0, max(tokens, 1), max(size, 1))]
 
     def shared_vocabulary(self, student_head: OutputHead, teacher: Teaching | None) -> int:
         """Words that both models can say: embeddings are padded to other sizes."""

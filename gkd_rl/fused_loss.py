@@ -59,7 +59,7 @@ class FusedLoss:
         gradient_ND, sums = torch.empty_like(student_ND), _HeadGradient.of(student_head)
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         with torch.no_grad():
-            for rows in self.head.chunks(len(ids_N)):
+            for rows in self.head.chunks(ids_N, vocabulary):
                 hidden_ND, told = student_ND[rows], tuple(tensor[rows] for tensor in told_N)
                 logits_NV = student_head.logits(hidden_ND, vocabulary)
                 numbers, slope_NV = self._of_logits(logits_NV, teacher, told, ids_N[rows], rows)

@@ -22,6 +22,8 @@ from gkd_rl.masking import completion_mask
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 
 COMPACT_SHARE = 0.25  # finished rows leave once they are this share of the running batch
+LOOK_EVERY = {"cpu": 1}  # tokens between two looks at who has finished; a GPU is waited for to look
+LOOK_EVERY_ELSEWHERE = 8
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,8 @@ class Sampler:
                 ids_BT = self._decode(model, prompts, per_prompt, self.sampling, generator)
         model.train(training)
         mask_BT, truncated_B = completion_mask(ids_BT, self.codec.eos_ids)
+        longest = int(mask_BT.sum(dim=1).max())
+        ids_BT, mask_BT = ids_BT[:, :longest], mask_BT[:, :longest]
         ids_BT = ids_BT.masked_fill(~mask_BT, self.codec.pad_id)
         return Rollout(
             prompts=prompts,
@@ -243,7 +247,7 @@ class Sampler:
         sampling: Sampling,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """Token ids (B, T), padded with the end-of-sequence id after it; T is the longest completion."""
+        """Token ids (B, T), padded with the end-of-sequence id after it; T is the limit of the task."""
         state = model.start(prompts, per_prompt)
         head, vocabulary = model.head(), self.codec.vocabulary
         sequences = len(prompts.examples) * per_prompt
@@ -258,9 +262,11 @@ class Sampler:
             drawn = torch.where(done, eos_ids[0], sampling.draw(logits, generator))
             ids_BT[live, position] = drawn
             done = done | torch.isin(drawn, eos_ids)
+            if (position + 1) % LOOK_EVERY.get(ids_BT.device.type, LOOK_EVERY_ELSEWHERE):
+                continue
             finished = int(done.sum())
             if finished == done.numel():
-                return ids_BT[:, : position + 1]
+                return ids_BT
             if finished >= COMPACT_SHARE * done.numel():
                 rows = (~done).nonzero().squeeze(1)
                 state.keep(rows)

@@ -49,7 +49,11 @@ class TeacherAudit:
 
 @torch.no_grad()
 def kl_between(
-    full: HiddenStateModel, quantised: HiddenStateModel, rollouts: Sequence[Rollout], chunk_tokens: int, vocabulary: int
+    full: HiddenStateModel,
+    quantised: HiddenStateModel,
+    rollouts: Sequence[Rollout],
+    chunk_tokens: int | None,
+    vocabulary: int,
 ) -> np.ndarray:
     """KL(full || quantised) in nats per token, averaged over each completion, one number for each.
 
@@ -57,7 +61,7 @@ def kl_between(
         full: the teacher at full precision.
         quantised: the same, quantised.
         rollouts: the student's.
-        chunk_tokens: positions whose logits exist at one time.
+        chunk_tokens: positions whose logits exist at one time, see `FusedHead`.
         vocabulary: words that can be sampled.
     """
     divergence = TokenDivergence(DivergenceName.forward_kl)

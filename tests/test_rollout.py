@@ -21,6 +21,7 @@ from conftest import (
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from gkd_rl import rollout as rollout_module
 from gkd_rl.adapter import AdaptedModel
 from gkd_rl.architecture import DecoderOnlyState, EncoderDecoderState, HiddenStateModel
 from gkd_rl.masking import completion_mask, sequence_mean, sequence_sum, shift_right
@@ -225,13 +226,30 @@ def test_the_text_ends_with_the_first_end_of_sequence(
 
 
 def test_a_batch_that_ends_early_is_as_wide_as_its_longest_completion(
-    make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
+    make_model: MakeModel,
+    make_examples: MakeExamples,
+    few_words: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     codec = codec_of("t5", few_words, 200)
-    rollout = Sampler(codec, Sampling()).sample(make_model(few_words), codec.prompts(make_examples(4)), 2, seeded(0))
-    assert not rollout.truncated_B.any()
-    assert rollout.mask_BT[:, -1].any()
-    assert rollout.ids_BT.shape[1] < 200
+    for every in (1, 7):
+        monkeypatch.setitem(rollout_module.LOOK_EVERY, "cpu", every)
+        rollout = Sampler(codec, Sampling()).sample(
+            make_model(few_words), codec.prompts(make_examples(4)), 2, seeded(0)
+        )
+        assert not rollout.truncated_B.any()
+        assert rollout.mask_BT[:, -1].any()
+        assert rollout.ids_BT.shape[1] < 200
+
+
+def test_how_often_one_looks_who_has_finished_changes_no_greedy_text(
+    kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, texts = make_student(kind, codec.tokenizer), []
+    for every in (1, 3, 1000):
+        monkeypatch.setitem(rollout_module.LOOK_EVERY, "cpu", every)
+        texts.append(Sampler(codec, GREEDY).sample(model, codec.prompts(make_examples(16)), 1, None).texts)
+    assert texts[0] == texts[1] == texts[2]
 
 
 def test_sampling_is_in_evaluation_mode_and_the_mode_comes_back(
@@ -279,10 +297,13 @@ def test_the_encoder_reads_each_prompt_once(
 ) -> None:
     codec = codec_of("t5", few_words)
     rows: list[int] = []
+    keys: list[int] = []
     model = make_model(codec.tokenizer)
     model.model.get_encoder().register_forward_hook(lambda *call: rows.append(call[2].last_hidden_state.shape[0]))
+    cross = model.model.get_decoder().block[0].layer[1].EncDecAttention.k
+    cross.register_forward_hook(lambda *call: keys.append(call[2].shape[0]))
     Sampler(codec, Sampling()).sample(model, codec.prompts(make_examples(3)), 5, seeded(0))
-    assert rows == [3]
+    assert rows == keys == [3]
 
 
 def test_top_k_of_one_and_a_tiny_top_p_are_greedy(
