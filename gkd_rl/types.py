@@ -97,6 +97,7 @@ class Rollout:
         Args:
             rows: which, on any device; completions of one prompt are neighbours.
         """
+        order: list[int] = rows.tolist()
         prompts, index_B = self.prompt_index_B[rows].unique(return_inverse=True)
         mask_PS, mask_BT = self.prompts.mask_PS[prompts], self.mask_BT[rows]
         width_S, width_T = _used_width(mask_PS), _used_width(mask_BT)
@@ -110,7 +111,7 @@ class Rollout:
             ids_BT=self.ids_BT[rows, :width_T],
             mask_BT=mask_BT[:, :width_T],
             truncated_B=self.truncated_B[rows],
-            texts=[self.texts[i] for i in rows.tolist()],
+            texts=[self.texts[i] for i in order],
             source=self.source,
         )
 

@@ -300,7 +300,8 @@ def test_the_encoder_reads_each_prompt_once(
     keys: list[int] = []
     model = make_model(codec.tokenizer)
     model.model.get_encoder().register_forward_hook(lambda *call: rows.append(call[2].last_hidden_state.shape[0]))
-    cross = model.model.get_decoder().block[0].layer[1].EncDecAttention.k
+    decoder: Any = model.model.get_decoder()
+    cross = decoder.block[0].layer[1].EncDecAttention.k
     cross.register_forward_hook(lambda *call: keys.append(call[2].shape[0]))
     Sampler(codec, Sampling()).sample(model, codec.prompts(make_examples(3)), 5, seeded(0))
     assert rows == keys == [3]
