@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from gkd_rl.architecture import HiddenStateModel
@@ -62,15 +63,16 @@ class ModelCost:
     def forward(self, rollout: Rollout) -> float:
         """FLOPs of one forward with teacher forcing over prompts and completions, the head on completion tokens.
 
-        An encoder reads each prompt once; a decoder-only model too, or again in every completion's row where that is
-        the cheaper form.
+        An encoder reads each prompt once, and every completion makes the keys and values of its prompt anew. A
+        decoder-only model reads it once, or again in every completion's row where that is the cheaper form.
         """
         prompt_P, prompt_B, completion_B = _lengths(rollout)
         head = 2 * self.head * completion_B.sum()
         if self.encoder is None:
             shared = self.masked and shares_prompts(self.decoder, rollout)
             return float(head + self.decoder.of_rows(row_lengths(rollout, shared=shared)))
-        return float(head + self._encoder_decoder(prompt_P, prompt_B, completion_B, completion_B.square()))
+        written = self.decoder.of_rows(completion_B)
+        return float(head + self._around(prompt_P, prompt_B, prompt_B * completion_B) + written)
 
     def tokens(self, rollout: Rollout) -> tuple[float, float]:
         """Tokens that one forward reads, and how many they are with the padding of the batch."""
@@ -93,17 +95,23 @@ class ModelCost:
             fed_B = completion_B - 1  # the prompt's last token predicts the first, the last is not read
             pairs_B = fed_B * prompt_B + fed_B * (fed_B + 1) / 2
             return float(head + decoder.of_rows(prompt_P) + decoder.flops(fed_B, pairs_B))
-        pairs_B = completion_B * (completion_B + 1) / 2  # token t looks at t tokens
-        return float(head + self._encoder_decoder(prompt_P, prompt_B, completion_B, pairs_B))
+        rest_B = completion_B - 1  # the first token is written once a prompt
+        pairs_B = completion_B * (completion_B + 1) / 2 - 1  # token t looks at t tokens
+        read_P = torch.ones_like(prompt_P)
+        written = decoder.flops(torch.cat([read_P, rest_B]), torch.cat([read_P, pairs_B]))
+        return float(head + written + self._around(prompt_P, prompt_P, torch.cat([prompt_P, prompt_B * rest_B])))
 
-    def _encoder_decoder(self, prompt_P: Tensor, prompt_B: Tensor, completion_B: Tensor, pairs_B: Tensor) -> Tensor:
-        """FLOPs of both stacks, whose completions have `pairs_B` pairs of a query and a key."""
+    def _around(self, prompt_P: Tensor, keys: Tensor, pairs: Tensor) -> Tensor:
+        """FLOPs of the encoder and of the cross-attention.
+
+        Args:
+            prompt_P: tokens of each prompt that is encoded.
+            keys: tokens of each prompt whose keys and values are made.
+            pairs: of a written token and a token of its prompt.
+        """
         assert self.encoder is not None
-        decoder = self.decoder
-        encode, write = self.encoder.of_rows(prompt_P), decoder.flops(completion_B, pairs_B)
-        # every completion projects its prompt's keys and values anew
-        cross = 2 * decoder.cross_weights * prompt_B + 4 * decoder.cross_attention * prompt_B * completion_B
-        return encode + write + cross.sum()
+        cross = 2 * self.decoder.cross_weights * keys.sum() + 4 * self.decoder.cross_attention * pairs.sum()
+        return self.encoder.of_rows(prompt_P) + cross
 
 
 @dataclass

@@ -67,11 +67,19 @@ def _cuda_devices() -> list[str] | None:
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
+def _cpu_name() -> str:
+    """As Linux tells it; elsewhere what the platform says."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def environment_record() -> dict[str, Any]:
     """Versions, git revision and devices as plain values for JSON.
 
     Returns:
-        `python`, `platform`, `packages` (name to version or None), `git` (see `git_record`), `cpu_count`,
+        `python`, `platform`, `packages` (name to version or None), `git` (see `git_record`), `cpu`, `cpu_count`,
         `cuda_devices` (None without CUDA, or before torch was imported), `processes` of this run.
     """
     return {
@@ -79,6 +87,7 @@ def environment_record() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {package: _version(package) for package in PACKAGES},
         "git": git_record(Path(__file__).resolve()),
+        "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "cuda_devices": _cuda_devices(),
         "processes": processes(),

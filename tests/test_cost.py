@@ -153,7 +153,9 @@ def test_flops_by_hand(make: Any) -> None:
     encoder = 2 * 50 * 5 + 4 * 6 * 5 * 5
     cross, head = 2 * (2 * 1000 * 5 + 4 * 7 * 5 * 3), 2 * 2 * 10_000 * 3
     assert cost.forward(rollout) == encoder + cross + head + 2 * (2 * 100 * 3 + 4 * 10 * 9)
-    assert cost.generation(rollout) == encoder + cross + head + 2 * (2 * 100 * 3 + 4 * 10 * (1 + 2 + 3))
+    # the first token is read, and the prompt's keys and values are made, once
+    written, cross = 2 * 100 * (1 + 4) + 4 * 10 * (1 + 2 * (2 + 3)), 2 * 1000 * 5 + 4 * 7 * 5 * (1 + 4)
+    assert cost.generation(rollout) == encoder + cross + head + written
     assert cost.training(rollout) == 3 * cost.forward(rollout)
     alone = ModelCost(None, StackCost(weights=100, attention=10), head=10_000)
     apart, shared = 2 * (2 * 100 * 7 + 4 * 10 * 7 * 7), 2 * 100 * 9 + 4 * 10 * 9 * 9  # 5 + 2 twice, 5 + 2 + 2

@@ -82,7 +82,7 @@ def test_two_processes_have_the_gradient_of_one(case: str, alone: dict[str, Any]
     kind, _, name = case.partition(": ")
     cut = any("micro_batch_size=3" in one for one in CASES.get(name, []))
     # a cut through a prompt's completions reads it twice, and a decoder-only model lays out each batch in its own way
-    passed_over = ("time/", "flops/") if cut or "llama" in kind else ("time/",)
+    passed_over = ("time/", "padding_share", *(("flops/",) if cut or "llama" in kind else ()))
     for rank in ranks:
         found, others = rank["gradients"][case]
         assert_close(found, expected, 5e-5)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from gkd_rl import architecture, credit, divergence, masking, objective, policy_gradient
 from gkd_rl.adapter import AdaptedModel
 from gkd_rl.choices import DivergenceName, DivergenceReduction, KdCredit, KlEstimator
+from gkd_rl.objective import StepTotals
 from gkd_rl.types import LossTerms
 
 Defect = Callable[[pytest.MonkeyPatch], None]
@@ -79,8 +80,8 @@ def swapped_loss(self: LossTerms, alpha: float) -> Tensor:
     return alpha * self.reward + (1 - alpha) * self.divergence
 
 
-def mean_over_columns(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    return masking.sequence_sum(values_BT, mask_BT) / mask_BT.shape[1]
+def divided_by_columns(mask_BT: Tensor, reduction: Any, totals: StepTotals) -> Tensor:
+    return torch.full_like(mask_BT, mask_BT.shape[1] * totals.sequences, dtype=torch.long)
 
 
 def without(name: str, argument: str) -> Defect:
@@ -162,7 +163,7 @@ DEFECTS: dict[str, tuple[Defect, Check]] = {
         attribute(LossTerms, "loss", swapped_loss),
         lambda kind: gradients.check_alpha(kind, NONE),
     ),
-    "a mean over columns": (attribute(objective, "sequence_mean", mean_over_columns), taught("tvd", NONE, MEAN)),
+    "a mean over columns": (attribute(objective, "divisors", divided_by_columns), taught("tvd", NONE, MEAN)),
 }
 OF_ONE_KIND: dict[str, tuple[str, Defect, Check]] = {
     "an encoder that reads padding": ("t5", without("encoder_of", "attention_mask"), policy("REINFORCE")),

@@ -229,7 +229,7 @@ def test_write_json_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_environment_record() -> None:
     record = environment_record()
-    assert set(record) == {"python", "platform", "packages", "git", "cpu_count", "cuda_devices", "processes"}
+    assert set(record) == {"python", "platform", "packages", "git", "cpu", "cpu_count", "cuda_devices", "processes"}
     assert record["packages"]["transformers"] and record["cpu_count"] >= 1
     assert json.loads(json.dumps(record)) == record
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-from experiments.benchmarks.sides import Side, live_bytes, parser_of, ratios, summary, take_turns, write
+from experiments.benchmarks.sides import Side, Work, live_bytes, parser_of, ratios, summary, take_turns, write
 from gkd_rl.choices import DivergenceName
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.fused_head import FusedHead
@@ -52,7 +52,7 @@ def main() -> None:
     write(arguments, rows)
 
 
-def _works(arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
+def _works(arguments: argparse.Namespace) -> dict[str, Callable[[], Work]]:
     """Each side's forward and backward."""
     generator = torch.Generator().manual_seed(arguments.seed)
     tokens, device, dtype = arguments.tokens, arguments.device, getattr(torch, arguments.dtype)
@@ -71,21 +71,21 @@ def _works(arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
     def reset() -> None:
         hidden.grad = weight.grad = None
 
-    def theirs() -> float:
+    def theirs() -> Work:
         reset()
         divergence, _ = ChunkedDivergenceFunction.apply(
             hidden[0], weight, None, told[0], teacher_weight, None, BETA, 1.0, 1.0, None, 1.0, None
         )
         divergence.sum().backward()
-        return tokens
+        return Work(tokens)
 
-    def ours(loss: LossOfTokens) -> Callable[[], float]:
+    def ours(loss: LossOfTokens) -> Callable[[], Work]:
         head = FusedHead(TokenDivergence(DivergenceName.jsd, BETA), 1.0, arguments.chunk)
 
-        def run() -> float:
+        def run() -> Work:
             reset()
             FusedLoss(head, loss)(student, teacher, ids, mask)[0].backward()
-            return tokens
+            return Work(tokens)
 
         return run
 
@@ -96,13 +96,13 @@ def _works(arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
     def both(logp_N: Tensor, divergence_N: Tensor | None, rows: slice) -> Tensor:
         return divergence_alone(logp_N, divergence_N, rows) - 0.5 * logp_N.sum()
 
-    def by_autograd() -> float:
+    def by_autograd() -> Work:
         reset()
         head = FusedHead(TokenDivergence(DivergenceName.jsd, BETA), 1.0, arguments.chunk)
         terms = head(student, teacher, ids, mask)
         assert terms.divergence_BT is not None
         terms.divergence_BT.sum().backward()
-        return tokens
+        return Work(tokens)
 
     return {
         "trl, chunked divergence": theirs,

@@ -22,19 +22,32 @@ from gkd_rl.json_files import write_json
 from gkd_rl.live_memory import LiveMemory
 
 
+@dataclass(frozen=True)
+class Work:
+    """What one run did.
+
+    Attributes:
+        amount: tokens, say.
+        seconds: that count; None: all of the run.
+    """
+
+    amount: float
+    seconds: float | None = None
+
+
 @dataclass
 class Side:
     """One of the things that are compared.
 
     Attributes:
         name: in the table.
-        run: does the work once, and says how much it was (tokens, say).
+        run: does the work once.
         seconds: of every counted round.
         work: of every counted round.
     """
 
     name: str
-    run: Callable[[], float]
+    run: Callable[[], Work]
     seconds: list[float] = field(default_factory=list)
     work: list[float] = field(default_factory=list)
 
@@ -52,9 +65,10 @@ def take_turns(sides: Sequence[Side], rounds: int, warmup: int = 1) -> None:
             start = time.perf_counter()
             work = side.run()
             _wait()
+            seconds = time.perf_counter() - start
             if turn >= warmup:
-                side.seconds.append(time.perf_counter() - start)
-                side.work.append(work)
+                side.seconds.append(seconds if work.seconds is None else work.seconds)
+                side.work.append(work.amount)
 
 
 def ratios(side: Side, baseline: Side) -> list[float]:

@@ -1,0 +1,255 @@
+"""Whole optimiser steps, sampling included, ours beside trl's trainers, on models of one shape with random weights.
+
+    python -m experiments.benchmarks.steps distillation          # alpha = 1, K = 1, beside DistillationTrainer
+    python -m experiments.benchmarks.steps rl --per-prompt 4     # alpha = 0, beside GRPOTrainer
+    python -m experiments.benchmarks.steps joint --per-prompt 4  # alpha = 0.5, beside one step of each of these
+
+The shapes are SmolLM2-135M's: the teacher has its 30 layers, the student every third of them. Prompts have 64 to 384
+tokens, completions end by themselves or at 48: the end-of-sequence token has a probability of some 1/24 at each place.
+Every side takes the same prompts, learning rate, temperature and dtype, without gradient checkpointing; all completions
+of a step are one batch for trl. A side's speed is counted in valid completion tokens a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+from trl.trainer.distillation_config import DistillationConfig
+from trl.trainer.distillation_trainer import DistillationTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from experiments.benchmarks.sides import Side, Work, parser_of, ratios, summary, take_turns, write
+from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.build import Models
+from gkd_rl.build_trainer import build_trainer
+from gkd_rl.config import Config
+from gkd_rl.depth_pruning import prune
+from gkd_rl.embedded.tokenizer import SPECIAL, word_tokenizer
+from gkd_rl.prompt_stream import PromptStream
+from gkd_rl.rollout import TextCodec
+from gkd_rl.run import find_config_dir
+from gkd_rl.trainer import Trainer
+from gkd_rl.types import Example
+from reward_models.composite import Composite
+
+VOCABULARY, COMPLETION = 49152, 48
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+    "rope_theta": 100_000.0,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+LEARNING_RATE = 1e-5
+
+
+def ending(model: LlamaForCausalLM, chance: float) -> LlamaForCausalLM:
+    """The model with a probability of some `chance` that a text ends, at every place.
+
+    One dimension of all embeddings is large, so that it stays nearly constant through the layers; along it, the
+    end-of-sequence token's output is raised, everything else's stays level.
+    """
+    with torch.no_grad():
+        embedding: Any = model.get_input_embeddings().weight
+        embedding[:, 0] = 20.0
+        hidden = model.model(torch.arange(3, 67).unsqueeze(0)).last_hidden_state[0, :, 0].mean()
+        embedding[1, 0] += float(np.log(chance * VOCABULARY) / hidden)
+    return model
+
+
+def reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+    """Of the text alone, cheap."""
+    return [sum(map(ord, text)) % 11 / 5 for text in completions]
+
+
+class Watch(TrainerCallback):
+    """How long the last step of a transformers' trainer took, and the mean length of its completions."""
+
+    def __init__(self) -> None:
+        self.seconds = self.length = 0.0
+        self._start = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """The clock starts."""
+        self._start = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """The clock stops."""
+        self.seconds = time.perf_counter() - self._start
+
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        """Read what trl counts."""
+        self.length = logs.get("completions/mean_length", self.length)
+
+
+def _moved(model: Any, device: torch.device) -> Any:
+    return model.to(device)
+
+
+class Bench:
+    """Models, prompts, and one step of each side."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.device = arguments, torch.device(arguments.device)
+        torch.manual_seed(arguments.seed)
+        words = [f"w{i}" for i in range(VOCABULARY - len(SPECIAL))]
+        self.tokenizer = word_tokenizer(words)
+        teacher = ending(LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": arguments.layers})), 1 / 24)
+        self.student = prune(copy.deepcopy(teacher), list(range(0, arguments.layers, 3)))
+        self.teacher = _moved(teacher.requires_grad_(False).eval(), self.device)
+        draw = np.random.default_rng(arguments.seed)
+        lengths = draw.integers(arguments.shortest, arguments.longest + 1, arguments.prompts * 16)
+        self.examples = [Example(" ".join(draw.choice(words, length)), "", {}) for length in lengths]
+
+    def ours(self, alpha: float) -> Callable[[], Work]:
+        """A step of our trainer."""
+        steps, trainer = itertools.count(), self._trainer(alpha)
+
+        def run() -> Work:
+            return Work(trainer.step(next(steps)).metrics["tokens/student_trained"])
+
+        return run
+
+    def _trainer(self, alpha: float) -> Trainer:
+        arguments = self.arguments
+        overrides = [
+            "experiment=rl_gkd", f"alpha={alpha}", "divergence.beta=0.9", "divergence.scale=raw",
+            f"rollout.per_prompt={arguments.per_prompt}", f"trainer.prompts_per_step={arguments.prompts}",
+            "trainer.micro_batch_size=null", f"trainer.tokens_per_micro_batch={arguments.tokens}",
+            "trainer.diagnose_every=0", f"trainer.learning_rate={LEARNING_RATE}", "trainer.steps=1000000",
+            "trainer.warmup_steps=0", "trainer.weight_decay=0",
+        ]  # fmt: skip
+        with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+            config = OmegaConf.to_object(compose("config", overrides))
+        assert isinstance(config, Config)
+        student = HiddenStateModel(_moved(copy.deepcopy(self.student), self.device))
+        initial = HiddenStateModel(student.model)  # nothing is measured against it here
+        codec = TextCodec(self.tokenizer, arguments.longest, COMPLETION, self.device, decoder_only=True)
+        models = Models(student, HiddenStateModel(self.teacher), initial, codec)
+        stream = PromptStream(self.examples, arguments.prompts, arguments.seed)
+        score = Composite({"stub": reward}, {"stub": 1.0})
+        return build_trainer(config, models, score, stream, Accelerator(cpu=self.device.type == "cpu"))
+
+    def theirs(self, kind: str) -> Callable[[], Work]:
+        """A step of trl's trainer: its `train` of one step, timed from where a step begins to where it ends."""
+        arguments = self.arguments
+        completions = arguments.prompts * arguments.per_prompt
+        shared: dict[str, Any] = {
+            "output_dir": tempfile.mkdtemp(),
+            "per_device_train_batch_size": completions,
+            "max_steps": 1,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant",
+            "max_completion_length": COMPLETION,
+            "temperature": 1.0,
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "report_to": [],
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": self.device.type == "cpu",
+            "seed": arguments.seed,
+        }
+        student = copy.deepcopy(self.student)
+        data = Dataset.from_list([{"prompt": one.prompt} for one in self.examples])
+        optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE)
+        common: dict[str, Any] = {
+            "model": student,
+            "train_dataset": data,
+            "processing_class": self.tokenizer,
+            "optimizers": (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)),
+        }
+        watch = Watch()
+        score: Any = reward
+        if kind == "rl":
+            config = GRPOConfig(num_generations=arguments.per_prompt, beta=0.0, **shared)
+            trainer = GRPOTrainer(args=config, reward_funcs=score, callbacks=[watch], **common)
+        else:
+            trainer = DistillationTrainer(
+                args=DistillationConfig(beta=0.9, **shared), teacher_model=self.teacher, callbacks=[watch], **common
+            )
+
+        trainer.remove_callback(PrinterCallback)
+
+        def run() -> Work:
+            trainer.train()
+            return Work(watch.length * completions, watch.seconds)
+
+        return run
+
+
+def both(one: Callable[[], Work], other: Callable[[], Work]) -> Callable[[], Work]:
+    """One step of each, for the tokens of one of them."""
+
+    def run() -> Work:
+        first, second = one(), other()
+        assert first.seconds is not None and second.seconds is not None
+        return Work((first.amount + second.amount) / 2, first.seconds + second.seconds)
+
+    return run
+
+
+def main() -> None:
+    """Command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("what", choices=["distillation", "rl", "joint"])
+    parser.add_argument("--prompts", type=int, default=8, help="of a step")
+    parser.add_argument("--per-prompt", type=int, default=1, help="completions of each, K")
+    parser.add_argument("--shortest", type=int, default=64, help="tokens of the shortest prompt")
+    parser.add_argument("--longest", type=int, default=384, help="tokens of the longest prompt")
+    parser.add_argument("--layers", type=int, default=30, help="of the teacher; the student has every third")
+    parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    bench = Bench(arguments)
+    if arguments.what == "distillation":
+        sides = [
+            Side("trl DistillationTrainer", bench.theirs("distillation")),
+            Side("gkd_rl, alpha=1", bench.ours(1.0)),
+        ]
+    elif arguments.what == "rl":
+        sides = [Side("trl GRPOTrainer", bench.theirs("rl")), Side("gkd_rl, alpha=0", bench.ours(0.0))]
+    else:
+        theirs = both(bench.theirs("distillation"), bench.theirs("rl"))
+        sides = [
+            Side("trl DistillationTrainer, then GRPOTrainer", theirs),
+            Side("gkd_rl, alpha=0.5", bench.ours(0.5)),
+            Side("gkd_rl, alpha=0", bench.ours(0.0)),
+        ]
+    take_turns(sides, arguments.rounds)
+    rows = [
+        {
+            "side": side.name,
+            "seconds a step": summary(side.seconds),
+            "valid tokens a second": summary(side.rates),
+            "times as fast": summary(ratios(side, sides[0])),
+        }
+        for side in sides
+    ]
+    write(arguments, rows)
+
+
+if __name__ == "__main__":
+    main()
