@@ -154,7 +154,9 @@ def _clip(settings: PolicyGradientConfig) -> tuple[float, float] | None:
 
 def _cutter(config: OptimizerConfig, model: HiddenStateModel) -> Cutter:
     """Micro-batches as configured; what is left open is planned first, see `build_plan.with_micro_batches`."""
-    return Cutter(ModelCost.of(model), model.device.type, config.micro_batch_size, config.tokens_per_micro_batch)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    limits = (config.micro_batch_size, config.tokens_per_micro_batch)
+    return Cutter(ModelCost.of(model), model.device.type, trained, *limits)
 
 
 def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:

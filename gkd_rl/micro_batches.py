@@ -21,8 +21,10 @@ from gkd_rl.types import Rollout
 
 Numbers = NDArray[np.float64]
 
-# What the forward and backward of one layer cost before the first token, in FLOPs that the device could do meanwhile.
-CALL_FLOPS = {"cpu": 5e7, "cuda": 8e10}
+# What a micro-batch costs before its first token, in FLOPs that the device could do meanwhile: for each layer, and for
+# each trained weight, whose gradient is written, read and added to.
+LAYER_FLOPS = {"cpu": 5e7, "cuda": 8e10}
+WEIGHT_FLOPS = {"cpu": 200.0, "cuda": 2600.0}
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ class Cutter:
     Attributes:
         model: its cost.
         device: type of the device that it is on.
+        trained: weights.
         completions: the most in a micro-batch; None: any number.
         tokens: the most in a micro-batch, padding included; None: any number. A completion is never cut.
     """
 
     model: ModelCost
     device: str
+    trained: int = 0
     completions: int | None = None
     tokens: int | None = None
 
@@ -92,7 +96,8 @@ class Cutter:
         order_B = (place_B * (completion_B.max() + 1) + completion_B).argsort(stable=True)
         index_B, completion_B = index_B[order_B], completion_B[order_B]
         units = self._units(*(one.cpu().numpy() for one in (prompt_P[index_B], index_B, completion_B)))
-        call = CALL_FLOPS.get(self.device, CALL_FLOPS["cuda"]) * self.model.layers
+        call = self.model.layers * LAYER_FLOPS.get(self.device, LAYER_FLOPS["cuda"])
+        call += self.trained * WEIGHT_FLOPS.get(self.device, WEIGHT_FLOPS["cuda"])
         count = len(units.prompt)
         least, begins = np.zeros(count + 1), np.zeros(count, dtype=int)
         for last in range(count):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.cost import ModelCost
-from gkd_rl.micro_batches import CALL_FLOPS, Cutter
+from gkd_rl.micro_batches import LAYER_FLOPS, WEIGHT_FLOPS, Cutter
 from gkd_rl.stack_cost import StackCost
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 
@@ -98,13 +98,14 @@ def price(cost: ModelCost, rollout: Rollout, cut: Tensor) -> tuple[float, float]
 )
 @pytest.mark.parametrize("call", [0.0, 1e6, 1e9])
 def test_no_cut_between_prompts_costs_less(kind: str, budget: dict[str, int], call: float, monkeypatch: Any) -> None:
-    monkeypatch.setitem(CALL_FLOPS, "cpu", call)
+    monkeypatch.setitem(LAYER_FLOPS, "cpu", call)
+    monkeypatch.setitem(WEIGHT_FLOPS, "cpu", call / 2)
     cost = COSTS[kind]
     for seed in range(4):
         rollout = random_rollout(seed)
-        cuts = Cutter(cost, "cpu", **budget)(rollout)
+        cuts = Cutter(cost, "cpu", trained=2, **budget)(rollout)
         order = torch.cat(cuts)
-        found = sum(price(cost, rollout, cut)[1] + call * cost.layers for cut in cuts)
+        found = sum(price(cost, rollout, cut)[1] + call * (cost.layers + 1) for cut in cuts)
         best = float("inf")
         for count in range(7):
             for inner in combinations(range(3, 21, 3), count):
@@ -115,7 +116,7 @@ def test_no_cut_between_prompts_costs_less(kind: str, budget: dict[str, int], ca
                     (one or tokens <= budget.get("tokens", 1e9)) and len(part) <= budget.get("completions", 99)
                     for part, one, (tokens, _) in zip(parts, alone, prices, strict=True)
                 ):
-                    best = min(best, sum(flops + call * cost.layers for _, flops in prices))
+                    best = min(best, sum(flops + call * (cost.layers + 1) for _, flops in prices))
         assert found == pytest.approx(best)
 
 

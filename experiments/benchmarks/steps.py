@@ -64,7 +64,7 @@ SHAPE: dict[str, Any] = {
 LEARNING_RATE = 1e-5
 
 
-def ending(model: LlamaForCausalLM, chance: float) -> LlamaForCausalLM:
+def ending(model: Any, chance: float) -> Any:
     """The model with a probability of some `chance` that a text ends, at every place.
 
     One dimension of all embeddings is large, so that it stays nearly constant through the layers; along it, the
@@ -115,8 +115,9 @@ class Bench:
         torch.manual_seed(arguments.seed)
         words = [f"w{i}" for i in range(VOCABULARY - len(SPECIAL))]
         self.tokenizer = word_tokenizer(words)
-        teacher = ending(LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": arguments.layers})), 1 / 24)
-        self.student = prune(copy.deepcopy(teacher), list(range(0, arguments.layers, 3)))
+        teacher = LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": arguments.layers}))
+        self.student = ending(prune(copy.deepcopy(teacher), list(range(0, arguments.layers, 3))), 1 / 24)
+        teacher = ending(teacher, 1 / 24)
         self.teacher = _moved(teacher.requires_grad_(False).eval(), self.device)
         draw = np.random.default_rng(arguments.seed)
         lengths = draw.integers(arguments.shortest, arguments.longest + 1, arguments.prompts * 16)
