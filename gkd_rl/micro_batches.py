@@ -99,6 +99,11 @@ class Cutter:
         call = self.model.layers * LAYER_FLOPS.get(self.device, LAYER_FLOPS["cuda"])
         call += self.trained * WEIGHT_FLOPS.get(self.device, WEIGHT_FLOPS["cuda"])
         count = len(units.prompt)
+        whole = _ending_with(units, count - 1)
+        tokens, flops = whole.cost(self.model)
+        padding = flops[0] - units.cost(self.model)[1].sum()  # all that a cut could save
+        if padding <= call and self._fits(whole, tokens)[0]:
+            return [order_B]
         least, begins = np.zeros(count + 1), np.zeros(count, dtype=int)
         for last in range(count):
             batches = _ending_with(units, last)
@@ -118,8 +123,12 @@ class Cutter:
 
     def _units(self, prompt_B: Numbers, index_B: Numbers, completion_B: Numbers) -> Padded:
         """Each unit as a batch of its own, of completions that lie in order."""
+        firsts = np.flatnonzero(np.diff(index_B, prepend=-1))
+        groups = _units_of(prompt_B[firsts], completion_B, firsts)
+        if self._fits(groups, groups.cost(self.model)[0]).all():
+            return groups
         units: list[Padded] = []
-        for first in np.flatnonzero(np.diff(index_B, prepend=-1)):
+        for first in firsts:
             prompt, rest_K = prompt_B[first], completion_B[index_B == index_B[first]]
             while len(rest_K):
                 pieces = 1
@@ -139,12 +148,23 @@ class Cutter:
         return fits & (tokens <= (np.inf if self.tokens is None else self.tokens))
 
 
+def _units_of(prompt_U: Numbers, completion_B: Numbers, first_U: NDArray[np.intp]) -> Padded:
+    """Prompts with all completions from their first one on; the last token of a completion predicts nothing."""
+    longest_U = np.maximum.reduceat(completion_B, first_U).astype(float)
+    return Padded(
+        prompts=np.ones(len(first_U)),
+        prompt=prompt_U.astype(float),
+        completions=np.diff(first_U, append=len(completion_B)).astype(float),
+        completion=longest_U,
+        apart=prompt_U + longest_U - 1,
+        shared=prompt_U + np.add.reduceat(completion_B - 1.0, first_U),
+    )
+
+
 def _unit(prompt: float, completion_K: Numbers) -> Padded:
-    """One prompt with some of its completions; the last token of a completion predicts nothing."""
-    longest = completion_K.max()
-    apart, shared = prompt + longest - 1, prompt + (completion_K - 1).sum()
-    values = (1, prompt, len(completion_K), longest, apart, shared)
-    return Padded(*(np.asarray(value, dtype=float) for value in values))
+    """One prompt with some of its completions."""
+    units = _units_of(np.array([prompt]), completion_K, np.array([0]))
+    return Padded(*(values[0] for values in vars(units).values()))
 
 
 def _ending_with(units: Padded, last: int) -> Padded:
