@@ -23,7 +23,7 @@ Numbers = NDArray[np.float64]
 
 # What a micro-batch costs before its first token, in FLOPs that the device could do meanwhile: for each layer, and for
 # each trained weight, whose gradient is written, read and added to.
-LAYER_FLOPS = {"cpu": 5e7, "cuda": 8e10}
+LAYER_FLOPS = {"cpu": 5e8, "cuda": 8e10}
 WEIGHT_FLOPS = {"cpu": 200.0, "cuda": 2600.0}
 
 
