@@ -258,7 +258,7 @@ class _Planner:
         free, size = self.free - sum(held.values()), stage.micro_batch_size
         free = int(free / (1 + HOLES)) if self.device.type == "cpu" else free
         if size is None and stage.tokens_per_micro_batch is not None:
-            size = self.lengths.completions_in(stage.tokens_per_micro_batch, update.per_prompt)
+            size = self.lengths.completions_in(stage.tokens_per_micro_batch, update.per_prompt, sequences)
         if size is None:
             size = largest_micro_batch(lambda some: sum(parts_of(some).values()), free, sequences)
             self.tokens[key] = self.lengths.tokens(size, update.per_prompt)

@@ -18,10 +18,10 @@ class Lengths:
         """Of a micro-batch of the longest texts: each prompt once, and its completions."""
         return -(-completions // per_prompt) * self.prompt + completions * self.completion
 
-    def completions_in(self, tokens: int, per_prompt: int) -> int:
-        """The most of the longest completions that a micro-batch of so many tokens has; at least 1."""
+    def completions_in(self, tokens: int, per_prompt: int, most: int) -> int:
+        """How many of `most` longest completions a micro-batch of so many tokens has; at least 1."""
         found = 1
-        while self.tokens(found + 1, per_prompt) <= tokens:
+        while found < most and self.tokens(found + 1, per_prompt) <= tokens:
             found += 1
         return found
 

@@ -130,8 +130,9 @@ def test_completions_of_a_budget_of_tokens(per_prompt: int) -> None:
     lengths = Lengths(prompt=100, completion=20)
     assert [lengths.tokens(count, 4) for count in (1, 4, 5)] == [120, 180, 300]
     for completions in range(1, 12):
-        assert lengths.completions_in(lengths.tokens(completions, per_prompt), per_prompt) == completions
-    assert lengths.completions_in(1, per_prompt) == 1
+        assert lengths.completions_in(lengths.tokens(completions, per_prompt), per_prompt, 99) == completions
+    assert lengths.completions_in(1, per_prompt, 99) == 1
+    assert lengths.completions_in(10**12, per_prompt, 32) == 32
 
 
 @pytest.mark.parametrize(

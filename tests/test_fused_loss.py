@@ -11,10 +11,11 @@ from torch import Tensor
 
 from gkd_rl.choices import DivergenceName, DivergenceReduction, DivergenceScale, SurrogateReduction
 from gkd_rl.divergence import TokenDivergence
-from gkd_rl.fused_head import FusedHead
+from gkd_rl.fused_head import CHUNK_TENSORS, FusedHead
 from gkd_rl.fused_loss import FusedLoss
+from gkd_rl.live_memory import LiveMemory
 from gkd_rl.objective import Objective, StepTotals
-from gkd_rl.types import Credits, Projection, TopLogProbs
+from gkd_rl.types import Credits, OutputHead, Projection, TopLogProbs
 
 TOTALS = StepTotals(sequences=B + 3, tokens=sum(LENGTHS) + 11)
 DIVERGENCES = {
@@ -120,6 +121,27 @@ def test_models_that_agree_and_models_that_rule_words_out(kind: str, spread: flo
     if (kind, spread) != ("tvd", 1e-3):  # whose gradient is the sign of differences that float32 does not know
         large = max(1.0, float(value.detach().abs().max()))  # probabilities are known to rounding, times log-ratios
         torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=2e-6 * large / unit)
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_a_chunk_takes_no_more_tensors_than_its_budget_counts(kind: str) -> None:
+    divergence, words, tokens = DIVERGENCES[kind], 5000, 64
+    hidden, told = (torch.randn(1, tokens, 4) for _ in range(2))
+    head = OutputHead(torch.randn(words, 4), softcap=30.0)
+    ids, mask = torch.zeros(1, tokens, dtype=torch.long), torch.ones(1, tokens, dtype=torch.bool)
+    taught = divergence is not None and divergence.needs_teacher
+
+    def total(logp_N: Tensor, divergence_N: Tensor | None, _: slice) -> Tensor:
+        return logp_N.sum() if divergence_N is None else (logp_N + divergence_N).sum()
+
+    def peak(chunk: int) -> int:
+        with LiveMemory() as live:
+            fused = FusedLoss(FusedHead(divergence, 0.9, chunk), total)
+            fused(Projection(hidden.requires_grad_(), head), Projection(told, head) if taught else None, ids, mask)
+        return live.peak
+
+    tensors = (peak(64) - peak(16)) / (48 * words * 4)
+    assert 3 < tensors <= CHUNK_TENSORS + 0.1
 
 
 def test_bfloat16_weights_get_gradients_of_their_type() -> None:
