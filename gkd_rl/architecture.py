@@ -1,7 +1,7 @@
 """What differs between model architectures, and nothing else: how prompts and completions become hidden states.
 
 `EncoderDecoder` serves T5-style models: the encoder runs once per prompt, whatever the number of completions.
-`DecoderOnly` serves Llama-like models: prompt and completions stand in one row. A further architecture implements the
+`DecoderOnly` serves Llama-like models: prompt and completions stand in one row. How rows are laid out: `packing.py`. A further architecture implements the
 same methods.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from gkd_rl.decoding import DecoderOnlyState, DecodingState, EncoderDecoderState, decoder_of, encoder_of, start_id
 from gkd_rl.errors import ModelError
-from gkd_rl.masking import shift_right
 from gkd_rl.packing import Rows, shares_prompts, takes_masks
 from gkd_rl.stack_cost import StackCost
 from gkd_rl.types import Example, OutputHead, PromptBatch, Rollout
@@ -57,28 +56,53 @@ class Architecture(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class EncodedText:
+    """What an encoder-decoder reads.
+
+    Attributes:
+        prompts: for the encoder.
+        rows: for the decoder.
+        prompt_R: each row's prompt.
+    """
+
+    prompts: PromptBatch
+    rows: Rows
+    prompt_R: Tensor
+
+
 class EncoderDecoder:
     """T5, T5 v1.1, Flan-T5 and models with the same encoder and decoder modules."""
 
     decoder_only = False
 
-    def lay_out(self, model: PreTrainedModel, rollout: Rollout) -> Rollout:
-        """Prompts and completions stand apart already."""
-        return rollout
+    def __init__(self, cost: StackCost) -> None:
+        self._cost = cost
 
-    def read(self, model: PreTrainedModel, text: Rollout) -> Tensor:
+    def lay_out(self, model: PreTrainedModel, rollout: Rollout) -> EncodedText:
+        """Completions of a prompt in one row of the decoder or apart, whichever costs less (`packing.py`)."""
+        shared = self.shares_prompts(model, rollout)
+        index_P = torch.arange(len(rollout.prompts.ids_PS), device=rollout.ids_BT.device)
+        rows = Rows.written(rollout, start_id(model), shared=shared)
+        return EncodedText(rollout.prompts, rows, index_P if shared else rollout.prompt_index_B)
+
+    def read(self, model: PreTrainedModel, text: EncodedText) -> Tensor:
         """Encoder once per prompt, decoder over all completions with teacher forcing; shape (B, T, D)."""
-        prompts = text.prompts
-        encoded_PSD = encoder_of(model)(
-            input_ids=prompts.ids_PS, attention_mask=prompts.mask_PS.long()
-        ).last_hidden_state
+        prompts, rows = text.prompts, text.rows
+        mask_PS = prompts.mask_PS.long()
+        encoded_PSD = encoder_of(model)(input_ids=prompts.ids_PS, attention_mask=mask_PS).last_hidden_state
         decoded = decoder_of(model)(
-            input_ids=shift_right(text.ids_BT, start_id(model)),
-            encoder_hidden_states=encoded_PSD[text.prompt_index_B],
-            encoder_attention_mask=prompts.mask_PS[text.prompt_index_B].long(),
+            input_ids=rows.ids_RW,
+            attention_mask=rows.masks(model) if rows.shared else None,
+            encoder_hidden_states=encoded_PSD[text.prompt_R],
+            encoder_attention_mask=mask_PS[text.prompt_R],
             use_cache=False,
         )
-        return decoded.last_hidden_state
+        return decoded.last_hidden_state[rows.row_B.unsqueeze(1), rows.columns_BT]
+
+    def shares_prompts(self, model: PreTrainedModel, rollout: Rollout) -> bool:
+        """Whether completions of one prompt stand in one row of the decoder."""
+        return takes_masks(model) and shares_prompts(self._cost, rollout)
 
     def output_head(self, model: PreTrainedModel) -> OutputHead:
         """The language-model head; T5 v1.0 scales its hidden state by d_model^-0.5 before the tied embedding."""
@@ -147,7 +171,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
         ModelError: it is not one that this package can train.
     """
     if model.config.model_type in ENCODER_DECODERS:
-        return EncoderDecoder()
+        return EncoderDecoder(StackCost.of(decoder_of(model)))
     if model.config.model_type in DECODER_ONLY:
         return DecoderOnly(StackCost.of(decoder_of(model)))
     raise ModelError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.packing import row_lengths, shares_prompts, takes_masks
+from gkd_rl.packing import row_flops, row_lengths, shares_prompts, takes_masks
 from gkd_rl.stack_cost import StackCost
 from gkd_rl.types import Rollout
 
@@ -32,7 +32,7 @@ class ModelCost:
         encoder: None for a decoder-only model.
         decoder: the stack that reads or writes completions.
         head: weights of the output embedding.
-        masked: the attention of a decoder-only model can read shared rows.
+        masked: completions of one prompt can share a row.
     """
 
     encoder: StackCost | None
@@ -63,25 +63,29 @@ class ModelCost:
     def forward(self, rollout: Rollout) -> float:
         """FLOPs of one forward with teacher forcing over prompts and completions, the head on completion tokens.
 
-        An encoder reads each prompt once, and every completion makes the keys and values of its prompt anew. A
-        decoder-only model reads it once, or again in every completion's row where that is the cheaper form.
+        A prompt, or in a decoder the keys and values of an encoded one, is computed once, or again for every
+        completion where that is the cheaper form. An encoder reads each prompt once.
         """
         prompt_P, prompt_B, completion_B = _lengths(rollout)
-        head = 2 * self.head * completion_B.sum()
-        if self.encoder is None:
-            shared = self.masked and shares_prompts(self.decoder, rollout)
-            return float(head + self.decoder.of_rows(row_lengths(rollout, shared=shared)))
-        written = self.decoder.of_rows(completion_B)
-        return float(head + self._around(prompt_P, prompt_B, prompt_B * completion_B) + written)
+        flops = 2 * self.head * completion_B.sum() + row_flops(self.decoder, rollout, shared=self._shares(rollout))
+        if self.encoder is not None:
+            pairs = (prompt_B * completion_B).sum()
+            flops += self.encoder.of_rows(prompt_P) + 4 * self.decoder.cross_attention * pairs
+        return float(flops)
 
     def tokens(self, rollout: Rollout) -> tuple[float, float]:
         """Tokens that one forward reads, and how many they are with the padding of the batch."""
-        prompt_P, _, completion_B = _lengths(rollout)
-        if self.encoder is None:
-            length_R = row_lengths(rollout, shared=self.masked and shares_prompts(self.decoder, rollout))
-            return float(length_R.sum()), float(length_R.max() * len(length_R))
-        padded = prompt_P.max() * len(prompt_P) + completion_B.max() * len(completion_B)
-        return float(prompt_P.sum() + completion_B.sum()), float(padded)
+        encoded = self.encoder is not None
+        length_R = row_lengths(rollout, shared=self._shares(rollout), encoded=encoded)
+        tokens, padded = length_R.sum(), length_R.max() * len(length_R)
+        if encoded:
+            prompt_P, _, _ = _lengths(rollout)
+            tokens, padded = tokens + prompt_P.sum(), padded + prompt_P.max() * len(prompt_P)
+        return float(tokens), float(padded)
+
+    def _shares(self, rollout: Rollout) -> bool:
+        """Whether completions of one prompt stand in one row."""
+        return self.masked and shares_prompts(self.decoder, rollout)
 
     def training(self, rollout: Rollout) -> float:
         """FLOPs of forward and backward; the backward counts as two forwards, adapters or not."""
@@ -95,23 +99,13 @@ class ModelCost:
             fed_B = completion_B - 1  # the prompt's last token predicts the first, the last is not read
             pairs_B = fed_B * prompt_B + fed_B * (fed_B + 1) / 2
             return float(head + decoder.of_rows(prompt_P) + decoder.flops(fed_B, pairs_B))
-        rest_B = completion_B - 1  # the first token is written once a prompt
+        rest_B = completion_B - 1  # the first token is written once a prompt, whose keys and values are made there
         pairs_B = completion_B * (completion_B + 1) / 2 - 1  # token t looks at t tokens
         read_P = torch.ones_like(prompt_P)
         written = decoder.flops(torch.cat([read_P, rest_B]), torch.cat([read_P, pairs_B]))
-        return float(head + written + self._around(prompt_P, prompt_P, torch.cat([prompt_P, prompt_B * rest_B])))
-
-    def _around(self, prompt_P: Tensor, keys: Tensor, pairs: Tensor) -> Tensor:
-        """FLOPs of the encoder and of the cross-attention.
-
-        Args:
-            prompt_P: tokens of each prompt that is encoded.
-            keys: tokens of each prompt whose keys and values are made.
-            pairs: of a written token and a token of its prompt.
-        """
-        assert self.encoder is not None
-        cross = 2 * self.decoder.cross_weights * keys.sum() + 4 * self.decoder.cross_attention * pairs.sum()
-        return self.encoder.of_rows(prompt_P) + cross
+        pairs = prompt_P.sum() + (prompt_B * rest_B).sum()
+        cross = 2 * decoder.cross_weights * prompt_P.sum() + 4 * decoder.cross_attention * pairs
+        return float(head + written + self.encoder.of_rows(prompt_P) + cross)
 
 
 @dataclass

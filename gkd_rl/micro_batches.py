@@ -38,6 +38,7 @@ class Padded:
         completion: tokens of its longest completion.
         apart: tokens of its longest prompt with one completion.
         shared: tokens of its longest prompt with all completions.
+        written: tokens of its longest completions of one prompt together, each behind a start token.
     """
 
     prompts: Numbers
@@ -46,18 +47,17 @@ class Padded:
     completion: Numbers
     apart: Numbers
     shared: Numbers
+    written: Numbers
 
     def cost(self, model: ModelCost) -> tuple[Numbers, Numbers]:
         """Tokens with padding, and FLOPs of forward and backward without the output head."""
         if model.encoder is not None:
-            tokens = self.prompts * self.prompt + self.completions * self.completion
             encoder = model.encoder.products(self.prompts * self.prompt, self.prompts * self.prompt**2)
-            decoder = model.decoder.products(self.completions * self.completion, self.completions * self.completion**2)
-            pairs = self.completions * self.prompt
-            cross = (
-                2 * model.decoder.cross_weights * pairs + 4 * model.decoder.cross_attention * pairs * self.completion
-            )
-            return tokens, 3 * (encoder + decoder + cross)
+            tokens, flops = self._decoder(model, self.completions, self.completion)
+            if model.masked:
+                together, cheaper = self._decoder(model, self.prompts, self.written)
+                tokens, flops = np.where(cheaper < flops, together, tokens), np.minimum(cheaper, flops)
+            return self.prompts * self.prompt + tokens, 3 * (encoder + flops)
         tokens = self.completions * self.apart
         flops = model.decoder.products(tokens, tokens * self.apart)
         if not model.masked:
@@ -65,6 +65,12 @@ class Padded:
         together = self.prompts * self.shared
         cheaper = model.decoder.products(together, together * self.shared)
         return np.where(cheaper < flops, together, tokens), 3 * np.minimum(cheaper, flops)
+
+    def _decoder(self, model: ModelCost, rows: Numbers, width: Numbers) -> tuple[Numbers, Numbers]:
+        """Tokens and FLOPs of an encoder-decoder's decoder on rows that read a prompt each."""
+        decoder, keys = model.decoder, rows * self.prompt
+        own = decoder.products(rows * width, rows * width**2)
+        return rows * width, own + 2 * decoder.cross_weights * keys + 4 * decoder.cross_attention * keys * width
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,7 @@ def _units_of(prompt_U: Numbers, completion_B: Numbers, first_U: NDArray[np.intp
         completion=longest_U,
         apart=prompt_U + longest_U - 1,
         shared=prompt_U + np.add.reduceat(completion_B - 1.0, first_U),
+        written=np.add.reduceat(completion_B.astype(float), first_U),
     )
 
 
@@ -183,4 +190,5 @@ def _ending_with(units: Padded, last: int) -> Padded:
         completion=longest(units.completion),
         apart=longest(units.apart),
         shared=longest(units.shared),
+        written=longest(units.written),
     )

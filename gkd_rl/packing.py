@@ -1,30 +1,37 @@
-"""Rows of a decoder-only model: a prompt with one completion behind it, or with all of its completions.
+"""Rows of a decoder: completions that share a row with the others of their prompt, or stand apart.
 
 In a shared row (prompt, completion 1, ..., completion K) a token of a completion sees the prompt and what is before it
 in its own completion, and its position counts on from the prompt. So every hidden state is that of the completion in a
-row of its own, while the prompt is computed once, forward and backward.
+row of its own, while the prompt is computed once, forward and backward. The decoder of an encoder-decoder has the
+completions alone in its rows, each behind the start token; what it shares are the keys and values of the encoded
+prompt. T5's positions are distances between columns of one completion, so that it needs no position of its own; a
+model with learned positions (BART) keeps its rows apart.
 
 A shared row is the cheaper form unless completions are long: it saves K - 1 times the prompt's tokens, but attention
 computes all pairs of a row of K completions. Each batch takes the form that needs fewer FLOPs (`shares_prompts`); the
 seconds of the two forms stand to each other much as these FLOPs do.
 
-    R rows    K completions in the longest row    F tokens of a completion that are read, T - 1    W columns of a row
+    R rows    K completions in the longest row    S columns of prompts    W columns of a row
+    F tokens of a completion that are read: T - 1, or T behind a start token
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from gkd_rl.masking import shift_right
 from gkd_rl.stack_cost import StackCost
-from gkd_rl.types import Rollout
+from gkd_rl.types import PromptBatch, Rollout
 
 MASKED_ATTENTION = ("sdpa", "eager")  # the others (flash, flex) take no mask of this form: their rows stay apart
 MASK_BY_LAYER = ("smollm3", "qwen2", "qwen3", "ministral", "gemma2", "gemma3_text", "cohere2", "olmo3")
 WINDOW_IN_ALL_LAYERS = ("mistral", "phi3")
+POSITIONS_BY_COLUMN = ("bart", "mbart")  # a learned vector for each column of a row
 PADDING = -1
 
 
@@ -51,16 +58,36 @@ class Rows:
     @classmethod
     def of(cls, rollout: Rollout, *, shared: bool) -> Rows:
         """Rows of the prompts if `shared`, else of the completions. Prompts may be padded on either side."""
-        prompts, row_B = rollout.prompts, rollout.prompt_index_B
+        prompts, read_BF = rollout.prompts, rollout.mask_BT[:, :-1]
+        rows, last_R = cls._laid(prompts, rollout.prompt_index_B, rollout.ids_BT[:, :-1], read_BF, shared)
+        columns_BT = torch.cat([last_R[rows.row_B].unsqueeze(1), rows.columns_BT], dim=1)
+        return replace(rows, columns_BT=columns_BT.clamp(max=rows.ids_RW.shape[1] - 1))
+
+    @classmethod
+    def written(cls, rollout: Rollout, start: int, *, shared: bool) -> Rows:
+        """Rows of an encoder-decoder's decoder: each completion behind its start token, with no prompt."""
+        nothing_P0 = rollout.prompts.ids_PS[:, :0]
+        nothing = PromptBatch(rollout.prompts.examples, nothing_P0, nothing_P0.bool())
+        ids_BT, read_BT = shift_right(rollout.ids_BT, start), pad(rollout.mask_BT[:, :-1], (1, 0), value=True)
+        return cls._laid(nothing, rollout.prompt_index_B, ids_BT, read_BT, shared)[0]
+
+    @classmethod
+    def _laid(
+        cls, prompts: PromptBatch, row_B: Tensor, ids_BF: Tensor, read_BF: Tensor, shared: bool
+    ) -> tuple[Rows, Tensor]:
+        """Prompts with tokens of completions behind them.
+
+        Returns:
+            Rows with the columns of these tokens, and the column of each row's last prompt token.
+        """
         ids_RS, mask_RS = prompts.ids_PS, prompts.mask_PS
         if not shared:
             ids_RS, mask_RS, row_B = ids_RS[row_B], mask_RS[row_B], torch.arange(len(row_B), device=row_B.device)
-        read_BF = rollout.mask_BT[:, :-1]
         (R, S), F = ids_RS.shape, read_BF.shape[1]
         rank_B = (row_B.unsqueeze(1) == row_B).tril(-1).sum(dim=1)  # completions before it in its row
         K = int(rank_B.max()) + 1 if shared else 1
         ids_RKF, read_RKF = ids_RS.new_zeros(R, K, F), mask_RS.new_zeros(R, K, F)
-        ids_RKF[row_B, rank_B], read_RKF[row_B, rank_B] = rollout.ids_BT[:, :-1], read_BF
+        ids_RKF[row_B, rank_B], read_RKF[row_B, rank_B] = ids_BF, read_BF
         used_RX = torch.cat([mask_RS, read_RKF.flatten(1)], dim=1)  # X = S + K * F columns, then W without gaps
         order_RX = (~used_RX).long().argsort(dim=1, stable=True)
         order_RW = order_RX[:, : int(used_RX.sum(dim=1).max())] if shared else order_RX
@@ -73,15 +100,15 @@ class Rows:
 
         column_RX = order_RX.argsort(dim=1)
         loose_BF = S + rank_B.unsqueeze(1) * F + step_F
-        columns_BT = torch.cat([length_R[row_B].unsqueeze(1) - 1, column_RX[row_B.unsqueeze(1), loose_BF]], dim=1)
-        return cls(
+        rows = cls(
             ids_RW=torch.cat([ids_RS, ids_RKF.flatten(1)], dim=1).gather(1, order_RW),
             position_RW=position_RX.masked_fill(~used_RX, 0).gather(1, order_RW),
             part_RW=part_RX.masked_fill(~used_RX, PADDING).gather(1, order_RW),
             row_B=row_B,
-            columns_BT=columns_BT.clamp(max=order_RW.shape[1] - 1),
+            columns_BT=column_RX[row_B.unsqueeze(1), loose_BF].clamp(max=order_RW.shape[1] - 1),
             shared=shared,
         )
+        return rows, length_R - 1
 
     def seen(self, window: int | None) -> Tensor:
         """True where a column (third axis) reads another (last axis), (R, 1, W, W); padding reads itself at least.
@@ -110,22 +137,41 @@ class Rows:
 
 
 def takes_masks(model: PreTrainedModel) -> bool:
-    """Whether the model's attention can read shared rows."""
-    return model.config._attn_implementation in MASKED_ATTENTION
+    """Whether the model can read shared rows."""
+    config = model.config
+    return config._attn_implementation in MASKED_ATTENTION and config.model_type not in POSITIONS_BY_COLUMN
 
 
 def shares_prompts(cost: StackCost, rollout: Rollout) -> bool:
     """Whether shared rows need fewer FLOPs than rows apart, padding not counted."""
     if rollout.n_sequences == len(rollout.prompts.ids_PS):  # one completion each
         return False
-    shared, apart = (cost.of_rows(row_lengths(rollout, shared=shared)) for shared in (True, False))
+    shared, apart = (row_flops(cost, rollout, shared=shared) for shared in (True, False))
     return bool(shared < apart)
 
 
-def row_lengths(rollout: Rollout, *, shared: bool) -> Tensor:
-    """Tokens of each row, as float64 on the CPU; the last token of a completion predicts nothing and is not counted."""
+def row_flops(cost: StackCost, rollout: Rollout, *, shared: bool) -> Tensor:
+    """FLOPs of a decoder on its rows, with the keys and values of encoded prompts, without those of its queries."""
+    if cost.cross_weights == 0:
+        return cost.of_rows(row_lengths(rollout, shared=shared))
     prompt_P = rollout.prompts.mask_PS.sum(dim=1).cpu().double()
-    read_B = rollout.mask_BT.sum(dim=1).cpu().double() - 1
+    keys = prompt_P.sum() if shared else prompt_P[rollout.prompt_index_B.cpu()].sum()
+    return cost.of_rows(row_lengths(rollout, shared=shared, encoded=True)) + 2 * cost.cross_weights * keys
+
+
+def row_lengths(rollout: Rollout, *, shared: bool, encoded: bool = False) -> Tensor:
+    """Tokens of each row, as float64 on the CPU.
+
+    Args:
+        rollout: the completions.
+        shared: rows of prompts, not of completions.
+        encoded: the row has no prompt, and a start token before each completion. The last token of a completion
+            predicts nothing and is not counted.
+    """
+    prompt_P = rollout.prompts.mask_PS.sum(dim=1).cpu().double()
+    if encoded:
+        prompt_P = torch.zeros_like(prompt_P)
+    read_B = rollout.mask_BT.sum(dim=1).cpu().double() - int(not encoded)
     index_B = rollout.prompt_index_B.cpu()
     return prompt_P.index_add(0, index_B, read_B) if shared else prompt_P[index_B] + read_B
 

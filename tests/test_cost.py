@@ -152,7 +152,10 @@ def test_flops_by_hand(make: Any) -> None:
     cost = ModelCost(StackCost(weights=50, attention=6), stack, head=10_000)
     encoder = 2 * 50 * 5 + 4 * 6 * 5 * 5
     cross, head = 2 * (2 * 1000 * 5 + 4 * 7 * 5 * 3), 2 * 2 * 10_000 * 3
-    assert cost.forward(rollout) == encoder + cross + head + 2 * (2 * 100 * 3 + 4 * 10 * 9)
+    apart = replace(cost, masked=False)
+    assert apart.forward(rollout) == encoder + cross + head + 2 * (2 * 100 * 3 + 4 * 10 * 9)
+    assert cost.forward(rollout) == encoder + cross - 2 * 1000 * 5 + head + 2 * 100 * 6 + 4 * 10 * 36  # in one row
+    assert apart.tokens(rollout) == cost.tokens(rollout) == (11, 11)
     # the first token is read, and the prompt's keys and values are made, once
     written, cross = 2 * 100 * (1 + 4) + 4 * 10 * (1 + 2 * (2 + 3)), 2 * 1000 * 5 + 4 * 7 * 5 * (1 + 4)
     assert cost.generation(rollout) == encoder + cross + head + written

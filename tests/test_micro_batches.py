@@ -20,6 +20,7 @@ COSTS = {
     "decoder-only": ModelCost(None, STACK, 100),
     "rows apart": ModelCost(None, STACK, 100, masked=False),
     "encoder-decoder": ModelCost(STACK, STACK, 100),
+    "encoder-decoder, rows apart": ModelCost(STACK, STACK, 100, masked=False),
 }
 
 
@@ -79,8 +80,17 @@ def price(cost: ModelCost, rollout: Rollout, cut: Tensor) -> tuple[float, float]
         return rows * (2 * STACK.weights * width + 4 * STACK.attention * width * width)
 
     if cost.encoder is not None:
-        cross = B * (2 * STACK.cross_weights * S + 4 * STACK.cross_attention * S * T)
-        return P * S + B * T, 3 * (stack(P, S) + stack(B, T) + cross)
+        together = torch.zeros(P).index_add(0, micro.prompt_index_B, micro.mask_BT.sum(1).float()).max().item()
+        forms = [(B, T)] + ([(P, int(together))] if cost.masked else [])
+        prices = [
+            (
+                rows * width,
+                stack(rows, width) + rows * S * (2 * STACK.cross_weights + 4 * STACK.cross_attention * width),
+            )
+            for rows, width in forms
+        ]
+        tokens, flops = min(prices, key=lambda form: form[1])
+        return P * S + tokens, 3 * (stack(P, S) + flops)
     rows = [prompts[i] + length - 1 for i, length in zip(micro.prompt_index_B.tolist(), completions, strict=True)]
     forms = [(B, max(rows))]
     if cost.masked:

@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gkd_rl.adapter import AdaptedModel, InitialView
-from gkd_rl.architecture import DecoderOnly, HiddenStateModel
+from gkd_rl.architecture import DecoderOnly, EncoderDecoder, HiddenStateModel
 from gkd_rl.cost import ModelCost
 from gkd_rl.packing import Rows, row_lengths, shares_prompts
 from gkd_rl.rollout import TextCodec
@@ -28,13 +28,24 @@ from gkd_rl.types import Rollout
 PROMPTS = [[3, 4, 5, 6, 7], [5], [7, 7, 3]]
 COMPLETIONS = [[4, 5, 1], [3, 3, 3, 3, 6, 1], [1], [2, 0, 4, 4], [6, 1], [5, 7, 0, 0, 1], [3, 4]]
 GROUPS = [0, 0, 0, 1, 2, 2, 2]  # three completions, one, three
+ENCODER_DECODERS: dict[str, dict[str, Any]] = {
+    "t5": {"num_layers": 2, "num_decoder_layers": 2},
+    "mt5": {"model_type": "mt5"},
+    "umt5": {"model_type": "umt5", "num_layers": 2, "num_decoder_layers": 2},
+    "longt5": {"model_type": "longt5", "local_radius": 4},
+}
 Lay = Callable[[bool], None]
 
 
 @pytest.fixture
 def lay(monkeypatch: pytest.MonkeyPatch) -> Lay:
     """`lay(True)`: every row is shared from now on; `lay(False)`: none is."""
-    return lambda shared: monkeypatch.setattr(DecoderOnly, "shares_prompts", lambda *_: shared)
+
+    def set_all(shared: bool) -> None:
+        for kind in (DecoderOnly, EncoderDecoder):
+            monkeypatch.setattr(kind, "shares_prompts", lambda *_: shared)
+
+    return set_all
 
 
 @pytest.fixture
@@ -116,6 +127,65 @@ def test_the_same_numbers_and_gradients(
     model.model.set_attn_implementation(attention)
     for prompts in (rollout.prompts, left_padded(rollout.prompts, 9)):
         assert_same_both_ways(model, replace(rollout, prompts=prompts), lay)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [(kind, one) for kind in ENCODER_DECODERS for one in ("sdpa", "eager") if (kind[:6], one) != ("longt5", "sdpa")],
+)
+def test_completions_in_one_row_of_a_decoder(
+    kind: str, attention: str, make_model: MakeModel, few_words: PreTrainedTokenizerFast, rollout: Rollout, lay: Lay
+) -> None:
+    model = make_model(few_words, seed=1, **ENCODER_DECODERS[kind])
+    model.model.set_attn_implementation(attention)
+    assert_same_both_ways(model, rollout, lay)
+
+
+def test_what_an_encoder_decoder_computes(
+    make_model: MakeModel, few_words: PreTrainedTokenizerFast, rollout: Rollout, lay: Lay
+) -> None:
+    """A prompt's keys and values once; no padding between completions, which all have their start token."""
+    model = make_model(few_words)
+    shapes: list[tuple[int, ...]] = []
+    for part in (model.model.get_encoder(), model.model.get_decoder()):
+        part.register_forward_hook(lambda *call: shapes.append(tuple(call[2].last_hidden_state.shape[:2])))
+    cross: Any = model.model.get_submodule("decoder.block.0.layer.1.EncDecAttention.k")
+    cross.register_forward_hook(lambda *call: shapes.append(tuple(call[2].shape[:2])))
+    lay(True)
+    model(rollout)
+    lay(False)
+    model(rollout)
+    S = rollout.prompts.ids_PS.shape[1]
+    assert shapes == [(3, S), (3, S), (3, 13), (3, S), (7, S), (7, 8)]
+    assert row_lengths(rollout, shared=True, encoded=True).tolist() == [10, 4, 9]
+    assert row_lengths(rollout, shared=False, encoded=True).tolist() == [3, 6, 1, 4, 2, 5, 2]
+
+
+def test_the_rows_of_a_decoder_by_hand(make_prompts: MakePrompts, make_rollout: MakeRollout) -> None:
+    rollout = make_rollout(make_prompts([[5, 6], [7]]), [[3, 4, 1], [2, 1], [1], [4, 4, 4]], per_prompt=2)
+    rows = Rows.written(rollout, 9, shared=True)
+    assert rows.ids_RW.tolist() == [[9, 3, 4, 9, 2, 1], [9, 1, 9, 4, 4, 0]]
+    assert rows.part_RW.tolist() == [[1, 1, 1, 2, 2, 2], [1, 1, 2, 2, 2, -1]]
+    assert [columns[mask].tolist() for columns, mask in zip(rows.columns_BT, rollout.mask_BT, strict=True)] == [
+        [0, 1, 2], [3, 4], [0], [2, 3, 4]
+    ]  # fmt: skip
+    assert [["".join("x" if one else "." for one in line) for line in row[0]] for row in rows.seen(None).tolist()] == [
+        ["x.....", "xx....", "xxx...", "...x..", "...xx.", "...xxx"],
+        ["x.....", "xx....", "..x...", "..xx..", "..xxx.", ".....x"],
+    ]
+
+
+def test_learned_positions_keep_their_rows(
+    make_model: MakeModel, few_words: PreTrainedTokenizerFast, make_prompts: MakePrompts, make_rollout: MakeRollout
+) -> None:
+    rollout = make_rollout(make_prompts([[3] * 30]), [[3, 4]] * 4, per_prompt=4)
+    for kind, rows in (("t5", 1), ("bart", 4)):
+        model = make_model(few_words, model_type=kind)
+        shapes: list[int] = []
+        decoder: Any = model.model.get_decoder()
+        decoder.register_forward_hook(lambda *call, seen=shapes: seen.append(len(call[2].last_hidden_state)))
+        model(rollout)
+        assert shapes == [rows]
 
 
 def test_a_window_counts_positions_and_not_columns(
@@ -245,11 +315,12 @@ def test_prompts_as_another_model_reads_them(
     ],
     ids=lambda extra: extra[0],
 )
-def test_a_step_has_the_same_gradient(extra: list[str], make_trainer: MakeTrainer, lay: Lay) -> None:
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_step_has_the_same_gradient(kind: str, extra: list[str], make_trainer: MakeTrainer, lay: Lay) -> None:
     gradients, records = [], []
     for shared in (True, False):
         lay(shared)
-        gradient, record = gradient_of(make_trainer("alpha=0.5", "rollout.per_prompt=4", *extra, kind="llama"))
+        gradient, record = gradient_of(make_trainer("alpha=0.5", "rollout.per_prompt=4", *extra, kind=kind))
         gradients.append(gradient)
         records.append(record)
     assert_close(*gradients)
