@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gkd_rl.cuts import alike
 from gkd_rl.decoding import DecoderOnlyState, DecodingState, EncoderDecoderState, decoder_of, encoder_of, start_id
 from gkd_rl.errors import ModelError
 from gkd_rl.packing import Rows, shares_prompts, takes_masks
@@ -51,8 +52,14 @@ class Architecture(Protocol):
         """How the model's hidden states become logits."""
         ...
 
-    def start(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> DecodingState:
-        """Read the prompts once and open `per_prompt` empty completions of each."""
+    def alike(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
+        """Prompts in groups of like length, the cheapest to read."""
+        ...
+
+    def start(
+        self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]]
+    ) -> DecodingState:
+        """Read the prompts once, a group at a time, and open `per_prompt` empty completions of each."""
         ...
 
 
@@ -76,8 +83,8 @@ class EncoderDecoder:
 
     decoder_only = False
 
-    def __init__(self, cost: StackCost) -> None:
-        self._cost = cost
+    def __init__(self, encoder: StackCost, decoder: StackCost) -> None:
+        self._encoder, self._cost = encoder, decoder
 
     def lay_out(self, model: PreTrainedModel, rollout: Rollout) -> EncodedText:
         """Completions of a prompt in one row of the decoder or apart, whichever costs less (`packing.py`)."""
@@ -115,11 +122,15 @@ class EncoderDecoder:
             scale=model.config.d_model**-0.5 if scaled else 1.0,
         )
 
-    def start(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> EncoderDecoderState:
+    def alike(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
+        """Prompts in groups of like length, the cheapest to encode."""
+        return alike(_lengths(prompts), self._encoder, model.device.type)
+
+    def start(
+        self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]]
+    ) -> EncoderDecoderState:
         """Encode each prompt once and repeat the result for its completions."""
-        mask_PS = prompts.mask_PS.long()
-        encoded_PSD = encoder_of(model)(input_ids=prompts.ids_PS, attention_mask=mask_PS).last_hidden_state
-        return EncoderDecoderState(model, encoded_PSD, mask_PS, per_prompt)
+        return EncoderDecoderState(model, prompts, per_prompt, groups)
 
 
 class DecoderOnly:
@@ -159,9 +170,19 @@ class DecoderOnly:
             softcap=getattr(config, "final_logit_softcapping", None),
         )
 
-    def start(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> DecoderOnlyState:
+    def alike(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
+        """Prompts in groups of like length, the cheapest to read."""
+        return alike(_lengths(prompts), self._cost, model.device.type)
+
+    def start(
+        self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]]
+    ) -> DecoderOnlyState:
         """Read each prompt once and repeat its cache for its completions."""
-        return DecoderOnlyState(model, prompts, per_prompt)
+        return DecoderOnlyState(model, prompts, per_prompt, groups)
+
+
+def _lengths(prompts: PromptBatch) -> list[int]:
+    return prompts.mask_PS.sum(dim=1).tolist()
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:
@@ -171,7 +192,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
         ModelError: it is not one that this package can train.
     """
     if model.config.model_type in ENCODER_DECODERS:
-        return EncoderDecoder(StackCost.of(decoder_of(model)))
+        return EncoderDecoder(StackCost.of(encoder_of(model)), StackCost.of(decoder_of(model)))
     if model.config.model_type in DECODER_ONLY:
         return DecoderOnly(StackCost.of(decoder_of(model)))
     raise ModelError(
@@ -209,7 +230,8 @@ class HiddenStateModel(nn.Module):
 
     def start(self, prompts: PromptBatch, per_prompt: int) -> DecodingState:
         """Read the prompts once and open `per_prompt` empty completions of each."""
-        return self.architecture.start(self.model, self.own(prompts), per_prompt)
+        own = self.own(prompts)
+        return self.architecture.start(self.model, own, per_prompt, self.architecture.alike(self.model, own))
 
     def generating(self) -> AbstractContextManager[None]:
         """Within it the model writes: an adapter is merged meanwhile."""

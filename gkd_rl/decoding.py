@@ -5,13 +5,15 @@ Encoder-decoders keep the encoder's output beside the cache; decoder-only models
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from gkd_rl.errors import ModelError
+from gkd_rl.kv_cache import can_join, empty_cache, join
 from gkd_rl.types import PromptBatch
 
 
@@ -39,15 +41,17 @@ class EncoderDecoderState:
     All completions begin with one token: it is read, and the cross-attention's keys and values are made, once a prompt.
     """
 
-    def __init__(self, model: PreTrainedModel, encoded_PSD: Tensor, mask_PS: Tensor, per_prompt: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]]
+    ) -> None:
         self._decoder = decoder_of(model)
-        self._encoded_BSD = encoded_PSD
-        self._mask_BS = mask_PS
+        self._mask_BS = prompts.mask_PS.long()
+        self._encoded_BSD = _encoded(model, prompts.ids_PS, self._mask_BS, groups)
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        self.step(mask_PS.new_full(mask_PS.shape[:1], start_id(model)))
+        self.step(prompts.ids_PS.new_full(prompts.ids_PS.shape[:1], start_id(model)))
         if per_prompt > 1:
-            self._encoded_BSD = encoded_PSD.repeat_interleave(per_prompt, 0)
-            self._mask_BS = mask_PS.repeat_interleave(per_prompt, 0)
+            self._encoded_BSD = self._encoded_BSD.repeat_interleave(per_prompt, 0)
+            self._mask_BS = self._mask_BS.repeat_interleave(per_prompt, 0)
             self.hidden_BD = self.hidden_BD.repeat_interleave(per_prompt, 0)
             self._cache.batch_repeat_interleave(per_prompt)
 
@@ -74,22 +78,42 @@ class EncoderDecoderState:
 class DecoderOnlyState:
     """The cache of the unfinished rows and which of its columns hold tokens.
 
-    Prompts are padded on the left: a window of attention counts columns, so none may stand between two tokens.
+    Prompts are padded on the left: a window of attention counts columns, so none may stand between two tokens. They are
+    read in groups, unless a layer has a window: what it keeps of two groups does not fit together.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> None:
-        order_PS = prompts.mask_PS.long().argsort(dim=1, stable=True)
+    def __init__(
+        self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]]
+    ) -> None:
         self._decoder = decoder_of(model)
-        self._cache = DynamicCache(config=model.config)
-        self._mask_BS = prompts.mask_PS.gather(1, order_PS).long()
-        self.hidden_BD = self._read(prompts.ids_PS.gather(1, order_PS)).repeat_interleave(per_prompt, 0)
-        self._mask_BS = self._mask_BS.repeat_interleave(per_prompt, 0)
+        order_PS = prompts.mask_PS.long().argsort(dim=1, stable=True)
+        ids_PS, mask_PS = prompts.ids_PS.gather(1, order_PS), prompts.mask_PS.gather(1, order_PS).long()
+        self._cache = empty_cache(model.config)
+        if len(groups) == 1 or not can_join(self._cache):
+            hidden_PD = self._read(ids_PS, mask_PS, self._cache)
+        else:
+            hidden_PD, mask_PS = self._read_apart(model, ids_PS, mask_PS, groups)
+        self.hidden_BD = hidden_PD.repeat_interleave(per_prompt, 0)
+        self._mask_BS = mask_PS.repeat_interleave(per_prompt, 0)
         self._cache.batch_repeat_interleave(per_prompt)
+
+    def _read_apart(
+        self, model: PreTrainedModel, ids_PS: Tensor, mask_PS: Tensor, groups: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Read groups of prompts, each as wide as its longest; returns hidden states and the mask as wide as the cache."""
+        rows = [torch.tensor(group, device=ids_PS.device) for group in groups]
+        caches, hidden, widths = [], [], []
+        for row in rows:
+            widths.append(int(mask_PS[row].sum(dim=1).max()))
+            caches.append(empty_cache(model.config))
+            hidden.append(self._read(ids_PS[row, -widths[-1] :], mask_PS[row, -widths[-1] :], caches[-1]))
+        join(caches, rows, self._cache)
+        return torch.cat(hidden)[torch.cat(rows).argsort()], mask_PS[:, -max(widths) :]
 
     def step(self, last_ids_B: Tensor) -> Tensor:
         """Read one more token of every row; returns the new `hidden_BD`."""
         self._mask_BS = torch.nn.functional.pad(self._mask_BS, (0, 1), value=1)
-        self.hidden_BD = self._read(last_ids_B.unsqueeze(1))
+        self.hidden_BD = self._read(last_ids_B.unsqueeze(1), self._mask_BS, self._cache)
         return self.hidden_BD
 
     def keep(self, rows: Tensor) -> None:
@@ -98,17 +122,33 @@ class DecoderOnlyState:
         self._mask_BS = self._mask_BS[rows]
         self._cache.batch_select_indices(rows)
 
-    def _read(self, ids_BN: Tensor) -> Tensor:
+    def _read(self, ids_BN: Tensor, mask_BS: Tensor, cache: Cache) -> Tensor:
         """Hidden states (B, D) of the last of N new columns; the mask has these columns already."""
-        positions_BS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
+        positions_BS = (mask_BS.cumsum(dim=1) - 1).clamp(min=0)
         decoded = self._decoder(
             input_ids=ids_BN,
-            attention_mask=self._mask_BS,
+            attention_mask=mask_BS,
             position_ids=positions_BS[:, -ids_BN.shape[1] :],
-            cache=self._cache,
+            cache=cache,
             use_cache=True,
         )
         return decoded.last_hidden_state[:, -1]
+
+
+def _encoded(model: PreTrainedModel, ids_PS: Tensor, mask_PS: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """The encoder's states (P, S, D) of prompts that are padded on the right, read in groups; zero on padding."""
+    encoder, whole_PSD = encoder_of(model), None
+    if len(groups) == 1:
+        return encoder(input_ids=ids_PS, attention_mask=mask_PS).last_hidden_state
+    for group in groups:
+        rows = torch.tensor(group, device=ids_PS.device)
+        width = int(mask_PS[rows].sum(dim=1).max())
+        part = encoder(input_ids=ids_PS[rows, :width], attention_mask=mask_PS[rows, :width]).last_hidden_state
+        if whole_PSD is None:
+            whole_PSD = part.new_zeros(*ids_PS.shape, part.shape[-1])
+        whole_PSD[rows, :width] = part
+    assert whole_PSD is not None
+    return whole_PSD
 
 
 def start_id(model: PreTrainedModel) -> int:

@@ -69,9 +69,15 @@ class _Elsewhere:
         """The head's copy."""
         return self._head
 
-    def start(self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int) -> DecodingState:
+    def alike(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
+        """Prompts in groups of like length, the cheapest to read."""
+        return self._inner.alike(model, prompts)
+
+    def start(
+        self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]]
+    ) -> DecodingState:
         """Read the prompts there and open `per_prompt` empty completions of each."""
-        state = self._inner.start(model, _moved_prompts(prompts, self._there), per_prompt)
+        state = self._inner.start(model, _moved_prompts(prompts, self._there), per_prompt, groups)
         return _StateElsewhere(state, self._there, self._here)
 
 

@@ -17,13 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_rl.cost import ModelCost
+from gkd_rl.cuts import Numbers, cheapest_cuts, layer_flops
 from gkd_rl.types import Rollout
 
-Numbers = NDArray[np.float64]
-
-# What a micro-batch costs before its first token, in FLOPs that the device could do meanwhile: for each layer, and for
-# each trained weight, whose gradient is written, read and added to.
-LAYER_FLOPS = {"cpu": 5e8, "cuda": 8e10}
+# What a micro-batch costs for each trained weight, whose gradient is written, read and added to, in the FLOPs of `cuts.py`.
 WEIGHT_FLOPS = {"cpu": 200.0, "cuda": 2600.0}
 
 
@@ -102,7 +99,7 @@ class Cutter:
         order_B = (place_B * (completion_B.max() + 1) + completion_B).argsort(stable=True)
         index_B, completion_B = index_B[order_B], completion_B[order_B]
         units = self._units(*(one.cpu().numpy() for one in (prompt_P[index_B], index_B, completion_B)))
-        call = self.model.layers * LAYER_FLOPS.get(self.device, LAYER_FLOPS["cuda"])
+        call = self.model.layers * layer_flops(self.device)
         call += self.trained * WEIGHT_FLOPS.get(self.device, WEIGHT_FLOPS["cuda"])
         count = len(units.prompt)
         whole = _ending_with(units, count - 1)
@@ -110,22 +107,16 @@ class Cutter:
         padding = flops[0] - units.cost(self.model)[1].sum()  # all that a cut could save
         if padding <= call and self._fits(whole, tokens)[0]:
             return [order_B]
-        least, begins = np.zeros(count + 1), np.zeros(count, dtype=int)
-        for last in range(count):
+
+        def costs(last: int) -> Numbers:
             batches = _ending_with(units, last)
             tokens, flops = batches.cost(self.model)
             fits = self._fits(batches, tokens)
             fits[last] = True  # a unit alone
-            totals = np.where(fits, least[: last + 1] + flops + call, np.inf)
-            begins[last] = int(totals.argmin())
-            least[last + 1] = totals[begins[last]]
+            return np.where(fits, flops + call, np.inf)
+
         firsts = np.concatenate([[0], np.cumsum(units.completions)]).astype(int)
-        cuts, end = [], count
-        while end > 0:
-            begin = int(begins[end - 1])
-            cuts.append(order_B[firsts[begin] : firsts[end]])
-            end = begin
-        return cuts[::-1]
+        return [order_B[firsts[piece.start] : firsts[piece.stop]] for piece in cheapest_cuts(count, costs)]
 
     def _units(self, prompt_B: Numbers, index_B: Numbers, completion_B: Numbers) -> Padded:
         """Each unit as a batch of its own, of completions that lie in order."""

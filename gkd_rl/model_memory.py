@@ -20,6 +20,7 @@ from gkd_rl.choices import OptimizerName, Quantization
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.fused_loss import FusedLoss
 from gkd_rl.gradients import recomputed_layers
+from gkd_rl.kv_cache import ROOM
 from gkd_rl.live_memory import LiveMemory
 from gkd_rl.memory_plan import Lengths
 from gkd_rl.quantization import quantizable
@@ -118,21 +119,25 @@ def generation_bytes(model: HiddenStateModel, lengths: Lengths, sequences: int, 
     merged = model.merged_bytes() if isinstance(model, AdaptedModel) else 0
     model.eval()
     with torch.no_grad(), LiveMemory(model.parameters()) as live:
-        state = model.start(PromptBatch([], ids_PS, torch.ones_like(ids_PS, dtype=torch.bool)), per_prompt)
+        batch = PromptBatch([], ids_PS, torch.ones_like(ids_PS, dtype=torch.bool))
+        state = model.architecture.start(model.model, batch, per_prompt, [range(prompts)])
         first, read = live.now, live.peak
-        growth = _growth(state.step, torch.zeros(prompts * per_prompt, dtype=torch.long), live)
-    cache = first + growth * (lengths.completion - 1)
-    logits = 3 * 4 * sequences * model.head().weight_VD.shape[0]  # float32: scaled, softmax, cumulated
+        room, token = _growth(state.step, torch.zeros(prompts * per_prompt, dtype=torch.long), live)
+    following = lengths.completion - 1
+    cache = first + token * following + room * -(-following // (ROOM + 1))
+    logits = 4 * 4 * sequences * model.head().weight_VD.shape[0]  # float32 scaled, softmax; float64 cumulated
     parts = {"key-value cache": max(cache, read), "logits": logits}
     return parts | ({"merged copy": merged} if merged else {})
 
 
-def _growth(step: Callable[[Tensor], Tensor], ids_B: Tensor, live: LiveMemory) -> int:
-    """Bytes that one more token of every row adds to the cache."""
-    step(ids_B)
-    before = live.now
-    step(ids_B)
-    return live.now - before
+def _growth(step: Callable[[Tensor], Tensor], ids_B: Tensor, live: LiveMemory) -> tuple[int, int]:
+    """Bytes that the cache grows by: with room for `ROOM` tokens more, and for each token where there is no room."""
+    sizes = [live.now]
+    for _ in range(3):
+        step(ids_B)
+        sizes.append(live.now)
+    token = sizes[3] - sizes[2]
+    return sizes[2] - sizes[0] - 2 * token, token
 
 
 def reading_bytes(

@@ -47,7 +47,19 @@ class Sampling:
             probabilities = ordered.softmax(dim=-1)
             outside = probabilities.cumsum(dim=-1) - probabilities >= self.top_p  # the first token always stays
             logits = logits.masked_fill(outside.scatter(1, order, outside), -torch.inf)
-        return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(1)
+        return _drawn(logits.softmax(dim=-1), generator)
+
+
+def _drawn(chances_BV: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A word of each row with its chance, by inverting the cumulated chances; shape (B,).
+
+    One random number a row, where torch.multinomial draws one a word: a tenth of a small model's rollout on a CPU.
+    """
+    upto_BV = chances_BV.double().cumsum(dim=-1)
+    total_B1 = upto_BV[:, -1:]
+    at_B1 = total_B1 * torch.rand(total_B1.shape, dtype=torch.float64, device=total_B1.device, generator=generator)
+    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))  # the product may round up to the total
+    return torch.searchsorted(upto_BV, torch.minimum(at_B1, below_B1), right=True).squeeze(1)
 
 
 GREEDY = Sampling(temperature=0.0)

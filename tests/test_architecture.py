@@ -159,7 +159,7 @@ def test_the_encoder_reads_each_prompt_once(model: HiddenStateModel, rollout: Ro
 def test_decoding_gives_the_hidden_states_of_teacher_forcing(model: HiddenStateModel, rollout: Rollout) -> None:
     """Token by token, with rows that leave on the way."""
     expected = model(rollout)
-    state = model.architecture.start(model.model, rollout.prompts, per_prompt=2)
+    state = model.start(rollout.prompts, per_prompt=2)
     live = torch.arange(len(COMPLETIONS))
     for position in range(rollout.ids_BT.shape[1]):
         torch.testing.assert_close(state.hidden_BD, expected[live, position], rtol=1e-4, atol=1e-5)

@@ -175,7 +175,7 @@ def test_a_column_more_sees_the_whole_completion(model: HiddenStateModel, rollou
 def test_decoding_gives_the_hidden_states_of_teacher_forcing(model: HiddenStateModel, rollout: Rollout) -> None:
     """Token by token, with rows that leave on the way."""
     expected = model(rollout)
-    state = model.architecture.start(model.model, rollout.prompts, per_prompt=2)
+    state = model.start(rollout.prompts, per_prompt=2)
     live = torch.arange(len(COMPLETIONS))
     for position in range(rollout.ids_BT.shape[1]):
         valid = rollout.mask_BT[live, position]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gkd_rl.cost import ModelCost
-from gkd_rl.micro_batches import LAYER_FLOPS, WEIGHT_FLOPS, Cutter
+from gkd_rl.cuts import LAYER_FLOPS
+from gkd_rl.micro_batches import WEIGHT_FLOPS, Cutter
 from gkd_rl.stack_cost import StackCost
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 

@@ -174,7 +174,7 @@ def test_where_it_is_placed(full: HiddenStateModel) -> None:
 def test_what_goes_in_and_out_is_moved(full: HiddenStateModel, rollout: Rollout) -> None:
     elsewhere = placed_teacher(copy.deepcopy(full), settings_of(device="cpu"), torch.device("meta"))
     assert elsewhere(rollout).device.type == "meta"
-    state = elsewhere.architecture.start(elsewhere.model, rollout.prompts, 1)
+    state = elsewhere.start(rollout.prompts, 1)
     assert state.hidden_BD.device.type == state.step(torch.tensor([3, 4, 5])).device.type == "meta"
 
 
