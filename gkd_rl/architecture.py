@@ -1,8 +1,8 @@
 """What differs between model architectures, and nothing else: how prompts and completions become hidden states.
 
 `EncoderDecoder` serves T5-style models: the encoder runs once per prompt, whatever the number of completions.
-`DecoderOnly` serves Llama-like models: prompt and completions stand in one row. How rows are laid out: `packing.py`. A further architecture implements the
-same methods.
+`DecoderOnly` serves Llama-like models: prompt and completions stand in one row. How rows are laid out: `packing.py`. A
+further architecture implements the same methods.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class DecoderOnlyState:
     def _read_apart(
         self, model: PreTrainedModel, ids_PS: Tensor, mask_PS: Tensor, groups: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor]:
-        """Read groups of prompts, each as wide as its longest; returns hidden states and the mask as wide as the cache."""
+        """Read groups of prompts, each as wide as its longest; returns hidden states and the mask of the cache."""
         rows = [torch.tensor(group, device=ids_PS.device) for group in groups]
         caches, hidden, widths = [], [], []
         for row in rows:

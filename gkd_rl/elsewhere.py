@@ -7,6 +7,7 @@ student's device once: the largest matrix of a small model, and the only one the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 

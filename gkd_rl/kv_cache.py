@@ -1,7 +1,7 @@
 """The keys and values of completions that are being written, with room for the tokens that follow.
 
-transformers' cache copies all keys and values of a layer for each new token. Here a layer takes memory for `ROOM` tokens
-more than it has, and writes new ones there.
+transformers' cache copies all keys and values of a layer for each new token. Here a layer takes memory for `ROOM`
+tokens more than it has, and writes new ones there.
 
     B rows    H heads of keys and values    N columns    D head width
 """

@@ -20,7 +20,7 @@ from gkd_rl.cost import ModelCost
 from gkd_rl.cuts import Numbers, cheapest_cuts, layer_flops
 from gkd_rl.types import Rollout
 
-# What a micro-batch costs for each trained weight, whose gradient is written, read and added to, in the FLOPs of `cuts.py`.
+# What a micro-batch costs for each trained weight, whose gradient is written, read and added to; as in `cuts.py`.
 WEIGHT_FLOPS = {"cpu": 200.0, "cuda": 2600.0}
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     "loading": 3, "architecture": 3, "rollout": 3, "prompt_stream": 3, "optim": 3, "value_head": 3, "cost": 3,
     "model_files": 3, "depth_pruning": 3, "chat": 3, "adapter": 3, "quantization": 3, "elsewhere": 3, "endpoint": 3,
     "known_shapes": 3, "ranks": 3, "decoding": 3, "micro_batches": 3, "packing": 3, "stack_cost": 3, "weight_files": 3,
+    "kv_cache": 3, "cuts": 3,
     "metrics": 3, "data_report": 4, "tasks/": 3, "embedded/": 3, "beam_search": 3, "corpus_metrics": 3,
     "trainer": 4, "readers": 4, "critic": 4, "gradients": 4, "meter": 4, "step_metrics": 4, "teacher_samples": 4,
     "checkpoint": 4, "evaluation": 4, "tracking": 4, "environment": 4, "outputs": 4, "model_card": 4, "report_table": 4,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-from experiments.benchmarks.sides import Side, Work, live_bytes, parser_of, ratios, summary, take_turns, write
+from experiments.benchmarks.sides import Side, Work, live_bytes, parser_of, speedup, summary, take_turns, write
 from gkd_rl.choices import DivergenceName
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.fused_head import FusedHead
@@ -44,7 +44,7 @@ def main() -> None:
         {
             "side": side.name,
             "seconds": summary(side.seconds),
-            "times as fast as trl": summary(ratios(side, sides[0])),
+            "times as fast as trl": speedup(side, sides[0]),
             "MiB": live_bytes(work[side.name]) / 2**20,
         }
         for side in sides

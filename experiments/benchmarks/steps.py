@@ -14,39 +14,34 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from experiments.benchmarks.sides import Side, Work, parser_of, ratios, summary, take_turns, write
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import Models
-from gkd_rl.build_trainer import build_trainer
-from gkd_rl.config import Config
+from experiments.benchmarks.ours import (
+    BETA,
+    COMPLETION,
+    LEARNING_RATE,
+    ending,
+    our_step,
+    our_trainer,
+    random_texts,
+    reward,
+)
+from experiments.benchmarks.sides import Side, Work, parser_of, speedup, summary, take_turns, write
 from gkd_rl.depth_pruning import prune
-from gkd_rl.embedded.tokenizer import SPECIAL, word_tokenizer
-from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import TextCodec
-from gkd_rl.run import find_config_dir
-from gkd_rl.trainer import Trainer
-from gkd_rl.types import Example
-from reward_models.composite import Composite
 
-VOCABULARY, COMPLETION = 49152, 48
+VOCABULARY = 49152
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 576,
@@ -61,26 +56,6 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": 1,
 }
-LEARNING_RATE = 1e-5
-
-
-def ending(model: Any, chance: float) -> Any:
-    """The model with a probability of some `chance` that a text ends, at every place.
-
-    One dimension of all embeddings is large, so that it stays nearly constant through the layers; along it, the
-    end-of-sequence token's output is raised, everything else's stays level.
-    """
-    with torch.no_grad():
-        embedding: Any = model.get_input_embeddings().weight
-        embedding[:, 0] = 20.0
-        hidden = model.model(torch.arange(3, 67).unsqueeze(0)).last_hidden_state[0, :, 0].mean()
-        embedding[1, 0] += float(np.log(chance * VOCABULARY) / hidden)
-    return model
-
-
-def reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
-    """Of the text alone, cheap."""
-    return [sum(map(ord, text)) % 11 / 5 for text in completions]
 
 
 class Watch(TrainerCallback):
@@ -103,54 +78,29 @@ class Watch(TrainerCallback):
         self.length = logs.get("completions/mean_length", self.length)
 
 
-def _moved(model: Any, device: torch.device) -> Any:
-    return model.to(device)
-
-
 class Bench:
     """Models, prompts, and one step of each side."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments, self.device = arguments, torch.device(arguments.device)
+        self.arguments = arguments
         torch.manual_seed(arguments.seed)
-        words = [f"w{i}" for i in range(VOCABULARY - len(SPECIAL))]
-        self.tokenizer = word_tokenizer(words)
+        self.tokenizer, self.examples = random_texts(
+            VOCABULARY, arguments.prompts * 16, arguments.shortest, arguments.longest, arguments.seed
+        )
         teacher = LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": arguments.layers}))
-        self.student = ending(prune(copy.deepcopy(teacher), list(range(0, arguments.layers, 3))), 1 / 24)
-        teacher = ending(teacher, 1 / 24)
-        self.teacher = _moved(teacher.requires_grad_(False).eval(), self.device)
-        draw = np.random.default_rng(arguments.seed)
-        lengths = draw.integers(arguments.shortest, arguments.longest + 1, arguments.prompts * 16)
-        self.examples = [Example(" ".join(draw.choice(words, length)), "", {}) for length in lengths]
+        kept = list(range(0, arguments.layers, 3))
+        self.student = ending(prune(copy.deepcopy(teacher), kept), 1 / 24, size=20.0)
+        same = arguments.teacher == "as_student"
+        teacher = copy.deepcopy(self.student) if same else ending(teacher, 1 / 24, size=20.0)
+        self.teacher = teacher.requires_grad_(False).eval().to(arguments.device)
 
     def ours(self, alpha: float) -> Callable[[], Work]:
         """A step of our trainer."""
-        steps, trainer = itertools.count(), self._trainer(alpha)
-
-        def run() -> Work:
-            return Work(trainer.step(next(steps)).metrics["tokens/student_trained"])
-
-        return run
-
-    def _trainer(self, alpha: float) -> Trainer:
         arguments = self.arguments
-        overrides = [
-            "experiment=rl_gkd", f"alpha={alpha}", "divergence.beta=0.9", "divergence.scale=raw",
-            f"rollout.per_prompt={arguments.per_prompt}", f"trainer.prompts_per_step={arguments.prompts}",
-            "trainer.micro_batch_size=null", f"trainer.tokens_per_micro_batch={arguments.tokens}",
-            "trainer.diagnose_every=0", f"trainer.learning_rate={LEARNING_RATE}", "trainer.steps=1000000",
-            "trainer.warmup_steps=0", "trainer.weight_decay=0",
-        ]  # fmt: skip
-        with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
-            config = OmegaConf.to_object(compose("config", overrides))
-        assert isinstance(config, Config)
-        student = HiddenStateModel(_moved(copy.deepcopy(self.student), self.device))
-        initial = HiddenStateModel(student.model)  # nothing is measured against it here
-        codec = TextCodec(self.tokenizer, arguments.longest, COMPLETION, self.device, decoder_only=True)
-        models = Models(student, HiddenStateModel(self.teacher), initial, codec)
-        stream = PromptStream(self.examples, arguments.prompts, arguments.seed)
-        score = Composite({"stub": reward}, {"stub": 1.0})
-        return build_trainer(config, models, score, stream, Accelerator(cpu=self.device.type == "cpu"))
+        device = torch.device(arguments.device)
+        codec = TextCodec(self.tokenizer, arguments.longest, COMPLETION, device, decoder_only=True)
+        models = (self.student, self.teacher)
+        return our_step(our_trainer(arguments, models, codec, self.examples, f"alpha={alpha}"))
 
     def theirs(self, kind: str) -> Callable[[], Work]:
         """A step of trl's trainer: its `train` of one step, timed from where a step begins to where it ends."""
@@ -170,7 +120,7 @@ class Bench:
             "logging_steps": 1,
             "save_strategy": "no",
             "disable_tqdm": True,
-            "use_cpu": self.device.type == "cpu",
+            "use_cpu": torch.device(arguments.device).type == "cpu",
             "seed": arguments.seed,
         }
         student = copy.deepcopy(self.student)
@@ -189,7 +139,7 @@ class Bench:
             trainer = GRPOTrainer(args=config, reward_funcs=score, callbacks=[watch], **common)
         else:
             trainer = DistillationTrainer(
-                args=DistillationConfig(beta=0.9, **shared), teacher_model=self.teacher, callbacks=[watch], **common
+                args=DistillationConfig(beta=BETA, **shared), teacher_model=self.teacher, callbacks=[watch], **common
             )
 
         trainer.remove_callback(PrinterCallback)
@@ -221,6 +171,7 @@ def main() -> None:
     parser.add_argument("--shortest", type=int, default=64, help="tokens of the shortest prompt")
     parser.add_argument("--longest", type=int, default=384, help="tokens of the longest prompt")
     parser.add_argument("--layers", type=int, default=30, help="of the teacher; the student has every third")
+    parser.add_argument("--teacher", choices=["deep", "as_student"], default="deep", help="its layers")
     parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -244,8 +195,8 @@ def main() -> None:
         {
             "side": side.name,
             "seconds a step": summary(side.seconds),
-            "valid tokens a second": summary(side.rates),
-            "times as fast": summary(ratios(side, sides[0])),
+            "valid tokens a second": side.rate,
+            "times as fast": speedup(side, sides[0]),
         }
         for side in sides
     ]
