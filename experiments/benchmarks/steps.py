@@ -3,6 +3,7 @@
     python -m experiments.benchmarks.steps distillation          # alpha = 1, K = 1, beside DistillationTrainer
     python -m experiments.benchmarks.steps rl --per-prompt 4     # alpha = 0, beside GRPOTrainer
     python -m experiments.benchmarks.steps joint --per-prompt 4  # alpha = 0.5, beside one step of each of these
+    python -m experiments.benchmarks.steps teacher --per-prompt 4 --teacher as_student  # alpha = 0.5 beside alpha = 0
 
 The shapes are SmolLM2-135M's: the teacher has its 30 layers, the student every third of them. Prompts have 64 to 384
 tokens, completions end by themselves or at 48: the end-of-sequence token has a probability of some 1/24 at each place.
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+from trl.experimental.gkd.gkd_config import GKDConfig
+from trl.experimental.gkd.gkd_trainer import GKDTrainer
 from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer
 from trl.trainer.grpo_config import GRPOConfig
@@ -41,6 +44,7 @@ from experiments.benchmarks.sides import Side, Work, parser_of, speedup, summary
 from gkd_rl.depth_pruning import prune
 from gkd_rl.rollout import TextCodec
 
+TrlTrainer = Any  # GRPOTrainer, DistillationTrainer, GKDTrainer
 VOCABULARY = 49152
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -104,15 +108,25 @@ class Bench:
 
     def theirs(self, kind: str) -> Callable[[], Work]:
         """A step of trl's trainer: its `train` of one step, timed from where a step begins to where it ends."""
+        trainer, watch = self.trl_trainer(kind), Watch()
+        trainer.add_callback(watch)
+        completions = self.arguments.prompts * self.arguments.per_prompt
+
+        def run() -> Work:
+            trainer.train()
+            return Work(watch.length * completions, watch.seconds)
+
+        return run
+
+    def trl_trainer(self, kind: str) -> TrlTrainer:
+        """GRPOTrainer ("rl"), DistillationTrainer ("distillation") or GKDTrainer ("gkd") on a copy of the student."""
         arguments = self.arguments
-        completions = arguments.prompts * arguments.per_prompt
         shared: dict[str, Any] = {
             "output_dir": tempfile.mkdtemp(),
-            "per_device_train_batch_size": completions,
+            "per_device_train_batch_size": arguments.prompts * arguments.per_prompt,
             "max_steps": 1,
             "learning_rate": LEARNING_RATE,
             "lr_scheduler_type": "constant",
-            "max_completion_length": COMPLETION,
             "temperature": 1.0,
             "gradient_checkpointing": False,
             "bf16": False,
@@ -124,31 +138,27 @@ class Bench:
             "seed": arguments.seed,
         }
         student = copy.deepcopy(self.student)
-        data = Dataset.from_list([{"prompt": one.prompt} for one in self.examples])
         optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE)
         common: dict[str, Any] = {
             "model": student,
-            "train_dataset": data,
+            "train_dataset": Dataset.from_list([{"prompt": one.prompt} for one in self.examples]),
             "processing_class": self.tokenizer,
             "optimizers": (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)),
         }
-        watch = Watch()
         score: Any = reward
         if kind == "rl":
-            config = GRPOConfig(num_generations=arguments.per_prompt, beta=0.0, **shared)
-            trainer = GRPOTrainer(args=config, reward_funcs=score, callbacks=[watch], **common)
-        else:
-            trainer = DistillationTrainer(
-                args=DistillationConfig(beta=BETA, **shared), teacher_model=self.teacher, callbacks=[watch], **common
+            config = GRPOConfig(
+                num_generations=arguments.per_prompt, beta=0.0, max_completion_length=COMPLETION, **shared
             )
-
+            trainer: TrlTrainer = GRPOTrainer(args=config, reward_funcs=score, **common)
+        elif kind == "gkd":
+            settings = GKDConfig(beta=BETA, lmbda=0.0, max_new_tokens=COMPLETION, **shared)
+            trainer = GKDTrainer(args=settings, teacher_model=self.teacher, **common)
+        else:
+            settings = DistillationConfig(beta=BETA, max_completion_length=COMPLETION, **shared)
+            trainer = DistillationTrainer(args=settings, teacher_model=self.teacher, **common)
         trainer.remove_callback(PrinterCallback)
-
-        def run() -> Work:
-            trainer.train()
-            return Work(watch.length * completions, watch.seconds)
-
-        return run
+        return trainer
 
 
 def both(one: Callable[[], Work], other: Callable[[], Work]) -> Callable[[], Work]:
@@ -165,7 +175,7 @@ def both(one: Callable[[], Work], other: Callable[[], Work]) -> Callable[[], Wor
 def main() -> None:
     """Command line."""
     parser = parser_of(__doc__)
-    parser.add_argument("what", choices=["distillation", "rl", "joint"])
+    parser.add_argument("what", choices=["distillation", "rl", "joint", "teacher"])
     parser.add_argument("--prompts", type=int, default=8, help="of a step")
     parser.add_argument("--per-prompt", type=int, default=1, help="completions of each, K")
     parser.add_argument("--shortest", type=int, default=64, help="tokens of the shortest prompt")
@@ -183,6 +193,8 @@ def main() -> None:
         ]
     elif arguments.what == "rl":
         sides = [Side("trl GRPOTrainer", bench.theirs("rl")), Side("gkd_rl, alpha=0", bench.ours(0.0))]
+    elif arguments.what == "teacher":
+        sides = [Side("gkd_rl, alpha=0", bench.ours(0.0)), Side("gkd_rl, alpha=0.5", bench.ours(0.5))]
     else:
         theirs = both(bench.theirs("distillation"), bench.theirs("rl"))
         sides = [

@@ -1,0 +1,106 @@
+"""Whether cost grows with the tokens: tokens a second of a step's updates, over batch sizes and over prompt lengths.
+
+    python -m experiments.benchmarks.linear                     # 1 to 16 times 8 texts; prompts of 64 to 1,024 tokens
+
+alpha = 1 on given texts: student's forward and backward and teacher's forward, in seconds of these phases. Tokens are
+those of prompts and completions, without padding. Attention looks at pairs of tokens: the last column takes its FLOPs
+out, by counting only the share of the seconds that the other FLOPs have.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.benchmarks.ours import our_trainer
+from experiments.benchmarks.sides import Side, Work, parser_of, summary, take_turns, write
+from experiments.benchmarks.steps import Bench
+from gkd_rl.cost import ModelCost
+from gkd_rl.rollout import TextCodec
+from gkd_rl.types import Example
+
+PHASES = ("time/student", "time/teacher")
+
+
+class Updates:
+    """Steps on texts of one kind.
+
+    Attributes:
+        padding: share of padding in what the student was trained on, of each step.
+        linear: share of the FLOPs that are not attention's.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, prompts: int, shortest: int, longest: int) -> None:
+        settings = {"prompts": prompts, "per_prompt": 1, "shortest": shortest, "longest": longest, "teacher": "deep"}
+        arguments = argparse.Namespace(**vars(arguments) | settings)
+        bench = Bench(arguments)
+        draw = np.random.default_rng(arguments.seed)
+        lengths = draw.integers(arguments.completion // 4, arguments.completion, len(bench.examples))
+        words = [f"w{word}" for word in draw.integers(1000, size=arguments.completion)]
+        examples = [
+            Example(one.prompt, " ".join(words[:length]), {})
+            for one, length in zip(bench.examples, lengths, strict=True)
+        ]
+        codec = TextCodec(
+            bench.tokenizer, longest, arguments.completion, torch.device(arguments.device), decoder_only=True
+        )
+        models = (bench.student, bench.teacher)
+        self._trainer = our_trainer(arguments, models, codec, examples, "alpha=1", "lmbda=0")
+        self._step = 0
+        self.padding: list[float] = []
+        self.linear = 1.0
+
+    def run(self) -> Work:
+        """One step, for the tokens that it reads."""
+        record = self._trainer.step(self._step)
+        self._step += 1
+        rollout = record.rollout
+        self.padding.append(record.metrics["padding_share"])
+        cost = ModelCost.of(self._trainer.student)
+        lengths = (rollout.prompts.mask_PS.sum(1) + rollout.mask_BT.sum(1)).double().cpu()
+        attention = float(4 * cost.decoder.attention * lengths.square().sum())
+        self.linear = 1 - attention / cost.forward(rollout)
+        return Work(float(lengths.sum()), sum(record.metrics[name] for name in PHASES))
+
+
+def main() -> None:
+    """Command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--prompts", type=int, default=8, help="of the smallest batch")
+    parser.add_argument("--times", default="1,4,16", help="sizes of the batch, in smallest ones")
+    parser.add_argument("--lengths", default="64,256,1024", help="tokens of prompts that are all alike")
+    parser.add_argument("--completion", type=int, default=48, help="tokens of the longest completion")
+    parser.add_argument("--layers", type=int, default=30, help="of the teacher; the student has every third")
+    parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    works = {
+        f"{arguments.prompts * times} prompts of 64 to 384 tokens": Updates(
+            arguments, arguments.prompts * times, 64, 384
+        )
+        for times in map(int, arguments.times.split(","))
+    }
+    works |= {
+        f"{arguments.prompts} prompts of {length} tokens": Updates(arguments, arguments.prompts, length, length)
+        for length in map(int, arguments.lengths.split(","))
+    }
+    sides = [Side(name, work.run) for name, work in works.items()]
+    take_turns(sides, arguments.rounds)
+    rows: list[dict[str, Any]] = [
+        {
+            "texts": side.name,
+            "seconds": summary(side.seconds),
+            "tokens a second": side.rate,
+            "without attention": side.rate / work.linear,
+            "padding": summary(work.padding),
+        }
+        for side, work in zip(sides, works.values(), strict=True)
+    ]
+    write(arguments, rows)
+
+
+if __name__ == "__main__":
+    main()

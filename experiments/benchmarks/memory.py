@@ -1,0 +1,110 @@
+"""Memory of one update: the most bytes of tensors at one time, beside weights and optimiser; ours and trl's.
+
+    python -m experiments.benchmarks.memory                                # 8 texts of 64 + 448 tokens
+    python -m experiments.benchmarks.memory --texts 16 --completion 192
+
+One forward of both models, JSD(0.9) on the completions, and backward, on the same texts, without gradient
+checkpointing. trl computes them as one batch; so do we in our second row. The first cuts them into micro-batches, as a
+run does.
+Gradients of the weights are part of each number.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+from experiments.benchmarks.ours import our_trainer
+from experiments.benchmarks.sides import live_bytes, parser_of, write
+from experiments.benchmarks.steps import VOCABULARY, Bench
+from gkd_rl.rollout import TextCodec
+from gkd_rl.types import Example
+
+Update = Callable[[], object]
+
+
+def main() -> None:
+    """Command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--texts", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    parser.add_argument("--completion", type=int, default=448, help="tokens of each completion")
+    parser.add_argument("--layers", type=int, default=30, help="of the teacher; the student has every third")
+    parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.prompts, arguments.per_prompt, arguments.teacher = arguments.texts, 1, "deep"
+    arguments.shortest = arguments.longest = arguments.prompt
+    bench = Bench(arguments)
+    draw = torch.Generator().manual_seed(arguments.seed)
+    ids_BT = torch.randint(3, VOCABULARY, (arguments.texts, arguments.completion), generator=draw)
+    sides = {
+        "trl GKDTrainer": _gkd(bench, ids_BT),
+        "trl DistillationTrainer": _distillation(bench, ids_BT),
+        "gkd_rl": _ours(bench, ids_BT, arguments.tokens),
+        "gkd_rl, one batch": _ours(bench, ids_BT, 10 * ids_BT.numel()),
+    }
+    rows = []
+    for name, update in sides.items():
+        update()  # the optimiser's state, lazy buffers
+        rows.append({"side": name, "MiB": live_bytes(update) / 2**20})
+    write(arguments, rows)
+
+
+def _texts(bench: Bench, ids_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts' ids (P, S), and completions' ids with an end."""
+    prompts = bench.examples[: len(ids_BT)]
+    ids_PS = torch.tensor(bench.tokenizer([one.prompt for one in prompts], add_special_tokens=False)["input_ids"])
+    ids_BT = ids_BT.clone()
+    ids_BT[:, -1] = bench.tokenizer.eos_token_id
+    return ids_PS.to(bench.arguments.device), ids_BT.to(bench.arguments.device)
+
+
+def _gkd(bench: Bench, ids_BT: torch.Tensor) -> Update:
+    trainer = bench.trl_trainer("gkd")
+    ids_PS, ids_BT = _texts(bench, ids_BT)
+    ids = torch.cat([ids_PS, ids_BT], dim=1)
+    labels = torch.cat([torch.full_like(ids_PS, -100), ids_BT], dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    return _update(trainer, inputs)
+
+
+def _distillation(bench: Bench, ids_BT: torch.Tensor) -> Update:
+    ids_PS, ids_BT = _texts(bench, ids_BT)
+    inputs = {
+        "prompt_ids": ids_PS,
+        "prompt_mask": torch.ones_like(ids_PS),
+        "completion_ids": ids_BT,
+        "completion_mask": torch.ones_like(ids_BT),
+    }
+    return _update(bench.trl_trainer("distillation"), inputs)
+
+
+def _update(trainer: object, inputs: dict[str, torch.Tensor]) -> Update:
+    """The loss of trl's trainer and its backward."""
+    model = trainer.model.train()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        trainer.compute_loss(model, inputs).backward()  # pyright: ignore[reportAttributeAccessIssue]
+
+    return run
+
+
+def _ours(bench: Bench, ids_BT: torch.Tensor, tokens: int) -> Update:
+    """A step on these texts as references, with the update of the optimiser."""
+    arguments = argparse.Namespace(**vars(bench.arguments) | {"tokens": tokens})
+    _, ids_BT = _texts(bench, ids_BT)
+    texts = bench.tokenizer.batch_decode(ids_BT[:, :-1])
+    examples = [Example(one.prompt, text, {}) for one, text in zip(bench.examples, texts, strict=False)]
+    device = torch.device(arguments.device)
+    codec = TextCodec(bench.tokenizer, arguments.longest, ids_BT.shape[1], device, decoder_only=True)
+    settings = ("alpha=1", "lmbda=0")
+    trainer = our_trainer(arguments, (bench.student, bench.teacher), codec, examples, *settings)
+    return lambda: trainer.step(0)
+
+
+if __name__ == "__main__":
+    main()
