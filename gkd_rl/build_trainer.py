@@ -22,6 +22,7 @@ from gkd_rl.credit import CreditSettings
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.errors import ConfigError
 from gkd_rl.fused_head import FusedHead
+from gkd_rl.meter import StepMeter
 from gkd_rl.micro_batches import Cutter
 from gkd_rl.objective import Objective
 from gkd_rl.optim import OptimizerSettings
@@ -125,6 +126,7 @@ def _readers(config: Config, models: Models, divergence: TokenDivergence | None)
         credits=config.divergence.kd_credit is not KdCredit.none,
         anchored=config.policy_gradient.sampled_kl.coefficient > 0,
         endpoint=models.endpoint if taught else None,
+        meter=StepMeter(waits=config.trainer.profile),
     )
 
 

@@ -230,6 +230,7 @@ class TrainerConfig(OptimizerConfig):
     log_every: int = number(1)
     samples_per_log: int = number(0)
     diagnose_every: int = number(0)
+    profile: bool = MISSING
 
 
 @dataclass

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from enum import Enum
 
 import numpy as np
+import torch
 
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.cost import ModelCost
@@ -26,7 +27,9 @@ class Pass(Enum):
 class StepMeter:
     """Adds up the seconds and FLOPs of one step."""
 
-    def __init__(self) -> None:
+    def __init__(self, waits: bool = False) -> None:
+        """`waits`: a phase ends when the GPU has done what it was given; else its work can fall into a later phase."""
+        self._waits = waits and torch.cuda.is_available()
         self._seconds: Counter[str] = Counter()
         self._flops: Counter[str] = Counter()
         self._costs: dict[int, ModelCost] = {}
@@ -37,6 +40,8 @@ class StepMeter:
         """Adds the seconds of a block to a phase of the step."""
         start = time.perf_counter()
         yield
+        if self._waits:
+            torch.cuda.synchronize()
         self._seconds[name] += time.perf_counter() - start  # pyright: ignore[reportArgumentType]
 
     def flops(self, phase: str, model: HiddenStateModel, kind: Pass, rollout: Rollout) -> None:

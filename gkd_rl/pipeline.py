@@ -43,6 +43,7 @@ from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.ranks import from_all, meet, own_seed, progress
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
 from gkd_rl.tasks.task import Task
+from gkd_rl.step_profile import profile_lines
 from gkd_rl.teacher_audit import TeacherAudit
 from gkd_rl.teacher_samples import TeacherSamples, write_samples
 from gkd_rl.tracking import Tracker
@@ -251,11 +252,12 @@ def _prepare_model(
 
 def _train(trainer: Trainer, config: Config, tracker: Tracker | None, cost: CostTotals) -> None:
     """The run's own stage, with one line of metrics a step and samples at every log step."""
-    settings = config.trainer
+    settings, own, start = config.trainer, CostTotals(), time.perf_counter()
     with progress(settings.steps, f"student: alpha={config.alpha:g}", "step") as bar:
 
         def after_step(step: int, record: StepRecord) -> None:
             cost.add(record.metrics)
+            own.add(record.metrics)
             if tracker is None:
                 return
             tracker.log_step(step, record.metrics)
@@ -266,6 +268,9 @@ def _train(trainer: Trainer, config: Config, tracker: Tracker | None, cost: Cost
             bar.update()
 
         trainer.run(settings.steps, after_step)
+    if settings.profile and settings.steps > 0:
+        seconds = time.perf_counter() - start
+        log.info("%s", "\n".join(profile_lines(own.as_dict(), settings.steps, seconds)))
 
 
 def sample_rows(record: StepRecord, count: int) -> list[dict[str, object]]:

@@ -54,7 +54,8 @@ def lines(file: Path) -> list[dict]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with one finished run in `outputs`."""
     folder = tmp_path_factory.mktemp("work")
-    output = run(folder, "alpha=0.5", "hydra.run.dir=first")
+    output = run(folder, "alpha=0.5", "hydra.run.dir=first", "trainer.profile=true")
+    assert "the mean of 3 steps" in output and "everything else" in output
     assert "student after" in output and "ROUGE-2" in output and "JSD(0.9), unit scale, sequence_mean" in output
     assert "embedded scale" in output
     return folder

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments.benchmarks.sides import Side, Work, live_bytes, speedup, summary, take_turns
+from gkd_rl.step_profile import profile_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,41 +47,41 @@ def test_live_bytes_are_those_of_the_widest_moment() -> None:
     assert live_bytes(work) == 8000
 
 
+def test_a_profile_by_hand() -> None:
+    totals = {"time/rollout": 6.0, "time/update": 1.0, "time/total": 7.0, "flops/rollout": 12e12, "tokens/x": 5.0}
+    assert [line.split() for line in profile_lines(totals, steps=2, seconds=10.0)[1:]] == [
+        ["phase", "seconds", "share", "TFLOP", "TFLOP/s"],
+        ["rollout", "3", "60.0%", "6", "2"],
+        ["everything", "else", "1.5", "30.0%"],
+        ["update", "0.5", "10.0%"],
+    ]
+
+
+SMALL_HEAD = ["--tokens=32", "--vocabulary=3000", "--width=16", "--teacher-width=24", "--chunk=8"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "sides"),
+    ("name", "arguments", "sides"),
     [
-        (
-            [
-                "head",
-                "--tokens",
-                "32",
-                "--vocabulary",
-                "3000",
-                "--width",
-                "16",
-                "--teacher-width",
-                "24",
-                "--chunk",
-                "8",
-            ],
-            4,
-        ),
-        (["steps", "joint", "--layers", "3", "--prompts", "2", "--per-prompt", "2", "--longest", "70"], 3),
+        ("head", ["--rounds=1", *SMALL_HEAD], 4),
+        ("steps", ["joint", "--rounds=1", "--layers=3", "--prompts=2", "--per-prompt=2", "--longest=70"], 3),
+        ("encoder_decoder", ["--rounds=1", "--layers=2", "--prompts=2", "--shortest=20", "--longest=40"], 2),
+        ("memory", ["--layers=3", "--texts=2", "--completion=16"], 4),
+        ("linear", ["--rounds=1", "--layers=3", "--prompts=1", "--times=1,2", "--lengths=64"], 3),
     ],
-    ids=["head", "steps"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_benchmark_writes_its_table_and_numbers(command: list[str], sides: int, tmp_path: Path) -> None:
+def test_a_benchmark_writes_its_table_and_numbers(name: str, arguments: list[str], sides: int, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    name, *arguments = command
-    run = [sys.executable, "-m", f"experiments.benchmarks.{name}", *arguments, "--rounds", "1", "--device", "cpu"]
+    run = [sys.executable, "-m", f"experiments.benchmarks.{name}", *arguments, "--device", "cpu"]
     done = subprocess.run([*run, "--threads", "1", "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     written = json.loads(out.read_text(encoding="utf-8"))
-    assert len(written["rows"]) == sides and written["settings"]["rounds"] == 1
+    assert len(written["rows"]) == sides and written["settings"]["threads"] == 1
     assert written["environment"]["packages"]["trl"] and written["environment"]["cpu"]
     for row in written["rows"]:
-        assert f"| {row['side']} |" in done.stdout
+        assert f"| {next(iter(row.values()))} |" in done.stdout
         for value in row.values():
             if isinstance(value, dict):
                 middle, low, high = value.values()
