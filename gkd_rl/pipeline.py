@@ -42,8 +42,8 @@ from gkd_rl.peak_memory import peak_bytes, reset_peak
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.ranks import from_all, meet, own_seed, progress
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
-from gkd_rl.tasks.task import Task
 from gkd_rl.step_profile import profile_lines
+from gkd_rl.tasks.task import Task
 from gkd_rl.teacher_audit import TeacherAudit
 from gkd_rl.teacher_samples import TeacherSamples, write_samples
 from gkd_rl.tracking import Tracker

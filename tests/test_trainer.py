@@ -145,14 +145,25 @@ def test_in_bfloat16_the_gradient_keeps_its_direction(kind: str, make_trainer: M
     assert again.metrics["divergence"] == pytest.approx(record.metrics["divergence"], rel=0.05)
 
 
+PACKED = ("trainer.micro_batch_size=null", "trainer.tokens_per_micro_batch=70", "trainer.head_chunk_tokens=7")
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_step_takes_the_gradient_of_the_objective(kind: str, make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize(
+    ("per_prompt", "cut"),
+    [(PER_PROMPT, ("trainer.micro_batch_size=3",)), (3, PACKED), (5, PACKED), (8, PACKED)],
+    ids=["rows", "3", "5", "8"],
+)
+def test_the_step_takes_the_gradient_of_the_objective(
+    kind: str, per_prompt: int, cut: tuple[str, ...], make_trainer: MakeTrainer
+) -> None:
     """(1 - alpha) REINFORCE + alpha JSD on transformers' logits, written out without the package's functions."""
     alpha, beta = 0.3, 0.9
     trainer = make_trainer(
         f"alpha={alpha}",
         f"divergence.beta={beta}",
-        "trainer.micro_batch_size=3",
+        f"rollout.per_prompt={per_prompt}",
+        *cut,
         "trainer.max_grad_norm=1e9",
         "rollout.temperature=1.2",
         "divergence.temperature=1.5",
@@ -161,8 +172,11 @@ def test_the_step_takes_the_gradient_of_the_objective(kind: str, make_trainer: M
     assert trainer.readers.teacher is not None
     gradient, record = gradient_of(trainer)
     rollout = record.rollout
-    rewards = torch.tensor(share_of_a([], list(rollout.texts))).view(PROMPTS, PER_PROMPT)
-    advantages = (rewards - rewards.flip(1)).flatten()  # each against the other rollout of its prompt
+    rewards = torch.tensor(share_of_a([], list(rollout.texts))).view(PROMPTS, per_prompt)
+    others = (rewards.sum(1, keepdim=True) - rewards) / (per_prompt - 1)
+    advantages = (rewards - others).flatten()  # each against the other rollouts of its prompt
+    if cut is PACKED:
+        assert len(trainer.cutter(rollout)) > 1
     logits = logits_of(trainer.student, rollout)
     with torch.no_grad():
         p = torch.softmax(logits_of(trainer.readers.teacher, rollout) / 1.5, -1)
