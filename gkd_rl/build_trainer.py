@@ -125,6 +125,7 @@ def _readers(config: Config, models: Models, divergence: TokenDivergence | None)
         credits=config.divergence.kd_credit is not KdCredit.none,
         anchored=config.policy_gradient.sampled_kl.coefficient > 0,
         endpoint=models.endpoint if taught else None,
+        outputs=models.outputs,
     )
 
 
