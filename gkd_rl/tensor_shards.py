@@ -147,4 +147,4 @@ def _read(shard: Path, names: list[str]) -> dict[str, Tensor]:
 
 
 def _checksum(tensor: Tensor) -> str:
-    return str(zlib.crc32(tensor.view(torch.uint8).numpy()))
+    return str(zlib.crc32(tensor.view(torch.uint8).numpy().data))
