@@ -285,6 +285,8 @@ def test_keys_are_of_what_the_teacher_reads(
     assert len(set(keys)) == 6
     assert completion_keys(teacher, replace(rollout, prompts=padded(rollout.prompts, 3, 2)).extended()) == keys
     assert completion_keys(teacher, rollout.rows(torch.tensor([2, 5]))) == [keys[2], keys[5]]
+    others = replace(rollout, prompts=make_prompts([[3, 4, 4, 6], [6], [3, 3]]))  # as long as these
+    assert set(completion_keys(teacher, others)).isdisjoint(keys)
     moved = make_prompts([[3, 4, 5, 6, 1], [7], [5, 3]])
     moved.ids_PS[0, -1] = 3  # the prompt's end and the completion's first word: the same ids in all, cut elsewhere
     cut = replace(rollout, prompts=moved, ids_BT=rollout.ids_BT.clone(), mask_BT=rollout.mask_BT.clone())
