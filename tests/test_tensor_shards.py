@@ -129,16 +129,19 @@ def test_a_full_folder_takes_nothing_more(buffer: int, tmp_path: Path, caplog: p
     assert len(caplog.records) == 1
 
 
-def test_what_others_write_meanwhile_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("added", [10, 18])  # 17 fit
+def test_what_others_write_meanwhile_counts(added: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said once, whether the folder is full before one's own are written, by them, or both."""
     first, second = (TensorShards(tmp_path, 10_000) for _ in range(2))
     for i in range(10):
         first.add(f"{i:032x}", tensor_of(i))
-        second.add(f"{i + 10:032x}", tensor_of(i + 10))
     first.write()
     assert not caplog.records
+    for i in range(10, 10 + added):
+        second.add(f"{i:032x}", tensor_of(i))
     second.write()
     assert len(files(tmp_path)) == 1 and len(caplog.records) == 1
-    assert held(second, range(20)) == set(range(10))
+    assert held(second, range(30)) == set(range(10))
 
 
 def test_what_another_wrote_is_not_written_again(tmp_path: Path) -> None:
