@@ -73,10 +73,7 @@ class TensorShards:
     def add(self, name: str, tensor: Tensor) -> None:
         """Keep a copy of a tensor, unless the folder is full."""
         size = tensor.numel() * tensor.element_size() + HEADER_BYTES
-        if self._full or name in self._fresh:
-            return
-        if not self._has_room(self._fresh_bytes + size):
-            self.write()
+        if self._full or name in self._fresh or not self._has_room(self._fresh_bytes + size):
             return
         self._fresh[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         self._fresh_bytes += size
