@@ -33,6 +33,7 @@ from gkd_rl.loading import (
 from gkd_rl.model_files import LoadOptions, end_ids
 from gkd_rl.rollout import TextCodec
 from gkd_rl.tasks.task import Task
+from gkd_rl.teacher_outputs import TeacherOutputs
 from gkd_rl.teacher_samples import TeacherSamples
 from gkd_rl.types import Example
 from gkd_rl.value_head import FILE as VALUE_HEAD_FILE
@@ -55,6 +56,7 @@ class Models:
         critic: PPO's value head.
         samples: the teacher's completion of every training prompt, where steps read them.
         endpoint: the server of a teacher that is behind one.
+        outputs: what the teacher said of fixed text, where it is kept.
     """
 
     student: HiddenStateModel
@@ -64,6 +66,7 @@ class Models:
     critic: Critic | None = None
     samples: TeacherSamples | None = None
     endpoint: EndpointTeacher | None = None
+    outputs: TeacherOutputs | None = None
 
 
 def construct(node: dict[str, Any], key: str) -> Any:

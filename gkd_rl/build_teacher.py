@@ -5,21 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import Models
-from gkd_rl.choices import Quantization
+from gkd_rl.build import Models, model_key
+from gkd_rl.checkpoint import cache_key
+from gkd_rl.choices import Dtype, Quantization
 from gkd_rl.config import Config, EndpointConfig, TeacherConfig
 from gkd_rl.elsewhere import ModelElsewhere
 from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.errors import ConfigError, ModelError
+from gkd_rl.memory_plan import GIB
 from gkd_rl.quantization import check_quantization, quantized
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
 from gkd_rl.teacher_audit import TeacherAudit, kl_between, student_rollouts
+from gkd_rl.teacher_outputs import TeacherOutputs
+from gkd_rl.tensor_shards import TensorShards
 from gkd_rl.types import Example
 from gkd_rl.uncertainty import estimate
+
+# How far hidden states of one teacher may be from one another when other completions stand beside them, as a share of
+# their norm. A bfloat16 has 8 bits, and LLM.int8() cuts a matrix by what the whole batch holds.
+ROUNDING = {Dtype.float32: 1e-3, Dtype.bfloat16: 5e-2}
+ROUNDING_QUANTIZED = 1e-1
 
 
 def check_teacher(settings: TeacherConfig | None) -> None:
@@ -97,6 +107,22 @@ def build_endpoint(settings: EndpointConfig, codec: TextCodec, example: Example)
     ids = codec.prompts([example]).ids_PS[0].tolist()
     teacher.check([*ids, codec.eos_ids[0]], lambda word: str(codec.tokenizer.decode([word])))
     return teacher
+
+
+def build_outputs(config: Config, models: Models, train: list[Example]) -> TeacherOutputs | None:
+    """What the teacher said of fixed text in earlier runs, in a folder that is named by all that decides it."""
+    settings, teacher = config.teacher, models.teacher
+    if settings is None or teacher is None or settings.output_cache_gib is None:
+        return None
+    key = cache_key(
+        teacher=model_key(settings, teacher.codec if isinstance(teacher.codec, TextCodec) else models.codec, train),
+        quantization=settings.quantization.value,
+        device=[teacher.device.type, settings.device],
+    )
+    folder = Path(config.cache_dir).expanduser() / "teacher_outputs" / key
+    whole = settings.quantization is Quantization.none
+    shards = TensorShards(folder, int(settings.output_cache_gib * GIB))
+    return TeacherOutputs(shards, ROUNDING[settings.dtype] if whole else ROUNDING_QUANTIZED)
 
 
 def audit_teacher(

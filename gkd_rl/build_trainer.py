@@ -127,6 +127,7 @@ def _readers(config: Config, models: Models, divergence: TokenDivergence | None)
         anchored=config.policy_gradient.sampled_kl.coefficient > 0,
         endpoint=models.endpoint if taught else None,
         meter=StepMeter(waits=config.trainer.profile),
+        outputs=models.outputs,
     )
 
 

@@ -125,6 +125,7 @@ class TeacherConfig(ModelConfig):
     device: str | None = MISSING
     offload: bool = MISSING
     audit_prompts: int = number(0)
+    output_cache_gib: float | None = number(0, open_low=True)
     endpoint: EndpointConfig | None = MISSING
 
 

@@ -34,6 +34,7 @@ class StepMeter:
         self._flops: Counter[str] = Counter()
         self._costs: dict[int, ModelCost] = {}
         self._tokens = np.zeros(2)  # that the student was trained on, and with padding
+        self._hits = np.zeros(2)  # completions whose teacher's states were on disk, and all that were looked for
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -53,13 +54,21 @@ class StepMeter:
         if kind is Pass.training:
             self._tokens += np.array(cost.tokens(rollout))
 
+    def remembered(self, phase: str, hits: int, completions: int) -> None:
+        """Counts completions that a phase did not have to compute; a phase without any FLOPs is named all the same."""
+        self._flops[phase] += 0
+        self._hits += (hits, completions)
+
     def take(self) -> dict[str, float]:
-        """time/PHASE, flops/PHASE and the share of padding in what was trained on, since the last call."""
+        """time/PHASE, flops/PHASE and the shares of padding and of remembered completions, since the last call."""
         spent = {f"time/{name}": float(value) for name, value in self._seconds.items()}
         spent |= {f"flops/{name}": float(value) for name, value in self._flops.items()}
         if self._tokens[1] > 0:
             spent["padding_share"] = float(1 - self._tokens[0] / self._tokens[1])
+        if self._hits[1] > 0:
+            spent["teacher_cache/hit_share"] = float(self._hits[0] / self._hits[1])
         self._seconds.clear()
         self._flops.clear()
         self._tokens[:] = 0
+        self._hits[:] = 0
         return spent

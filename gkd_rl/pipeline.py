@@ -24,7 +24,14 @@ from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build_adapter import attach_adapter
 from gkd_rl.build_evaluator import build_evaluator
 from gkd_rl.build_plan import longest, plan_memory, with_micro_batches
-from gkd_rl.build_teacher import audit_teacher, build_endpoint, check_teacher, has_weights, placed_teacher
+from gkd_rl.build_teacher import (
+    audit_teacher,
+    build_endpoint,
+    build_outputs,
+    check_teacher,
+    has_weights,
+    placed_teacher,
+)
 from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
 from gkd_rl.checkpoint import save_model
 from gkd_rl.choices import FixedSource
@@ -92,6 +99,7 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
     models = _prepare_models(config, task, train, accelerator)
     audit = _audit(config, models, train, held_out, accelerator)
     models = _write_samples(config, models, train, prompts, cost)
+    models = replace(models, outputs=build_outputs(config, models, train))
     stream = PromptStream(prompts, config.trainer.prompts_per_step, config.seed)
     evaluator = build_evaluator(config, models, reward, held_out)
     trainer = build_trainer(config, models, reward, stream, accelerator)

@@ -21,6 +21,7 @@ from gkd_rl.fused_head import FusedHead
 from gkd_rl.fused_loss import FusedLoss
 from gkd_rl.meter import Pass, StepMeter
 from gkd_rl.objective import TokenLoss
+from gkd_rl.teacher_outputs import TeacherOutputs
 from gkd_rl.types import Projection, Rollout, Source, Survey, Teaching, TokenTerms
 
 
@@ -37,6 +38,7 @@ class Readers:
         credits: the divergence has its score-function term, so that it is needed before the first update.
         anchored: the reward term has a sampled KL to the initial student.
         endpoint: the server of the teacher that is imitated.
+        outputs: what the teacher said of fixed text, on disk.
         meter: counts the FLOPs of every pass.
     """
 
@@ -48,6 +50,7 @@ class Readers:
     credits: bool = False
     anchored: bool = False
     endpoint: EndpointTeacher | None = None
+    outputs: TeacherOutputs | None = None
     meter: StepMeter = field(default_factory=StepMeter)
 
     def taught(self, alpha: float) -> bool:
@@ -60,8 +63,22 @@ class Readers:
         """The teacher's states on `micro`, the step's completions `rows`; None where nothing reads them."""
         if not self.taught(alpha):
             return None
+        if self.outputs is not None and self.teacher is not None and micro.source is not Source.student:
+            return self._remembered(self.outputs, self.teacher, micro)
         text = rollout.with_shuffled_prompts().rows(rows) if self.shuffled else micro
         return self._project("teacher", self.teacher or self.endpoint, text)
+
+    @torch.no_grad()
+    def _remembered(self, outputs: TeacherOutputs, teacher: HiddenStateModel, micro: Rollout) -> Projection:
+        """The teacher's states on fixed text; those that are on disk cost no FLOPs."""
+
+        def compute(missing: Rollout) -> Tensor:
+            self.meter.flops("teacher", teacher, Pass.forward, missing)
+            return teacher(missing)
+
+        hidden_BTD, hits = outputs(teacher, micro, compute)
+        self.meter.remembered("teacher", hits, micro.n_sequences)
+        return Projection(hidden_BTD, teacher.head())
 
     def read(self, hidden_BTD: Tensor, teacher: Teaching | None, micro: Rollout, alpha: float) -> TokenTerms:
         """Per-token terms from the student's states, with gradient; no divergence at alpha = 0."""
@@ -84,6 +101,11 @@ class Readers:
     def _head(self, alpha: float) -> FusedHead:
         """No divergence at alpha = 0."""
         return self.head if alpha > 0 else replace(self.head, divergence=None)
+
+    def close(self) -> None:
+        """Write what is to be kept."""
+        if self.outputs is not None:
+            self.outputs.shards.write()
 
     def distances(self, hidden_BTD: Tensor, teacher: Teaching | None, micro: Rollout) -> dict[str, Tensor]:
         """KL(student || other) in nats at each position, for the initial student and the teacher; without gradient."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from gkd_rl.choices import DivergenceName, FixedSource, Quantization
+from gkd_rl.choices import DivergenceName, FixedSource, Quantization, TeacherPrompts
 from gkd_rl.config import Config, EndpointConfig, TeacherConfig
 
 
@@ -28,8 +28,40 @@ def teacher_contradictions(config: Config) -> Iterator[str]:
             f"teacher.offload=true with teacher.quantization={teacher.quantization.value}: quantised weights stay "
             "where they are computed. Set teacher.offload=false, or teacher.quantization=none."
         )
+    if teacher.output_cache_gib is not None:
+        yield from _output_cache(config, teacher, teacher.output_cache_gib)
     if teacher.endpoint is not None:
         yield from _endpoint(config, teacher, teacher.endpoint)
+
+
+def _output_cache(config: Config, teacher: TeacherConfig, gib: float) -> Iterator[str]:
+    """A cache of what is never asked, or never asked twice."""
+    without_use = (
+        (teacher.endpoint is not None, "teacher.endpoint, a server that tells words", "teacher.endpoint=null"),
+        (
+            teacher.initial_student,
+            "teacher.initial_student=true, where the student before training is imitated",
+            "teacher.initial_student=false",
+        ),
+        (
+            teacher.prompts is TeacherPrompts.shuffled,
+            "teacher.prompts=shuffled, which puts other prompts to a text in every step",
+            "teacher.prompts=own",
+        ),
+        (config.lmbda == 1, "lmbda=1, where all text is new", "lmbda below 1"),
+        (
+            config.divergence.name is DivergenceName.cross_entropy,
+            "divergence=cross_entropy, which reads no teacher",
+            "choose another with divergence=jsd",
+        ),
+    )
+    for is_so, what, instead in without_use:
+        if is_so:
+            yield (
+                f"teacher.output_cache_gib={gib} keeps what a teacher's weights say of fixed text and has no effect "
+                f"with {what}: set teacher.output_cache_gib=null, or {instead}."
+            )
+            return
 
 
 def _placement(teacher: TeacherConfig) -> list[tuple[str, str | None, str]]:

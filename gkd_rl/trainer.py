@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -114,8 +114,9 @@ class Trainer:
 
     def run(self, steps: int, after_step: Callable[[int, StepRecord], None]) -> None:
         """Take `steps` steps; `after_step(step, record)` follows each, with step counted from 1."""
-        for step in range(steps):
-            after_step(step + 1, self.step(step))
+        with closing(self.readers):
+            for step in range(steps):
+                after_step(step + 1, self.step(step))
 
     def step(self, step: int) -> StepRecord:
         """One rollout and its optimiser updates (step counted from 0)."""

@@ -328,6 +328,18 @@ def test_every_experiment_runs(experiment: str, run: Run) -> None:
     assert {row["source"] for row in lines(folder / "samples.jsonl")} <= {"student", config.fixed_data.source.value}
 
 
+def test_a_second_run_finds_what_the_teacher_said_to_the_first(run: Run) -> None:
+    """Supervised KD with the cache of the teacher's outputs: the numbers of a run without one."""
+    runs = [run("experiment=supervised_kd", *cache)[2] for cache in ([], *[["teacher.output_cache_gib=0.01"]] * 2)]
+    plain, cold, warm = (lines(folder / "metrics.jsonl") for folder in runs)
+    for number, row in enumerate(plain):
+        for other in (cold[number], warm[number]):
+            assert other["divergence"] == pytest.approx(row["divergence"], rel=1e-5)
+        assert cold[number]["teacher_cache/hit_share"] == 0 and warm[number]["teacher_cache/hit_share"] == 1
+        assert cold[number]["flops/teacher"] == row["flops/teacher"] > 0
+    assert warm[0]["flops/teacher"] > 0 and warm[1]["flops/teacher"] == 0
+
+
 def test_a_run_reads_the_first_train_rows_that_it_is_given(run: Run) -> None:
     config, _, folder = run("experiment=gkd", "trainer.train_rows=4", "trainer.samples_per_log=4")
     prompts = [row.prompt for row in build.build_task(config).examples("train")]

@@ -1,0 +1,109 @@
+"""A step on references (lambda = 0): the teacher's hidden states computed, computed and written, or read from disk.
+
+    python -m experiments.benchmarks.teacher_cache
+
+The models are those of `steps.py` (SmolLM2-135M's shapes, random weights), prompts have 64 to 384 tokens, references 8
+to 47; the divergence is JSD(0.9). The warm side reads what it has read before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from experiments.benchmarks.sides import Side, Work, parser_of, ratios, summary, take_turns, write
+from experiments.benchmarks.steps import COMPLETION, Bench
+from gkd_rl.teacher_outputs import TeacherOutputs
+from gkd_rl.tensor_shards import TensorShards
+from gkd_rl.trainer import Trainer
+from gkd_rl.types import Source
+
+
+class CacheBench(Bench):
+    """The bench of whole steps with references, and a step of each side."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(arguments)
+        draw, words = np.random.default_rng(arguments.seed), [f"w{i}" for i in range(1000)]
+        self.examples = [
+            replace(one, reference=" ".join(draw.choice(words, draw.integers(8, COMPLETION)))) for one in self.examples
+        ]
+
+    def trainer(self) -> Trainer:
+        """On references alone."""
+        trainer = self._trainer(1.0)
+        trainer.settings = replace(trainer.settings, lmbda=0.0, otherwise=Source.dataset)
+        return trainer
+
+    def computed(self) -> Callable[[], Work]:
+        """Without a cache."""
+        trainer, steps = self.trainer(), itertools.count()
+        return lambda: _step(trainer, next(steps))
+
+    def cold(self, folder: Path) -> Callable[[], Work]:
+        """Every step finds nothing, and writes."""
+        trainer, steps = self.trainer(), itertools.count()
+
+        def run() -> Work:
+            number = next(steps)
+            trainer.readers.outputs = _outputs(folder / str(number))
+            work = _step(trainer, number)
+            trainer.readers.close()
+            return work
+
+        return run
+
+    def warm(self, folder: Path, count: int) -> Callable[[], Work]:
+        """The first `count` steps, when all of their text has been read."""
+        trainer, steps = self.trainer(), itertools.count()
+        trainer.readers.outputs = _outputs(folder)
+        for number in range(count):
+            _step(trainer, number)
+        trainer.readers.close()
+        trainer.readers.outputs = _outputs(folder)
+        return lambda: _step(trainer, next(steps))
+
+
+def _outputs(folder: Path) -> TeacherOutputs:
+    return TeacherOutputs(TensorShards(folder, limit=2**33), tolerance=1e-3)
+
+
+def _step(trainer: Trainer, number: int) -> Work:
+    return Work(trainer.step(number).metrics["tokens/student_trained"])
+
+
+def main() -> None:
+    """Command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--prompts", type=int, default=8, help="of a step")
+    parser.add_argument("--shortest", type=int, default=64, help="tokens of the shortest prompt")
+    parser.add_argument("--longest", type=int, default=384, help="tokens of the longest prompt")
+    parser.add_argument("--layers", type=int, default=30, help="of the teacher; the student has every third")
+    parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
+    arguments = parser.parse_args()
+    arguments.per_prompt = 1
+    torch.set_num_threads(arguments.threads)
+    bench = CacheBench(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [
+            Side("computed", bench.computed()),
+            Side("cold: computed and written", bench.cold(Path(folder) / "cold")),
+            Side("warm: read", bench.warm(Path(folder) / "warm", arguments.rounds + 1)),
+        ]
+        take_turns(sides, arguments.rounds)
+    rows = [
+        {"side": one.name, "seconds a step": summary(one.seconds), "times as fast": summary(ratios(one, sides[0]))}
+        for one in sides
+    ]
+    write(arguments, rows)
+
+
+if __name__ == "__main__":
+    main()
