@@ -52,6 +52,8 @@ class StaticDecoding:
             compiler: compiles the step; None runs it as it is.
         """
         self._longest = longest_prompt, longest_completion
+        if compiler is not None:
+            torch.compiler.reset()  # graphs of other models, of an earlier run in this process, count as shapes too
         self._step = _step if compiler is None else compiler(_step)
         self._buffers: _Buffers | None = None
 
