@@ -73,6 +73,8 @@ class FakeVllm:
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         with self.lock:
             self.requests.append((path, body))
+        if path == "/start_weight_update":
+            self.sent.clear()
         if path == "/update_weights":
             self.load(body["update_info"])
         if path == "/reset_prefix_cache":
@@ -145,9 +147,8 @@ def server(
         server.wire[:] = [(name, tensor.clone()) for name, tensor in iterator]
         server.sent.set()
 
-    engine = SimpleNamespace(
-        trainer_init=lambda info: SimpleNamespace(group=SimpleNamespace()), trainer_send_weights=send
-    )
+    group = SimpleNamespace(group=SimpleNamespace())
+    engine = SimpleNamespace(trainer_init=lambda info: group, trainer_send_weights=send)
     monkeypatch.setattr(vllm_client, "is_vllm_available", lambda *_: True)
     monkeypatch.setattr(vllm_client, "get_ip", lambda: "127.0.0.1", raising=False)
     monkeypatch.setattr(vllm_client, "NCCLWeightTransferEngine", engine, raising=False)
@@ -240,7 +241,7 @@ def test_the_generator_decides_and_prompts_draw_apart(
     prompts = codec.prompts(make_examples(1) * 6)  # six times the same
     one, again, other = (sampler.sample(student, prompts, 2, seeded(seed)).ids_BT.tolist() for seed in (3, 3, 4))
     assert one == again != other
-    assert len({tuple(row) for row in one}) > 6
+    assert len({tuple(row) for row in one}) > 2  # of one seed the six would be twins
     assert len({body["seed"] for body in server.asked[:6]}) == 6
 
 
@@ -275,7 +276,7 @@ def test_answers_that_are_no_rollout_are_refused(
 def test_a_server_that_fails_is_named(
     server: FakeVllm, codec: TextCodec, make_student: MakeStudent, make_examples: MakeExamples
 ) -> None:
-    student, prompts, sampler = make_student("llama", codec.tokenizer), codec.prompts(make_examples(2)), None
+    student, prompts = make_student("llama", codec.tokenizer), codec.prompts(make_examples(2))
     sampler = sampler_of(server, codec)
     server.code = 400
     with pytest.raises(EndpointError, match=r"does not do what is asked \(Request failed: 400, .*no luck"):
@@ -358,7 +359,7 @@ def test_a_step_trains_on_what_the_server_wrote(
     sent = []
     for step in range(2):
         record = trainer.step(step)
-        assert record.metrics["divergence"] > 0 and "reward" in record.metrics
+        assert record.metrics["divergence"] > 0 and record.metrics["policy_gradient"] != 0
         sent.append(dict(server.wire))
     assert any(not torch.equal(sent[0][name], sent[1][name]) for name in sent[0])
     assert len(server.asked) == 2 * config.trainer.prompts_per_step
