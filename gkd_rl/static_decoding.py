@@ -196,7 +196,8 @@ def _views(layers: Sequence[StaticLayer], rows: int) -> list[Any]:
     views = []
     for layer in layers:
         view = copy.copy(layer)
-        view.batch_size, view.keys, view.values = rows, layer.keys[:rows], layer.values[:rows]
+        view.batch_size = rows
+        view.keys, view.values = (one[:rows] for one in _tensors(layer))
         for one in _tensors(view):
             torch._dynamo.mark_static_address(one)
         views.append(view)

@@ -34,7 +34,7 @@ Described = tuple[str, str, list[int]]  # name, dtype, shape
 class Server(Protocol):
     """What is used of trl's `VLLMClient`."""
 
-    def generate(self, prompts: list[list[int]], **sampling: Any) -> dict[str, Any]:
+    def generate(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """`prompt_ids`, and `completion_ids` in the order of the prompts."""
         ...
 
