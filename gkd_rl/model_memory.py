@@ -23,6 +23,7 @@ from gkd_rl.gradients import recomputed_layers
 from gkd_rl.live_memory import LiveMemory
 from gkd_rl.memory_plan import Lengths
 from gkd_rl.quantization import quantizable
+from gkd_rl.static_decoding import StaticDecoding
 from gkd_rl.types import Projection, PromptBatch, Rollout, Source
 
 PACKED = {Quantization.int8: 1.0, Quantization.nf4: 0.5 + 4 / 64}  # bytes a weight; NF4 has a float32 for 64 of them
@@ -125,6 +126,15 @@ def generation_bytes(model: HiddenStateModel, lengths: Lengths, sequences: int, 
     logits = 3 * 4 * sequences * model.head().weight_VD.shape[0]  # float32: scaled, softmax, cumulated
     parts = {"key-value cache": max(cache, read), "logits": logits}
     return parts | ({"merged copy": merged} if merged else {})
+
+
+def static_bytes(model: HiddenStateModel, static: StaticDecoding, prompts: int, per_prompt: int) -> int:
+    """Bytes of the buffers that decoding in a cache of fixed length keeps; `static` is of no use afterwards."""
+    ids_PS = torch.zeros(prompts, 1, dtype=torch.long)
+    model.eval()
+    with torch.no_grad():
+        static.start(model, PromptBatch([], ids_PS, torch.ones_like(ids_PS, dtype=torch.bool)), per_prompt)
+    return static.held_bytes
 
 
 def _growth(step: Callable[[Tensor], Tensor], ids_B: Tensor, live: LiveMemory) -> int:

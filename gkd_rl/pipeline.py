@@ -154,7 +154,7 @@ def _prepare_models(config: Config, task: Task, train: list[Example], accelerato
     settings = config.teacher
     own_teacher = has_weights(settings)
     codec, own = build.build_codecs(config, settings if own_teacher else None, task, accelerator.device)
-    server = build_server(config.rollout, codec)
+    server = build_server(config, codec)
     teacher, endpoint = None, None
     if settings is not None and settings.endpoint is not None:
         endpoint = build_endpoint(settings.endpoint, codec, train[0])

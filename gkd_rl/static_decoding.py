@@ -26,6 +26,7 @@ from gkd_rl.errors import ModelError
 from gkd_rl.packing import takes_masks
 from gkd_rl.types import PromptBatch
 
+TAKES_NONE = ("longt5",)  # its attention is not written for a cache of fixed length
 HALVINGS = 3  # of the batch: at most 4 shapes are compiled, where torch gives up beyond 8
 
 Step = Callable[[nn.Module, Cache, dict[str, Tensor]], Tensor]
@@ -36,6 +37,33 @@ def compiler_for(device: torch.device) -> Callable[[Step], Step] | None:
     if device.type != "cuda":
         return None
     return partial(torch.compile, mode="reduce-overhead", fullgraph=True, dynamic=False)  # pyright: ignore
+
+
+def check_type(model_type: str) -> None:
+    """Refuse models that take no cache of fixed length.
+
+    Raises:
+        ModelError: this is one of them.
+    """
+    if model_type in TAKES_NONE:
+        raise ModelError(
+            f"rollout.static_cache=true: attention of model_type={model_type} takes no cache of fixed length. "
+            "Set rollout.static_cache=false, or choose another student."
+        )
+
+
+def check_attention(model: PreTrainedModel) -> None:
+    """Refuse a loaded model whose attention takes no cache of fixed length.
+
+    Raises:
+        ModelError: it does not.
+    """
+    check_type(model.config.model_type)
+    if not takes_masks(model):
+        raise ModelError(
+            f"rollout.static_cache=true with attn_implementation={model.config._attn_implementation}: a cache of fixed "
+            "length takes sdpa or eager attention. Set rollout.static_cache=false."
+        )
 
 
 class StaticDecoding:
@@ -61,9 +89,9 @@ class StaticDecoding:
         """Read the prompts once and open `per_prompt` empty completions of each.
 
         Raises:
-            ModelError: the model's attention does not take a cache of fixed length.
+            ModelError: the model's attention is of an implementation that takes no cache of fixed length.
         """
-        _check(model.model)
+        check_attention(model.model)
         state = model.start(prompts, per_prompt)
         assert isinstance(state, EncoderDecoderState | DecoderOnlyState)
         read = state.read_so_far()
@@ -71,6 +99,11 @@ class StaticDecoding:
             self._buffers = _Buffers(read, *self._longest)
         self._buffers.fill(read)
         return StaticState(read, self._buffers, self._step)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the buffers, which stay."""
+        return 0 if self._buffers is None else self._buffers.bytes
 
 
 class StaticState:
@@ -131,6 +164,15 @@ class _Buffers:
             self._inputs["position_ids"] = torch.zeros(R, 1, dtype=torch.long, device=device)
         self._parts = {capacity: self._make_part(capacity) for capacity in self.capacities}
 
+    @property
+    def bytes(self) -> int:
+        """Of keys, values and inputs."""
+        tensors = (*self._keys_and_values(), *self._inputs.values())
+        return sum(one.numel() * one.element_size() for one in tensors)
+
+    def _keys_and_values(self) -> list[Tensor]:
+        return [one for layer in (*self._written, *self._crossed) for one in _tensors(layer)]
+
     def capacity_for(self, rows: int) -> int:
         """The fewest rows of a step that hold so many."""
         return min(capacity for capacity in self.capacities if capacity >= rows)
@@ -161,8 +203,7 @@ class _Buffers:
     def compact(self, rows_B: Tensor, before: int, after: int) -> None:
         """Move these rows to the front; the rows behind them, up to `after`, are of no one."""
         taken = torch.cat([rows_B, rows_B[:1].expand(after - len(rows_B))])
-        tensors = [one for layer in (*self._written, *self._crossed) for one in _tensors(layer)]
-        for one in (*tensors, *self._inputs.values()):
+        for one in (*self._keys_and_values(), *self._inputs.values()):
             one[:after] = one[:before].index_select(0, taken)
 
     def _make_part(self, rows: int) -> tuple[Cache, dict[str, Tensor]]:
@@ -215,16 +256,3 @@ def _fill(layers: Sequence[StaticLayer], cache: Cache, columns: int) -> None:
 
 def _tensors(layer: Any) -> tuple[Tensor, Tensor]:
     return layer.keys, layer.values
-
-
-def _check(model: PreTrainedModel) -> None:
-    if not model._can_compile_fullgraph:
-        raise ModelError(
-            f"rollout.static_cache=true: attention of model_type={model.config.model_type} takes no cache of fixed "
-            "length. Set rollout.static_cache=false, or choose another student."
-        )
-    if not takes_masks(model):
-        raise ModelError(
-            f"rollout.static_cache=true with attn_implementation={model.config._attn_implementation}: a cache of fixed "
-            "length takes sdpa or eager attention. Set rollout.static_cache=false."
-        )

@@ -8,17 +8,19 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conftest import KINDS, MakeExamples, MakeModel, MakeStudent, MakeTrainer, codec_of
+from conftest import KINDS, MakeExamples, MakeModel, MakeStudent, MakeTrainer, codec_of, configured
 from peft import LoraConfig
 from test_decoder_only import KINDS as DECODER_ONLY_KINDS
 from torch._dynamo.testing import CompileCounter
 from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.adapter import AdaptedModel
-from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.architecture import DECODER_ONLY, ENCODER_DECODERS, HiddenStateModel
+from gkd_rl.build_sampler import check_writer
 from gkd_rl.errors import ModelError
+from gkd_rl.model_memory import static_bytes
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
-from gkd_rl.static_decoding import StaticDecoding, compiler_for
+from gkd_rl.static_decoding import TAKES_NONE, StaticDecoding, compiler_for
 from gkd_rl.types import PromptBatch, Rollout
 
 DEEP: dict[str, Any] = {"num_layers": 2, "num_decoder_layers": 2}
@@ -30,7 +32,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "bart": {"encoder_layers": 2, "decoder_layers": 2},
     "mbart": {"encoder_layers": 2, "decoder_layers": 2},
 }
-ENCODER_DECODERS = ("t5", "mt5", "umt5", "bart", "mbart")
 QUICK = ("llama", "qwen2, window", "gemma3_text, window", "t5", "bart")
 LONGEST = 12
 
@@ -172,7 +173,10 @@ def test_attention_without_a_static_cache_is_refused(
 ) -> None:
     codec = codec_of("t5", few_words, LONGEST)
     model = make_model(few_words, model_type="longt5", local_radius=4)
-    with pytest.raises(ModelError, match=r"rollout\.static_cache=true: attention of model_type=longt5"):
+    message = r"rollout\.static_cache=true: attention of model_type=longt5"
+    with pytest.raises(ModelError, match=message):
+        check_writer(configured("rollout.static_cache=true", "student.architecture.model_type=longt5"))
+    with pytest.raises(ModelError, match=message):
         rollout_of(model, codec, codec.prompts(make_examples(2)), static_of(codec))
     model = make_model(few_words, model_type="t5")
     model.model.config._attn_implementation = "flex_attention"
@@ -195,3 +199,22 @@ def test_a_cpu_compiles_nothing_and_a_gpu_graphs() -> None:
     assert compiler_for(torch.device("cpu")) is None
     compiler = cast("Any", compiler_for(torch.device("cuda")))
     assert compiler.func is torch.compile and compiler.keywords["mode"] == "reduce-overhead"
+
+
+def test_every_admitted_type_is_verified_or_refused() -> None:
+    assert {kind.partition(",")[0] for kind in MODELS} | {*TAKES_NONE} == {*DECODER_ONLY, *ENCODER_DECODERS}
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_the_plan_counts_what_the_buffers_take(
+    kind: str, make_student: MakeStudent, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
+) -> None:
+    """By hand: keys and values of every column that there can be; masks and ids beside them are small."""
+    codec, student = codec_of(kind, few_words, LONGEST), make_student(kind, few_words)
+    config, columns = student.model.config, codec.max_prompt_tokens + LONGEST
+    width = config.d_kv * config.num_heads if kind == "t5" else config.hidden_size // 2  # one of two heads has keys
+    planned = static_bytes(student, static_of(codec), 3, 4)
+    used = static_of(codec)
+    rollout_of(student, codec, codec.prompts(make_examples(3)), used)
+    assert planned == used.held_bytes
+    assert 1 < planned / (12 * columns * 2 * 4 * width) < 1.5

@@ -314,10 +314,9 @@ def test_without_vllm_the_message_says_what_to_install() -> None:
 
 
 def test_an_encoder_decoder_is_refused_before_a_server_is_asked(few_words: PreTrainedTokenizerFast) -> None:
-    rollout = configured("rollout.engine=vllm").rollout
-    with pytest.raises(ModelError, match=r"rollout\.engine=vllm with an encoder-decoder student"):
-        build_server(rollout, codec_of("t5", few_words))
-    assert build_server(configured().rollout, codec_of("t5", few_words)) is None
+    with pytest.raises(ModelError, match=r"rollout\.engine=vllm with a student of model_type=t5"):
+        build_server(configured("rollout.engine=vllm"), codec_of("t5", few_words))
+    assert build_server(configured(), codec_of("t5", few_words)) is None
 
 
 @pytest.mark.parametrize(
