@@ -1,8 +1,8 @@
 """Low-rank adapters of the student through peft: LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024).
 
 Only the adapter is trained. The student's own weights are the initial student: with the adapter off, they are read by a
-second view, not by a second copy. For generation the adapter is merged into copies of the weights, and the originals
-come back bit for bit (peft's own unmerging subtracts, which rounds).
+second view, not by a second copy. For generation the adapter is merged into the weights, and a copy of them comes back
+bit for bit (peft's own unmerging subtracts, which rounds).
 """
 
 from __future__ import annotations
@@ -62,19 +62,22 @@ class AdaptedModel(HiddenStateModel):
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Adapter merged into copies of the weights; the weights themselves are back afterwards."""
+        """Adapter merged into the weights where they lie, as CUDA graphs know addresses; copies are put back after."""
         parameters = [cast("nn.Parameter", layer.get_base_layer().weight) for layer in self._layers]
         weights = [parameter.data for parameter in parameters]
+        copies = [weight.clone() for weight in weights]
         try:
-            for layer, parameter in zip(self._layers, parameters, strict=True):
-                parameter.data = parameter.data.clone()
+            for layer, parameter, weight in zip(self._layers, parameters, weights, strict=True):
                 layer.merge()
+                if parameter.data_ptr() != weight.data_ptr():  # DoRA makes a matrix of its own
+                    weight.copy_(parameter.data)
+                    parameter.data = weight
             yield
         finally:
-            for layer, parameter, weight in zip(self._layers, parameters, weights, strict=True):
+            for layer, parameter, weight, saved in zip(self._layers, parameters, weights, copies, strict=True):
                 if layer.merged:
                     layer.unmerge()  # for peft's records
-                parameter.data = weight
+                parameter.data = weight.copy_(saved)
 
     def merged_bytes(self) -> int:
         """Bytes of the copies that `generating` makes."""

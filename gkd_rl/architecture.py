@@ -228,10 +228,20 @@ class HiddenStateModel(nn.Module):
         text = self.architecture.lay_out(self.model, replace(rollout, prompts=self.own(rollout.prompts)))
         return self.architecture.read(self.model, text)
 
-    def start(self, prompts: PromptBatch, per_prompt: int) -> DecodingState:
-        """Read the prompts once and open `per_prompt` empty completions of each."""
+    def start(
+        self, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]] | None = None
+    ) -> DecodingState:
+        """Read the prompts once and open `per_prompt` empty completions of each.
+
+        Args:
+            prompts: P prompts.
+            per_prompt: K.
+            groups: which prompts are read at one time; None: groups of like length, the cheapest to read.
+        """
         own = self.own(prompts)
-        return self.architecture.start(self.model, own, per_prompt, self.architecture.alike(self.model, own))
+        if groups is None:
+            groups = self.architecture.alike(self.model, own)
+        return self.architecture.start(self.model, own, per_prompt, groups)
 
     def generating(self) -> AbstractContextManager[None]:
         """Within it the model writes: an adapter is merged meanwhile."""

@@ -38,6 +38,7 @@ from gkd_rl.teacher_samples import TeacherSamples
 from gkd_rl.types import Example
 from gkd_rl.value_head import FILE as VALUE_HEAD_FILE
 from gkd_rl.value_head import ValueHead
+from gkd_rl.vllm_sampler import Server
 from reward_models.composite import Composite
 from reward_models.guard import Guard
 
@@ -57,6 +58,7 @@ class Models:
         samples: the teacher's completion of every training prompt, where steps read them.
         endpoint: the server of a teacher that is behind one.
         outputs: what the teacher said of fixed text, where it is kept.
+        server: writes the rollouts, where the student does not.
     """
 
     student: HiddenStateModel
@@ -67,6 +69,7 @@ class Models:
     samples: TeacherSamples | None = None
     endpoint: EndpointTeacher | None = None
     outputs: TeacherOutputs | None = None
+    server: Server | None = None
 
 
 def construct(node: dict[str, Any], key: str) -> Any:

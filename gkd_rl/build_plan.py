@@ -35,6 +35,7 @@ from gkd_rl.model_memory import (
     optimizer_bytes,
     optimizer_step_bytes,
     reading_bytes,
+    static_bytes,
     trained_bytes,
     training_bytes,
     weight_bytes,
@@ -42,6 +43,7 @@ from gkd_rl.model_memory import (
 )
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.rollout import TextCodec
+from gkd_rl.static_decoding import StaticDecoding
 from gkd_rl.types import Example
 
 ROWS = 2048  # prompts that are looked at for the longest
@@ -205,6 +207,9 @@ class _Planner:
         held = self.student_held | self.teacher_held | self._learning(self.student, trainer)
         if alpha.has_divergence and alpha.has_reward and trainer.diagnose_every > 0:
             held["both terms' gradients"] = 2 * trained_bytes(self.student)
+        if config.rollout.static_cache:
+            static = StaticDecoding(*(config.task[f"max_{text}_tokens"] for text in ("prompt", "completion")))
+            held["static cache"] = static_bytes(self.student, static, trainer.prompts_per_step, per_prompt)
         imitated = config.teacher is not None and config.teacher.initial_student
         read = self.student if imitated else self.teacher
         read = read if divergence is not None and divergence.needs_teacher else None

@@ -6,6 +6,7 @@ from accelerate import Accelerator
 
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build import Models, token_divergence
+from gkd_rl.build_sampler import build_sampler
 from gkd_rl.choices import (
     AlphaSchedule,
     DivergenceName,
@@ -91,7 +92,7 @@ def build_trainer(
         alpha=alpha,
         credit=_credit(config),
         critic=critic if alpha.has_reward else None,
-        sampler=Sampler(models.codec, Sampling(rollout.temperature, rollout.top_p, rollout.top_k)),
+        sampler=build_sampler(rollout, models),
         codec=models.codec,
         reward=reward if alpha.has_reward else None,
         stream=stream,

@@ -146,6 +146,13 @@ class Decay(Enum):
     cooldown = "cooldown"
 
 
+class RolloutEngine(Enum):
+    """Who writes rollouts: the student here, or a vLLM server that is sent its weights."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+
+
 class Dtype(Enum):
     """Number format of the weights in memory."""
 

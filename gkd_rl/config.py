@@ -7,7 +7,6 @@ torch: a wrong setting is refused before anything slow starts.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,16 +33,8 @@ from gkd_rl.choices import (
     TeacherPrompts,
     WandbMode,
 )
-
-
-def number(low: float = -math.inf, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Any:
-    """A required number between `low` and `high`; `open_*` excludes the end itself."""
-    return field(default=MISSING, metadata={"range": (low, high, open_low, open_high)})
-
-
-def choice(*choices: str) -> Any:
-    """A required text that must be one of `choices`, for what is a name of its own in the data and not an Enum."""
-    return field(default=MISSING, metadata={"choices": choices})
+from gkd_rl.rollout_config import RolloutConfig
+from gkd_rl.setting_fields import choice, number
 
 
 @dataclass
@@ -211,16 +202,6 @@ class RewardConfig:
     timeout: float | None = number(0, open_low=True)
     on_failure: OnFailure = MISSING
     failure_value: float = number()
-
-
-@dataclass
-class RolloutConfig:
-    """How the student is sampled."""
-
-    per_prompt: int = number(1)
-    temperature: float = number(0, open_low=True)
-    top_p: float = number(0, 1, open_low=True)
-    top_k: int = number(0)
 
 
 @dataclass

@@ -6,6 +6,7 @@ Encoder-decoders keep the encoder's output beside the cache; decoder-only models
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -33,6 +34,23 @@ class DecodingState(Protocol):
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these (indices)."""
         ...
+
+
+@dataclass(frozen=True)
+class ReadSoFar:
+    """What a state has read, for one that goes on in a cache of another kind.
+
+    Attributes:
+        decoder: reads the tokens of completions.
+        cache: its layers hold the last columns of what was read; an `EncoderDecoderCache` for encoder-decoders.
+        mask_BS: which columns hold tokens: of the prompt as the encoder read it, or of the only sequence there is.
+        hidden_BD: hidden states that predict the next token.
+    """
+
+    decoder: nn.Module
+    cache: Cache
+    mask_BS: Tensor
+    hidden_BD: Tensor
 
 
 class EncoderDecoderState:
@@ -73,6 +91,10 @@ class EncoderDecoderState:
         self._encoded_BSD = self._encoded_BSD[rows]
         self._mask_BS = self._mask_BS[rows]
         self._cache.batch_select_indices(rows)
+
+    def read_so_far(self) -> ReadSoFar:
+        """The same rows, for `static_decoding.py`."""
+        return ReadSoFar(self._decoder, self._cache, self._mask_BS, self.hidden_BD)
 
 
 class DecoderOnlyState:
@@ -121,6 +143,10 @@ class DecoderOnlyState:
         self.hidden_BD = self.hidden_BD[rows]
         self._mask_BS = self._mask_BS[rows]
         self._cache.batch_select_indices(rows)
+
+    def read_so_far(self) -> ReadSoFar:
+        """The same rows, for `static_decoding.py`."""
+        return ReadSoFar(self._decoder, self._cache, self._mask_BS, self.hidden_BD)
 
     def _read(self, ids_BN: Tensor, mask_BS: Tensor, cache: Cache) -> Tensor:
         """Hidden states (B, D) of the last of N new columns; the mask has these columns already."""

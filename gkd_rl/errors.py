@@ -32,7 +32,7 @@ class RewardError(GkdRlError):
 
 
 class EndpointError(GkdRlError):
-    """A teacher's server does not answer, or not with what was asked for."""
+    """A server, of the teacher or of rollouts, does not answer, or not with what was asked for."""
 
 
 class BenchmarkError(GkdRlError):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from gkd_rl.build import build_codecs, build_task, load_options
+from gkd_rl.build_sampler import check_writer
 from gkd_rl.build_teacher import check_teacher, has_weights
 from gkd_rl.config import Config, ModelConfig
 from gkd_rl.depth_pruning import check_layers
@@ -24,6 +25,7 @@ def check_checkpoints(configs: Sequence[Config]) -> None:
     """
     seen = []
     for config in configs:
+        check_writer(config)
         models = {"student": config.student} | ({} if config.teacher is None else {"teacher": config.teacher})
         facts = [replace(model, seed=0, sft=None) for model in models.values()]
         if facts in seen:  # jobs that differ in other settings

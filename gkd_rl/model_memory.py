@@ -24,6 +24,7 @@ from gkd_rl.kv_cache import ROOM
 from gkd_rl.live_memory import LiveMemory
 from gkd_rl.memory_plan import Lengths
 from gkd_rl.quantization import quantizable
+from gkd_rl.static_decoding import StaticDecoding
 from gkd_rl.types import Projection, PromptBatch, Rollout, Source
 
 PACKED = {Quantization.int8: 1.0, Quantization.nf4: 0.5 + 4 / 64}  # bytes a weight; NF4 has a float32 for 64 of them
@@ -120,7 +121,7 @@ def generation_bytes(model: HiddenStateModel, lengths: Lengths, sequences: int, 
     model.eval()
     with torch.no_grad(), LiveMemory(model.parameters()) as live:
         batch = PromptBatch([], ids_PS, torch.ones_like(ids_PS, dtype=torch.bool))
-        state = model.architecture.start(model.model, batch, per_prompt, [range(prompts)])
+        state = model.start(batch, per_prompt, [range(prompts)])
         first, read = live.now, live.peak
         room, token = _growth(state.step, torch.zeros(prompts * per_prompt, dtype=torch.long), live)
     following = lengths.completion - 1
@@ -128,6 +129,16 @@ def generation_bytes(model: HiddenStateModel, lengths: Lengths, sequences: int, 
     logits = 4 * 4 * sequences * model.head().weight_VD.shape[0]  # float32 scaled, softmax; float64 cumulated
     parts = {"key-value cache": max(cache, read), "logits": logits}
     return parts | ({"merged copy": merged} if merged else {})
+
+
+def static_bytes(model: HiddenStateModel, static: StaticDecoding, prompts: int, per_prompt: int) -> int:
+    """Bytes of the buffers that decoding in a cache of fixed length keeps; `static` is of no use afterwards."""
+    ids_PS = torch.zeros(prompts, 1, dtype=torch.long)
+    model.eval()
+    with torch.no_grad():
+        batch = PromptBatch([], ids_PS, torch.ones_like(ids_PS, dtype=torch.bool))
+        static.start(model, batch, per_prompt, [range(prompts)])
+    return static.held_bytes
 
 
 def _growth(step: Callable[[Tensor], Tensor], ids_B: Tensor, live: LiveMemory) -> tuple[int, int]:

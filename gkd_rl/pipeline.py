@@ -24,6 +24,7 @@ from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build_adapter import attach_adapter
 from gkd_rl.build_evaluator import build_evaluator
 from gkd_rl.build_plan import longest, plan_memory, with_micro_batches
+from gkd_rl.build_sampler import build_server
 from gkd_rl.build_teacher import (
     audit_teacher,
     build_endpoint,
@@ -162,6 +163,7 @@ def _prepare_models(config: Config, task: Task, train: list[Example], accelerato
     settings = config.teacher
     own_teacher = has_weights(settings)
     codec, own = build.build_codecs(config, settings if own_teacher else None, task, accelerator.device)
+    server = build_server(config, codec)
     teacher, endpoint = None, None
     if settings is not None and settings.endpoint is not None:
         endpoint = build_endpoint(settings.endpoint, codec, train[0])
@@ -175,7 +177,8 @@ def _prepare_models(config: Config, task: Task, train: list[Example], accelerato
     else:
         student = attach_adapter(config, student.model)
         initial = InitialView(student)
-    return build.Models(student, teacher, initial, codec, build.build_critic(config, student), endpoint=endpoint)
+    critic = build.build_critic(config, student)
+    return build.Models(student, teacher, initial, codec, critic, endpoint=endpoint, server=server)
 
 
 def _audit(

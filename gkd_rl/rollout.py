@@ -19,6 +19,7 @@ from gkd_rl.beam_search import Beams, beam_search
 from gkd_rl.chat import ChatTemplate
 from gkd_rl.errors import DataError, ModelError
 from gkd_rl.masking import completion_mask
+from gkd_rl.static_decoding import StaticDecoding
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 
 COMPACT_SHARE = 0.25  # finished rows leave once they are this share of the running batch
@@ -200,9 +201,17 @@ class TextCodec:
 class Sampler:
     """Takes completions from a model: drawn, greedy, or the likeliest of a beam search."""
 
-    def __init__(self, codec: TextCodec, sampling: Sampling | Beams) -> None:
+    def __init__(self, codec: TextCodec, sampling: Sampling | Beams, static: StaticDecoding | None = None) -> None:
+        """Make a sampler.
+
+        Args:
+            codec: text <-> ids.
+            sampling: how completions are taken.
+            static: decodes in its buffers of fixed length; beams do not.
+        """
         self.codec = codec
         self.sampling = sampling
+        self.static = static
 
     @torch.no_grad()
     def sample(
@@ -260,7 +269,10 @@ class Sampler:
         generator: torch.Generator | None,
     ) -> Tensor:
         """Token ids (B, T), padded with the end-of-sequence id after it; T is the limit of the task."""
-        state = model.start(prompts, per_prompt)
+        if self.static is None:
+            state = model.start(prompts, per_prompt)
+        else:
+            state = self.static.start(model, prompts, per_prompt)
         head, vocabulary = model.head(), self.codec.vocabulary
         sequences = len(prompts.examples) * per_prompt
         eos_ids = torch.tensor(self.codec.eos_ids, device=prompts.ids_PS.device)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from gkd_rl.choices import DivergenceName, FixedSource, Quantization, TeacherPrompts
 from gkd_rl.config import Config, EndpointConfig, TeacherConfig
+from gkd_rl.rollout_contradictions import check_url
 
 
 def teacher_contradictions(config: Config) -> Iterator[str]:
@@ -110,19 +110,4 @@ def _endpoint(config: Config, teacher: TeacherConfig, endpoint: EndpointConfig) 
             "fixed_data=teacher_samples with teacher.endpoint: the server scores text and writes none here. "
             "Set fixed_data=references, or lmbda=1."
         )
-    yield from _url(endpoint.url)
-
-
-def _url(url: str) -> Iterator[str]:
-    """An address without secrets: it is written to the run's files."""
-    takes = "teacher.endpoint.url takes http:// or https:// with a host, e.g. http://localhost:8000"
-    try:
-        parts = urlsplit(url)
-        good, secret = parts.scheme in ("http", "https") and bool(parts.hostname), parts.password or parts.username
-        good = good and (parts.port is None or parts.port > 0) and not (parts.query or parts.fragment)
-    except ValueError:
-        good, secret = False, None
-    if secret:
-        yield f"teacher.endpoint.url holds a user or a password: {takes}; name the key's variable in api_key_variable."
-    elif not good:
-        yield f"teacher.endpoint.url={url} is no address of a server: {takes}."
+    yield from check_url("teacher.endpoint.url", endpoint.url, "; name the key's variable in api_key_variable")

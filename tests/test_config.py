@@ -356,7 +356,7 @@ def test_truncated_sampling_is_fine_without_a_policy_gradient() -> None:
         ("student.sft.steps", "a whole number >= 1"),
         ("reward.weights.anything", "a number"),
         ("task.anything.below", "any value"),
-        ("rollout", "the settings per_prompt, temperature, top_p, top_k"),
+        ("rollout", "the settings per_prompt, temperature, top_p, top_k, engine, static_cache, vllm"),
         ("trainer.zzz", ""),
         ("alpha.zzz", ""),
     ],

@@ -14,25 +14,26 @@ PACKAGES = ("gkd_rl", "reward_models", "experiments")
 # A file imports from its own floor or a lower one. Folders end in a slash and hold all their files.
 FLOORS = {
     "__init__": 0, "types": 0, "masking": 0, "choices": 0, "config": 0, "setting_words": 0, "errors": 0,
-    "json_files": 0,
+    "json_files": 0, "rollout_config": 0, "setting_fields": 0,
     "divergence": 1, "divergence_slopes": 1, "policy_gradient": 1, "schedule": 1, "uncertainty": 1,
     "objective": 2, "fused_head": 2, "fused_loss": 2, "mixing": 2, "credit": 2, "contradictions": 2, "validation": 2,
     "loading_contradictions": 2, "target_contradictions": 2, "teacher_contradictions": 2, "live_memory": 2,
-    "memory_plan": 2, "launched": 2,
+    "memory_plan": 2, "launched": 2, "rollout_contradictions": 2,
     "loading": 3, "architecture": 3, "rollout": 3, "prompt_stream": 3, "optim": 3, "value_head": 3, "cost": 3,
     "model_files": 3, "depth_pruning": 3, "chat": 3, "adapter": 3, "quantization": 3, "elsewhere": 3, "endpoint": 3,
     "known_shapes": 3, "ranks": 3, "decoding": 3, "micro_batches": 3, "packing": 3, "stack_cost": 3, "weight_files": 3,
     "kv_cache": 3, "cuts": 3, "metrics": 3, "tasks/": 3, "embedded/": 3, "beam_search": 3, "corpus_metrics": 3,
-    "tensor_shards": 3,
+    "tensor_shards": 3, "static_decoding": 3, "vllm_sampler": 3,
     "data_report": 4, "trainer": 4, "readers": 4, "critic": 4, "gradients": 4, "meter": 4, "step_metrics": 4,
     "teacher_samples": 4, "step_profile": 4, "teacher_outputs": 4, "checkpoint": 4, "evaluation": 4, "tracking": 4,
     "environment": 4, "outputs": 4, "model_card": 4, "report_table": 4, "benchmarks/": 4, "teacher_audit": 4,
     "model_memory": 4, "peak_memory": 4,
     "build": 5, "build_trainer": 5, "build_adapter": 5, "build_teacher": 5, "build_plan": 5, "build_evaluator": 5,
-    "checkup": 5, "first_look": 5, "pipeline": 5,
+    "build_sampler": 5, "checkup": 5, "first_look": 5, "pipeline": 5,
     "precheck": 6, "run": 6, "merge": 6, "doctor": 6, "evaluate": 6,
 }  # fmt: skip
-SITES = {"trl": 1, "wandb": 1, "evaluate": 2}  # evaluate: our metrics, and the harness's code_eval in the sandbox
+# trl: its trainers, and its client of vLLM; evaluate: our metrics, and the harness's code_eval in the sandbox
+SITES = {"trl": 2, "wandb": 1, "evaluate": 2}
 TOP_LEVEL = {"conf", "gkd_rl", "reward_models", "experiments", "tests", "docs", ".ci"}
 
 
