@@ -25,7 +25,7 @@ FLOORS = {
     "metrics": 3, "data_report": 4, "tasks/": 3, "embedded/": 3, "beam_search": 3, "corpus_metrics": 3,
     "trainer": 4, "readers": 4, "critic": 4, "gradients": 4, "meter": 4, "step_metrics": 4, "teacher_samples": 4,
     "checkpoint": 4, "evaluation": 4, "tracking": 4, "environment": 4, "outputs": 4, "model_card": 4, "report_table": 4,
-    "benchmarks/": 4, "teacher_audit": 4, "model_memory": 4, "peak_memory": 4,
+    "benchmarks/": 4, "teacher_audit": 4, "run_record": 4, "model_memory": 4, "peak_memory": 4,
     "build": 5, "build_trainer": 5, "build_adapter": 5, "build_teacher": 5, "build_plan": 5, "build_evaluator": 5,
     "checkup": 5, "first_look": 5, "pipeline": 5,
     "precheck": 6, "run": 6, "merge": 6, "doctor": 6, "evaluate": 6,
