@@ -43,7 +43,11 @@ def baseline_group(runs: Sequence[RunFolder], wanted: str) -> str:
 def _has(run: RunFolder, key: str, value: str) -> bool:
     """Whether a run has a setting, typed as on the command line."""
     found = run.settings.get(f"{key}.name", run.settings.get(key))
-    return len(distinct([found, yaml.safe_load(value)])) == 1
+    try:
+        wanted = float(value)  # YAML takes 1e-3 for a word
+    except ValueError:
+        wanted = yaml.safe_load(value)
+    return len(distinct([found, wanted])) == 1
 
 
 def by_group(table: pd.DataFrame, baseline: str | None) -> pd.DataFrame:

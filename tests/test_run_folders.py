@@ -13,32 +13,15 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
+from run_cases import make_run, record_of
 
 from experiments.run_groups import differing_settings, dotted, labels
 from experiments.run_tables import costs, tidy
 from experiments.runs import RunFolder, Status, curves, differing, find_runs, samples
 from gkd_rl.errors import ConfigError, DataError
-from gkd_rl.run_record import machine, one_line, recorded
+from gkd_rl.run_record import one_line, recorded
 
 ESTIMATE = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 4}
-
-
-def make_run(folder: Path, config: dict[str, Any], *, overrides: tuple[str, ...] = (), **files: Any) -> Path:
-    """A run folder: config.yaml, and eval, run (JSON), metrics, samples (JSON lines) as they are given."""
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
-    (folder / "config.yaml").write_text(yaml.safe_dump({"name": "run", "seed": 0, **config}), encoding="utf-8")
-    for name, content in files.items():
-        lines = "".join(json.dumps(row) + "\n" for row in content) if isinstance(content, list) else json.dumps(content)
-        (folder / f"{name}{'.jsonl' if isinstance(content, list) else '.json'}").write_text(lines, encoding="utf-8")
-    return folder
-
-
-def record_of(process: int, began: float, **more: Any) -> dict[str, Any]:
-    """A run.json of a process here."""
-    record = {"status": "running", "machine": machine(), "pid": process, "process": began, "started": 0.0}
-    return {**record, "ended": None, "error": None, **more}
 
 
 @pytest.fixture
@@ -195,7 +178,7 @@ def test_curves_of_a_killed_and_resumed_run(tmp_path: Path, caplog: pytest.LogCa
     run = only(make_run(tmp_path, {}, eval={"cost": {"time/teacher_samples": 100.0}}, metrics=rows))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    table = curves(run)
+    table: Any = curves(run)
     assert list(table["step"]) == list(table["steps"]) == [1, 2, 3]
     assert table["loss"][0] == 1.0 and math.isnan(table["loss"][1]) and table["loss"][2] == 3.0
     assert math.isnan(table["rare"][0]) and table["rare"][1] == 7.0
@@ -246,7 +229,7 @@ def test_the_tidy_table_takes_any_metric_of_any_model(tmp_path: Path) -> None:
     assert differing(runs)["alpha"] == (0.5, None, 0.25)
     table = tidy(runs)
     assert len(table) == 8 and set(table["model"]) == {"student after", "judge"}
-    row = table[(table["metric"] == "new/metric") & (table["seed"] == 1)].iloc[0]
+    row: Any = table[(table["metric"] == "new/metric") & (table["seed"] == 1)].iloc[0]
     assert math.isnan(row["mean"]) and (row["low"], row["high"], row["n"]) == (-math.inf, 3, 4)
     assert (row["alpha"], row["metrics"]) == (0.5, '["a"]')
     assert [row[axis] for axis in ("steps", "student_tokens", "teacher_tokens", "seconds")] == [7, 5, 5, 9]
