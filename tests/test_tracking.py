@@ -19,14 +19,14 @@ import pytest
 from gkd_rl import environment, json_files
 from gkd_rl.environment import environment_record, git_record
 from gkd_rl.errors import GkdRlError
-from gkd_rl.tracking import Tracker, flatten, write_json
+from gkd_rl.tracking import Listing, Tracker, flatten, sweep_of, write_json
 from gkd_rl.uncertainty import Estimate
 
 NASTY = 'two\nlines\r\x00 null 😀 \ud800 lone \x1b[31mred\x9b \x85 \u2028 \u2029 "quoted" \\ü\x7f'
 
 
 def _tracker(folder: Path, mode: str = "disabled") -> Tracker:
-    return Tracker(folder, mode, project="project", group=None, name="name", config={"alpha": 0.5})
+    return Tracker(folder, mode, Listing("project", None, "name"), config={"alpha": 0.5})
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -65,8 +65,8 @@ def test_a_killed_run_keeps_every_finished_line(tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from gkd_rl.tracking import Tracker
-tracker = Tracker(Path({str(tmp_path)!r}), "disabled", "p", None, "n", {{}})
+from gkd_rl.tracking import Listing, Tracker
+tracker = Tracker(Path({str(tmp_path)!r}), "disabled", Listing("p", None, "n"), {{}})
 for step in range(5):
     tracker.log_step(step, {{"a": 1.0}})
     tracker.log_samples(step, [{{"text": "x" * 20_000}}])
@@ -91,8 +91,9 @@ def test_wandb_offline_writes_under_the_run_and_says_nothing(tmp_path: Path) -> 
 from pathlib import Path
 import os
 before = dict(os.environ)
-from gkd_rl.tracking import Tracker
-with Tracker(Path({str(tmp_path / "run")!r}), "offline", "p", "g", "n", {{"alpha": {{"value": 0.5}}}}) as tracker:
+from gkd_rl.tracking import Listing, Tracker
+listing = Listing("p", "g", "n", "train", ("tag", "other"))
+with Tracker(Path({str(tmp_path / "run")!r}), "offline", listing, {{"alpha": {{"value": 0.5}}}}) as tracker:
     for step in (1, 2, 1):
         tracker.log_step(step, {{"loss": 1.0, "nan": float("nan"), "none": None}})
     tracker.log_samples(1, [{{"text": {NASTY!r}, "score": 1}}, {{"text": "b", "extra": [1]}}])
