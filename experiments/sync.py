@@ -64,8 +64,8 @@ def upload(paths: Sequence[Path], options: Sequence[str], command: Sequence[str]
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise GkdRlError(
-            f"W&B did not take the runs ({said}): run `wandb login` once, or set WANDB_API_KEY; a server of your own is "
-            "named with `wandb login --host URL`. Nothing is lost: the runs stay in their folders."
+            f"W&B did not take the runs ({said}): run `wandb login` once (--host URL for a server of your own), or set "
+            "WANDB_API_KEY. Nothing is lost: the runs stay in their folders."
         )
 
 

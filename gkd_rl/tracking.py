@@ -199,7 +199,7 @@ class Tracker:
         self._view(lambda run: run.summary.update(flat))
 
     def log_plots(self, files: Iterable[Path]) -> None:
-        """PNG files as images and HTML files as pages of the W&B run, each by its file's name; not a part of the record."""
+        """PNG files as images and HTML files as pages of the W&B run, each by its file's name; they are no record."""
         wandb: Any = sys.modules.get("wandb")
         kinds = {".png": lambda path: wandb.Image(str(path)), ".html": lambda path: wandb.Html(path.read_text("utf-8"))}
         with _staging_under(self.run_dir / "wandb"):

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.types import RunMode
 
-from gkd_rl import environment, json_files
+from gkd_rl import environment, json_files, tracking
 from gkd_rl.environment import environment_record, git_record
 from gkd_rl.errors import GkdRlError
 from gkd_rl.tracking import Listing, Tracker, flatten, sweep_of, write_json
@@ -255,3 +256,25 @@ def test_git_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_record(file) is None  # no git
     assert environment._version("no-such-package-here") is None
+
+
+def test_a_run_of_a_sweep_is_grouped_by_the_sweeps_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = tmp_path / "2025-01-01" / "3"
+    assert sweep_of(run_dir) is None
+    for mode, group in ((RunMode.RUN, None), (RunMode.MULTIRUN, "2025-01-01")):
+        monkeypatch.setattr(tracking.HydraConfig, "initialized", lambda: True)
+        monkeypatch.setattr(tracking.HydraConfig, "get", lambda mode=mode: SimpleNamespace(mode=mode))
+        assert sweep_of(run_dir) == group
+
+
+def test_what_wandb_is_told_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(Tracker, "_start", lambda self, options: told.update(options))
+    colour = Enum("colour", "red")
+    Tracker(
+        tmp_path, "offline", Listing("p", "g", "n", "train", ("a", "b")), {"x": {"y": colour.red, "z": (1,)}}
+    ).close()
+    assert told == {
+        **{"project": "p", "group": "g", "name": "n", "job_type": "train", "tags": ("a", "b")},
+        "config": {"x": {"y": "red", "z": [1]}},
+    }
