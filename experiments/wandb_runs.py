@@ -81,11 +81,7 @@ def _write(folder: Path, run: Any) -> None:
 def _metrics(row: Mapping[str, Any]) -> dict[str, Any]:
     """What `Tracker.log_step` logged: numbers, of which W&B writes NaN and inf as words, and no keys of W&B's own."""
     own = {key: value for key, value in row.items() if not key.startswith("_")}
-    return {key: float(value) if value in WORDS else value for key, value in own.items() if _is_number(value)}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or value in WORDS
+    return {key: value for key, value in own.items() if isinstance(value, (int, float)) or value in WORDS}
 
 
 def _results(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -243,6 +243,7 @@ def test_runs_of_wandb_are_run_folders(tmp_path: Path) -> None:
     assert api.asked == [("me/project", {"group": "g"})]
     runs = {run.config["name"]: run for run in find_runs([folder])}
     assert {name: run.status.value for name, run in runs.items()} == {state: state for state in states}
+    assert not (runs["crashed"].path / "eval.json").exists()
     assert runs["crashed"].error == "W&B calls it crashed" and runs["finished"].seed == 3
     assert runs["finished"].results == {
         "student after": {"sampled/reward": {"mean": 0.5, "low": 0.25, "n": 4}},

@@ -224,10 +224,11 @@ def test_the_tidy_table_takes_any_metric_of_any_model(tmp_path: Path) -> None:
         }
         config = {"seed": seed, "alpha": alpha, "metrics": metrics, "flag": seed == 1}
         make_run(tmp_path / str(seed), config, eval=results, metrics=[{"step": 7}])
-    make_run(tmp_path / "crashed", {"seed": 3, "alpha": 0.25})
+    make_run(tmp_path / "crashed", {"seed": 3, "alpha": 0.25, "only_here": 1})
     runs = find_runs([tmp_path])
     assert differing(runs)["alpha"] == (0.5, None, 0.25)
     table = tidy(runs)
+    assert "only_here" in differing(runs) and "only_here" not in table
     assert len(table) == 8 and set(table["model"]) == {"student after", "judge"}
     row: Any = table[(table["metric"] == "new/metric") & (table["seed"] == 1)].iloc[0]
     assert math.isnan(row["mean"]) and (row["low"], row["high"], row["n"]) == (-math.inf, 3, 4)
