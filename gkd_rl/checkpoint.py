@@ -24,7 +24,7 @@ NOT_TRAINING = {
     *("json_files", "environment", "report_table", "model_card", "checkpoint", "setting_words", "contradictions"),
     *("cost", "meter", "step_metrics", "endpoint", "teacher_audit", "teacher_contradictions"),
     *("loading_contradictions", "launched", "ranks", "first_look", "weight_files", "live_memory", "memory_plan"),
-    *("model_memory", "peak_memory", "known_shapes", "build_plan", "checkup", "doctor"),
+    *("model_memory", "peak_memory", "known_shapes", "build_plan", "checkup", "doctor", "run_record"),
     *("evaluate", "settings", "suites", "local_data", "code_eval", "harness", "mt_bench", "mt_judge", "report"),
 }
 

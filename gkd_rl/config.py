@@ -238,6 +238,8 @@ class TrackingConfig:
     wandb: WandbMode = MISSING
     project: str = MISSING
     group: str | None = MISSING
+    job_type: str = MISSING
+    tags: list[str] = MISSING
 
 
 @dataclass

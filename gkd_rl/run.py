@@ -30,6 +30,7 @@ from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError, GkdRlError
 from gkd_rl.launched import is_main_process, processes
 from gkd_rl.precheck import check_command_line
+from gkd_rl.run_record import recorded
 from gkd_rl.validation import validate
 
 
@@ -55,10 +56,11 @@ def main(settings: DictConfig) -> float:
     assert isinstance(config, Config)
     validate(config)
     OmegaConf.set_readonly(settings, True)
-    from gkd_rl.pipeline import run_experiment  # here, so that a wrong setting is refused before torch is imported
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with _ending_together(), recorded(folder):
+        from gkd_rl.pipeline import run_experiment  # here, so that a wrong setting is refused before torch is imported
 
-    with _ending_together():
-        return run_experiment(config, settings, Path(HydraConfig.get().runtime.output_dir))
+        return run_experiment(config, settings, folder)
 
 
 def cli() -> None:

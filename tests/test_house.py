@@ -27,7 +27,7 @@ FLOORS = {
     "data_report": 4, "trainer": 4, "readers": 4, "critic": 4, "gradients": 4, "meter": 4, "step_metrics": 4,
     "teacher_samples": 4, "step_profile": 4, "teacher_outputs": 4, "checkpoint": 4, "evaluation": 4, "tracking": 4,
     "environment": 4, "outputs": 4, "model_card": 4, "report_table": 4, "benchmarks/": 4, "teacher_audit": 4,
-    "model_memory": 4, "peak_memory": 4,
+    "model_memory": 4, "peak_memory": 4, "run_record": 4,
     "build": 5, "build_trainer": 5, "build_adapter": 5, "build_teacher": 5, "build_plan": 5, "build_evaluator": 5,
     "build_sampler": 5, "checkup": 5, "first_look": 5, "pipeline": 5,
     "precheck": 6, "run": 6, "merge": 6, "doctor": 6, "evaluate": 6,
@@ -92,6 +92,12 @@ def test_rewards_stand_alone_and_experiments_are_imported_by_nobody() -> None:
 def test_few_import_sites(library: str) -> None:
     sites = [relative(path) for path in python_files("gkd_rl", "reward_models") if library in map(top, imports(path))]
     assert len(sites) <= SITES[library], f"{library} is imported by {sites}: keep it to {SITES[library]}"
+
+
+def test_experiments_read_wandb_in_one_place() -> None:
+    """Runs write to it in gkd_rl/tracking.py; a comparison reads what was uploaded."""
+    sites = [relative(path) for path in python_files("experiments") if "wandb" in map(top, imports(path))]
+    assert sites == ["experiments/wandb_runs.py"]
 
 
 def test_the_command_line_imports_nothing_slow() -> None:
