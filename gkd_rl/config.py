@@ -34,6 +34,7 @@ from gkd_rl.choices import (
     TeacherPrompts,
     WandbMode,
 )
+from gkd_rl.sweep_config import SweepConfig
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Any:
@@ -295,3 +296,4 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
