@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
@@ -25,20 +25,28 @@ from gkd_rl.launched import is_main_process, processes
 log = logging.getLogger(__name__)
 FAILURE = "error.txt"  # its first line says what went wrong
 RESULT = "eval.json"  # the last file that a run writes
+PLACE = ("cache_dir", "threads")  # names of settings that say where and how a run is started, and not what it does
 
 
 def share_threads(settings: DictConfig, hydra: HydraConf) -> None:
-    """Divide `scale.threads` by the runs that the launcher has going on this machine at once.
+    """Divide `scale.threads` by the runs that go on at once on this machine, or cut it to the processors of a task.
 
-    A number of threads that was typed is each run's own, and is left alone; so is 0, torch's own choice: joblib's
-    workers have their share of OpenMP's threads from joblib.
+    A number of threads that was typed is each run's own, and is left alone; so is 0, torch's own choice: joblib and Ray
+    tell their workers how many OpenMP threads each may take.
     """
-    at_once = OmegaConf.select(hydra, "launcher.n_jobs") or 1  # type: ignore[arg-type]
-    if at_once < 0:  # joblib counts back from all processors
+    at_once, processors = (_first(hydra, keys) for keys in (("n_jobs",), ("cpus_per_task", "ray.remote.num_cpus")))
+    if at_once is not None and at_once < 0:  # joblib counts back from all processors
         at_once = max(1, (os.cpu_count() or 1) + 1 + at_once)
     typed = any(text.startswith("scale.threads=") for text in hydra.overrides.task)
     if settings.scale.threads > 0 and not typed:
-        settings.scale.threads = max(1, settings.scale.threads // at_once)
+        shared = max(1, settings.scale.threads // (at_once or 1))
+        settings.scale.threads = min(shared, processors or shared)
+
+
+def _first(hydra: HydraConf, keys: tuple[str, ...]) -> int | None:
+    """The first of the launcher's settings that it has."""
+    values = (OmegaConf.select(cast(DictConfig, hydra), f"launcher.{key}") for key in keys)
+    return next((value for value in values if value is not None), None)
 
 
 @contextmanager
@@ -73,6 +81,7 @@ def numbers_from_before(settings: DictConfig, folder: Path) -> dict[str, float] 
     there = _flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     here = _flat(OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(settings, resolve=True))))
     others = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    others = [key for key in others if key.rpartition(".")[2] not in PLACE]
     if others:
         shown = ", ".join(f"{key} is {there.get(key)} there and {here.get(key)} here" for key in others[:3])
         raise ConfigError([
