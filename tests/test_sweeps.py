@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from gkd_rl.run import find_config_dir
 from gkd_rl.sweep_folder import with_former_overrides
 from gkd_rl.sweep_run import chosen, noting_failure, numbers_from_before, share_threads
 from gkd_rl.validation import validate
+from reward_models.entry_lock import entry_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = find_config_dir()
@@ -130,6 +132,7 @@ def test_a_search_that_was_killed_finds_what_an_undisturbed_one_finds(stub: Path
         folder.mkdir()
     command = [
         "sweep=search",
+        "alpha=interval(0,1)",
         "hydra.sweeper.n_trials=5",
         "hydra.sweeper.sampler.n_startup_trials=2",
         "hydra.sweep.dir=s",
@@ -418,14 +421,24 @@ def numbers(run: Path) -> list[Any]:
     return [*map(untimed, lines(run / "metrics.jsonl")), results, lines(run / "predictions.jsonl")]
 
 
+def log_of(run: Path) -> str:
+    file = run / "gkd_rl.log"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
 @pytest.mark.slow
 def test_two_jobs_at_once_and_a_sweep_that_was_killed_give_the_numbers_of_one_after_the_other(tmp_path: Path) -> None:
     plain, broken = tmp_path / "plain", tmp_path / "broken"
     output_of(start(plain, *TRAINED))
 
-    process = start(broken, *TRAINED, "hydra/launcher=parallel")  # the first two at once, from an empty cache
     third = broken / "s" / "2" / "metrics.jsonl"
     firsts = [broken / "s" / number for number in "01"]
+    with ExitStack() as both_wait:  # the first two runs want the same models of an empty cache at the same time
+        for model in (plain / "cache" / "supervised").glob("*/"):
+            both_wait.enter_context(entry_lock(broken / "cache" / "supervised" / model.name))
+        process = start(broken, *TRAINED, "hydra/launcher=parallel")
+        while process.poll() is None and not all("Waiting for" in log_of(run) for run in firsts):
+            time.sleep(0.1)
     while process.poll() is None and not (third.is_file() and third.stat().st_size):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
@@ -433,11 +446,10 @@ def test_two_jobs_at_once_and_a_sweep_that_was_killed_give_the_numbers_of_one_af
     assert third.is_file() and not (third.parent / "eval.json").exists()
     done = [run for run in firsts if (run / "eval.json").is_file()]
     assert done  # one of them at least makes room for the third
-    logs = [(run / "gkd_rl.log").read_text(encoding="utf-8") for run in firsts]
+    logs = [log_of(run) for run in firsts]
     for model in ("teacher", "student"):
         assert sum(f"{model}: kept the supervised model" in log for log in logs) == 1
         assert sum(f"{model}: reused the supervised model" in log for log in logs) == 1
-    assert any("Waiting for" in log for log in logs)
 
     output = output_of(start(broken, "sweep.resume=s", "hydra/launcher=basic"))
     assert output.count("Finished before, not run again") == len(done)
