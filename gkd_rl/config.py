@@ -35,6 +35,7 @@ from gkd_rl.choices import (
 )
 from gkd_rl.rollout_config import RolloutConfig
 from gkd_rl.setting_fields import choice, number
+from gkd_rl.sweep_config import SweepConfig
 
 
 @dataclass
@@ -280,3 +281,4 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)

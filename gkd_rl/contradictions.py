@@ -21,6 +21,7 @@ from gkd_rl.launched import check_launch
 from gkd_rl.loading_contradictions import check_loading
 from gkd_rl.rollout_contradictions import rollout_contradictions
 from gkd_rl.schedule import Schedule
+from gkd_rl.sweep_contradictions import check_sweep
 from gkd_rl.target_contradictions import check_generated, check_targets
 from gkd_rl.teacher_contradictions import teacher_contradictions
 
@@ -262,5 +263,5 @@ def _reward(config: Config) -> Iterator[str]:
 CONTRADICTIONS = (
     *(_alpha, _objective, _divergence, _sampling, _learning_rate, _policy_gradient),
     *(_models, _reward, check_targets, check_generated),
-    *(check_loading, teacher_contradictions, rollout_contradictions, check_launch),
+    *(check_loading, teacher_contradictions, rollout_contradictions, check_launch, check_sweep),
 )

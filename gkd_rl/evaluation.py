@@ -61,6 +61,11 @@ class Evaluation:
     completions: list[str]
     corpus: dict[str, CorpusCounts] = field(default_factory=dict)
 
+    def scores(self) -> dict[str, float]:
+        """The number of every metric alone: the mean of its estimate."""
+        means = {name: float(np.mean(values, dtype=np.float64)) for name, values in self.values.items()}
+        return means | {name: counts.score(counts.counts_NC.sum(axis=0)) for name, counts in self.corpus.items()}
+
     def estimates(self, samples: int, seed: int) -> dict[str, Estimate]:
         """Mean or corpus score, interval and number of examples of every metric."""
         means = {name: estimate(values, samples, seed) for name, values in self.values.items()}

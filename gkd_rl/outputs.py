@@ -110,6 +110,10 @@ class Results:
         }
         return (1 - alpha) * terms["reward"] - alpha * terms["divergence"]
 
+    def numbers(self, alpha: float) -> dict[str, float]:
+        """What a sweeper can search for: `objective`, and every metric of the student after training."""
+        return {"objective": self.objective(alpha), **self.evaluations["student after"].scores()}
+
     def predictions(self) -> list[dict[str, str]]:
         """One row per example: the reference and every model's greedy completion."""
         return [
@@ -202,16 +206,16 @@ def model_card_of(results: Results, config: Config, model_class: str) -> str:
 
 
 def write_results(folder: Path, results: Results, config: Config) -> str:
-    """Write eval.json and predictions.jsonl; returns the table to print."""
+    """Write predictions.jsonl and eval.json, whose being there says that the run is finished; returns the table."""
     settings, audit = _described(config, results), results.teacher_audit
     facts = {"settings": settings, "notice": config.scale.notice, "cost": results.cost, "memory": results.memory}
     signatures = {name: counts.signature for name, counts in results.evaluations["student after"].corpus.items()}
-    facts |= {"data": results.data}
+    facts |= {"data": results.data, "objective": results.objective(config.alpha)}
     facts |= {} if audit is None else {"teacher_audit": audit.as_dict()}
     facts |= {"signatures": signatures} if signatures else {}
-    write_json(folder / "eval.json", {**facts, **results.as_dict()})
     lines = [json.dumps(row, ensure_ascii=False) for row in results.predictions()]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+    write_json(folder / "eval.json", {**facts, **results.as_dict()})
     caption = "; ".join(f"{key} {value}" for key, value in settings.items())
     counts = {key: len(values) for key, values in results.evaluations["student after"].values.items()}
     sampled = next(count for key, count in counts.items() if key.startswith("sampled/"))

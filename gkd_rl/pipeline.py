@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -58,15 +59,17 @@ from gkd_rl.tracking import Listing, Tracker, sweep_of
 from gkd_rl.trainer import StepRecord, Trainer
 from gkd_rl.types import Example
 from reward_models.composite import Composite
+from reward_models.entry_lock import entry_lock
 
 log = logging.getLogger(__name__)
 
 
-def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> float:
-    """Train and evaluate as configured; the main process writes everything to `output_dir`.
+def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> dict[str, float]:
+    """Train and evaluate as configured; the main process writes everything to `output_dir`, eval.json last.
 
     Returns:
-        The objective after training, (1 - alpha) E[r] - alpha E[D], on evaluation samples: higher is better.
+        `objective` after training, (1 - alpha) E[r] - alpha E[D] on evaluation samples (higher is better), and every
+        metric of the student after training.
     """
     if config.scale.threads > 0:
         torch.set_num_threads(config.scale.threads)
@@ -89,8 +92,10 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> fl
         return _run(config, task, reward, tracker, output_dir)
 
 
-def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker | None, output_dir: Path) -> float:
-    """All stages, then the results, which the main process writes (it alone has a tracker); returns the objective."""
+def _run(
+    config: Config, task: Task, reward: Composite | None, tracker: Tracker | None, output_dir: Path
+) -> dict[str, float]:
+    """All stages, then the results, which the main process writes (it alone has a tracker); returns the numbers."""
     accelerator = meet()
     check_teacher(config.teacher)
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
@@ -121,16 +126,16 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
         evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit
     )
     if tracker is None:
-        return results.objective(config.alpha)
+        return results.numbers(config.alpha)
     tracker.summary({"cost": results.cost, **results.as_dict()})
-    table = write_results(output_dir, results, config)
     if config.save_model:
         card = model_card_of(results, config, model_class(models.student.model.config))
         head = None if models.critic is None else models.critic.head
         student = models.student if isinstance(models.student, AdaptedModel) else models.student.model
         save_model(output_dir / "model", student, models.codec.tokenizer, card, head)
+    table = write_results(output_dir, results, config)
     print(f"{table}\nRun folder: {output_dir}")  # noqa: T201
-    return results.objective(config.alpha)
+    return results.numbers(config.alpha)
 
 
 def _data_facts(
@@ -230,7 +235,7 @@ def _write_samples(
 def _prepare_model(
     config: Config, settings: ModelConfig, key: str, codec: TextCodec, train: list[Example], accelerator: Accelerator
 ) -> HiddenStateModel:
-    """One model after its supervised stage, on the CPU or where it was trained.
+    """One model after its supervised stage, on the CPU or where it was trained; of several runs, one trains it.
 
     A student with an adapter trains one in that stage, which is merged at its end.
     """
@@ -238,29 +243,32 @@ def _prepare_model(
     if settings.sft is None:
         return HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key))
     folder = build.supervised_cache(config, build.model_key(settings, codec, train, adapter))
-    if all(from_all(folder.is_dir())):
-        log.info("%s: reused the supervised model %s", key, folder)
-        stored = build.load_model(str(folder), None, getattr(torch, settings.dtype.value), f"{key} (cached)")
-        return HiddenStateModel(stored)
-    model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
-    if adapter is not None:
-        model = attach_adapter(config, model.model)
-    trainer = build_supervised_trainer(model, settings, codec, train, accelerator)
-    with progress(settings.sft.steps, f"{key}: supervised", "step") as bar:
+    with entry_lock(folder) if is_main_process() and not folder.is_dir() else nullcontext():
+        if all(from_all(folder.is_dir())):
+            log.info("%s: reused the supervised model %s", key, folder)
+            stored = build.load_model(str(folder), None, getattr(torch, settings.dtype.value), f"{key} (cached)")
+            return HiddenStateModel(stored)
+        model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
+        if adapter is not None:
+            model = attach_adapter(config, model.model)
+        trainer = build_supervised_trainer(model, settings, codec, train, accelerator)
+        with progress(settings.sft.steps, f"{key}: supervised", "step") as bar:
 
-        def after_step(_: int, record: StepRecord) -> None:
-            bar.set_postfix(loss=f"{record.metrics['loss']:.3f}", refresh=False)
-            bar.update()
+            def after_step(_: int, record: StepRecord) -> None:
+                bar.set_postfix(loss=f"{record.metrics['loss']:.3f}", refresh=False)
+                bar.update()
 
-        trainer.run(settings.sft.steps, after_step)
-    if isinstance(model, AdaptedModel):
-        model = HiddenStateModel(model.merge())
-    if accelerator.is_main_process:
-        save_model(folder, model.model, codec.tokenizer, f"Supervised {key} of gkd_rl, {settings.sft.steps} steps.\n")
-    accelerator.free_memory()  # it would keep the wrapper of this stage
-    accelerator.wait_for_everyone()
-    log.info("%s: kept the supervised model in %s", key, folder)
-    return model
+            trainer.run(settings.sft.steps, after_step)
+        if isinstance(model, AdaptedModel):
+            model = HiddenStateModel(model.merge())
+        if accelerator.is_main_process:
+            save_model(
+                folder, model.model, codec.tokenizer, f"Supervised {key} of gkd_rl, {settings.sft.steps} steps.\n"
+            )
+        accelerator.free_memory()  # it would keep the wrapper of this stage
+        accelerator.wait_for_everyone()
+        log.info("%s: kept the supervised model in %s", key, folder)
+        return model
 
 
 def _train(trainer: Trainer, config: Config, tracker: Tracker | None, cost: CostTotals) -> None:

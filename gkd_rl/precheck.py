@@ -25,6 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError
 from gkd_rl.setting_words import describe_setting
+from gkd_rl.sweep_check import directions, ends, missing_plugins
 from gkd_rl.validation import not_a_setting, validate
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError)
@@ -59,6 +60,7 @@ def check_command_line(config_dir: Path, arguments: list[str]) -> list[Config]:
         node = _hydra_node(name, parsed)
         if options.multirun or (node is not None and node.mode is RunMode.MULTIRUN):
             jobs = _jobs(parsed, node)
+            problems += [] if node is None else missing_plugins(node)
         else:
             jobs = [_first_job(parsed)]
             problems += [_sweep_in_one_run(override) for override in parsed if override.is_sweep_override()]
@@ -67,6 +69,7 @@ def check_command_line(config_dir: Path, arguments: list[str]) -> list[Config]:
             config, found = _examined(name, job)
             configs += [] if config is None else [config]
             problems += found
+        problems += [] if node is None else directions(node, configs)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return configs
@@ -112,13 +115,13 @@ def _hydra_node(name: str, parsed: list[Override]) -> DictConfig | None:
 
 
 def _jobs(parsed: list[Override], node: DictConfig | None) -> list[list[str]]:
-    """The overrides of every job of a sweep; only the first job for a sweeper that searches."""
-    if node is not None and not node.sweeper._target_.endswith(".BasicSweeper"):
-        return [_first_job(parsed)]
+    """The overrides of every job of a sweep; the ends of what a sweeper searches."""
     params = (node.sweeper.params or {}) if node is not None else {}
     swept = [_parse(f"{key}={value}") for key, value in params.items()] + parsed  # the command line wins
     hydra = [str(one.input_line) for one in parsed if one.is_hydra_override()]
     own = [one for one in swept if one is not None and not one.is_hydra_override()]
+    if node is not None and not node.sweeper._target_.endswith(".BasicSweeper"):
+        return [hydra + job for job in ends(own)]
     finite = [one for one in own if one.is_discrete_sweep() or not one.is_sweep_override()]
     return [hydra + job for job in BasicSweeper.split_arguments(finite, None)[0]]
 

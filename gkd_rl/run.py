@@ -1,7 +1,8 @@
 """Entry point: `python -m gkd_rl.run experiment=xsum_rl alpha=0.5`, or `gkd-rl` once installed.
 
 Composes the configuration with Hydra, refuses what is wrong before torch is imported or a folder is made, and hands the
-rest to `pipeline.py`. One run returns one number, so that Hydra's sweepers can maximise it.
+rest to `pipeline.py`. A run returns what `sweep.objectives` names, for Hydra's sweepers to search for. A run that fails
+does not end its sweep (`sweep_run.py`, `sweep_folder.py`).
 
 Of several processes (`accelerate launch`) the main one checks the command line while the others wait for it. Those
 write to a folder that goes away with them, and are silent but for their errors.
@@ -22,6 +23,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,6 +33,8 @@ from gkd_rl.errors import ConfigError, GkdRlError
 from gkd_rl.launched import is_main_process, processes
 from gkd_rl.precheck import check_command_line
 from gkd_rl.run_record import recorded
+from gkd_rl.sweep_folder import naming_failed_runs, with_former_overrides
+from gkd_rl.sweep_run import chosen, noting_failure, numbers_from_before, share_threads
 from gkd_rl.validation import validate
 
 
@@ -46,27 +50,46 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 
 @hydra.main(version_base="1.3", config_path=str(find_config_dir()), config_name="config")
-def main(settings: DictConfig) -> float:
+def main(settings: DictConfig) -> float | list[float] | None:
     """One run in its own folder.
 
     Returns:
-        The metric that a sweeper maximises.
+        What a sweeper is told; None of a run of a sweep that failed.
     """
+    hydra_settings = HydraConfig.get()
+    folder = Path(hydra_settings.runtime.output_dir)
+    if hydra_settings.mode is not RunMode.MULTIRUN:
+        return _run(settings, folder)
+    told = None
+    with noting_failure(folder):
+        share_threads(settings, hydra_settings)
+        told = _run(settings, folder)
+    return told
+
+
+def _run(settings: DictConfig, folder: Path) -> float | list[float]:
+    """Refuse what is wrong, then run, unless a sweep is resumed that has this run's numbers."""
     config = OmegaConf.to_object(settings)
     assert isinstance(config, Config)
     validate(config)
-    OmegaConf.set_readonly(settings, True)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    with _ending_together(), recorded(folder):
-        from gkd_rl.pipeline import run_experiment  # here, so that a wrong setting is refused before torch is imported
+    numbers, resumed = None, config.sweep.resume
+    if resumed is not None:
+        settings.sweep.resume = config.sweep.resume = None  # the run is the same as in a sweep that was not disturbed
+        numbers = numbers_from_before(settings, Path(resumed) / HydraConfig.get().sweep.subdir)
+    if numbers is None:
+        OmegaConf.set_readonly(settings, True)
+        with _ending_together(), recorded(folder):
+            from gkd_rl.pipeline import run_experiment  # here, so that a wrong setting is refused before torch is there
 
-        return run_experiment(config, settings, folder)
+            numbers = run_experiment(config, settings, folder)
+    return chosen(numbers, config.sweep.objectives)
 
 
 def cli() -> None:
     """Run `main`; what the user can correct ends as one message and an exit status, without a traceback.
 
-    Exit status 2: a setting was refused and nothing ran; 1: a checkpoint was, or the run itself refused something.
+    Exit status 2: a setting was refused and nothing ran; 1: a checkpoint was, the run itself refused something, or runs
+    of a sweep failed.
     HYDRA_FULL_ERROR=1 shows the traceback.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to this function
@@ -75,9 +98,10 @@ def cli() -> None:
     # OpenMP threads that spin while they wait slow a run tenfold on a machine that does anything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        sys.argv[1:] = with_former_overrides(sys.argv[1:])
         if is_main_process():
             _look_at_checkpoints(check_command_line(find_config_dir(), sys.argv[1:]))
-        with _beside_the_main_process():
+        with _beside_the_main_process(), naming_failed_runs():
             main()
     except (GkdRlError, HydraException, OmegaConfBaseException) as error:
         if WANTS_TRACEBACK:

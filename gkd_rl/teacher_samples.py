@@ -1,7 +1,8 @@
 """One completion of the teacher for every training prompt (SeqKD, f-distill): written once, kept on disk, resumable.
 
 The rows are cut into chunks, each a file. The random numbers of a chunk depend on (seed, chunk) alone, so a job that
-was killed and started again gives the samples of one that was not. Several processes take a chunk each at a time.
+was killed and started again gives the samples of one that was not. Several processes of a run take a chunk each at a
+time; of several runs, one writes while the others wait.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from gkd_rl.launched import is_main_process, processes, rank
 from gkd_rl.ranks import from_all
 from gkd_rl.rollout import Sampler
 from gkd_rl.types import Example
+from reward_models.entry_lock import entry_lock
 
 log = logging.getLogger(__name__)
 
@@ -58,18 +61,20 @@ def write_samples(
     """
     samples: list[list[int]] = []
     chunks = [examples[start : start + chunk_size] for start in range(0, len(examples), chunk_size)]
-    for first in range(0, len(chunks), processes()):
-        mine = first + rank()
-        written, fresh = None, []
-        if mine < len(chunks):
-            written = _read(folder / _name(mine), len(chunks[mine]))
-            fresh = [] if written is not None else _sample(teacher, sampler, chunks[mine], seed, mine)
-        for chunk, (old, new) in enumerate(from_all((written, fresh)), start=first):
-            if new and is_main_process():
-                write_json(folder / _name(chunk), new)
-            samples += old or new
-        if after_chunk is not None:
-            after_chunk(len(samples))
+    whole = all((folder / _name(chunk)).is_file() for chunk in range(len(chunks)))
+    with nullcontext() if whole or not is_main_process() else entry_lock(folder):
+        for first in range(0, len(chunks), processes()):
+            mine = first + rank()
+            written, fresh = None, []
+            if mine < len(chunks):
+                written = _read(folder / _name(mine), len(chunks[mine]))
+                fresh = [] if written is not None else _sample(teacher, sampler, chunks[mine], seed, mine)
+            for chunk, (old, new) in enumerate(from_all((written, fresh)), start=first):
+                if new and is_main_process():
+                    write_json(folder / _name(chunk), new)
+                samples += old or new
+            if after_chunk is not None:
+                after_chunk(len(samples))
     return samples
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from reward_models import checkpoints, classifier, matching
 from reward_models.checkpoints import Checkpoint, longest_input, save
 from reward_models.classifier import NewClassifier, TrainingSettings, train_classifier
 from reward_models.entailment import Entailment
+from reward_models.entry_lock import entry_lock
 from reward_models.rows import Row, checked
 
 log = logging.getLogger(__name__)
@@ -68,10 +68,10 @@ class TrainedEntailment:
         """The trained model's folder; trains it if there is none."""
         rows = self._rows()
         folder = self._place(rows)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                self._train(rows, folder)
+        if not folder.is_dir():
+            with entry_lock(folder):
+                if not folder.is_dir():
+                    self._train(rows, folder)
         return folder
 
     def _rows(self) -> list[Row]:

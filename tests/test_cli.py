@@ -116,9 +116,10 @@ def test_help_names_the_dials_the_choices_and_examples(tmp_path: Path) -> None:
         assert part in done.stdout
 
 
-def run_in_process(
-    arguments: list[str], folder: Path, body: str = "return config.alpha"
-) -> subprocess.CompletedProcess[str]:
+DONE = "(folder / 'eval.json').write_text('{}'); return {'objective': config.alpha}"
+
+
+def run_in_process(arguments: list[str], folder: Path, body: str = DONE) -> subprocess.CompletedProcess[str]:
     """The command line with a run that does nothing but `body`."""
     code = (
         "import sys, types\n"
@@ -141,7 +142,7 @@ def run_in_process(
 
 
 def test_a_run_has_its_own_folder_and_a_read_only_config(tmp_path: Path) -> None:
-    body = "from omegaconf import OmegaConf; assert OmegaConf.is_readonly(settings); (folder / 'here').touch()"
+    body = "from omegaconf import OmegaConf; assert OmegaConf.is_readonly(settings); (folder / 'here').touch(); " + DONE
     done = run_in_process(["experiment=xsum_rl", "alpha=0.5"], tmp_path, body)
     assert done.returncode == 0, done.stderr
     (marker,) = (tmp_path / "outputs" / "xsum_rl").glob("*/here")

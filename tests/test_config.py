@@ -30,7 +30,7 @@ COUNTS = {
     "rollout": 1,
     "scale": 3,
     "student": 7,
-    "sweep": 1,
+    "sweep": 3,
     "task": 6,
     "teacher": 11,
     "tracking": 3,
@@ -89,8 +89,8 @@ def test_every_file_is_counted() -> None:
     assert len(CHOICES) == sum(COUNTS.values())
     assert others["sft"] == 1 and others["reward_training"] == 2 and len(PAIRS) == 14
     assert (
-        len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + len(PAIRS) + 7
-    )  # config.yaml, benchmark.yaml, help, sft, accelerate, 2 of reward_training
+        len(list(CONF.rglob("*.yaml"))) == sum(COUNTS.values()) + len(PAIRS) + 12
+    )  # config.yaml, benchmark.yaml, help, sft, accelerate, 2 of reward_training, 5 of Hydra's launchers and sweepers
 
 
 def test_the_defaults_are_valid() -> None:

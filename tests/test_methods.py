@@ -299,7 +299,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         output = folder / str(len(list(folder.iterdir())))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(build, "build_reward", with_letters)
-            return config, run_experiment(config, composed, output), output
+            return config, run_experiment(config, composed, output)["objective"], output
 
     return start
 
@@ -314,7 +314,7 @@ def test_every_experiment_runs(experiment: str, run: Run) -> None:
     assert math.isfinite(objective)
     results = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     models = {"teacher", "student before", "student after", "after - before"}
-    assert results.keys() - {"signatures"} == {"settings", "notice", "cost", "memory", "data", *models}
+    assert results.keys() - {"signatures"} == {"settings", "notice", "cost", "memory", "data", "objective", *models}
     for model in models:
         for metric, estimate in results[model].items():
             for value in estimate.values():

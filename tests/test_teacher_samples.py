@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
 from gkd_rl.teacher_samples import write_samples
 from gkd_rl.types import Example, PromptBatch, Rollout
+from reward_models.entry_lock import entry_lock
 
 END = 1
 CHUNK = 4
@@ -137,6 +142,21 @@ def test_a_damaged_chunk_is_written_again(
     assert sampler.sizes == [4, 4, 2, 4]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "00001.json" in caplog.text
+
+
+def test_what_another_run_is_writing_is_waited_for_and_read(
+    write: Write, sampler: CountingSampler, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = write(tmp_path / "other run", sampler)
+    sampler.sizes.clear()
+    with ThreadPoolExecutor() as pool, caplog.at_level(logging.INFO):
+        with entry_lock(tmp_path / "shared"):
+            waiting = pool.submit(write, tmp_path / "shared", sampler)
+            while "Waiting for" not in caplog.text and not waiting.done():
+                time.sleep(0.01)
+            shutil.copytree(tmp_path / "other run", tmp_path / "shared")
+        assert waiting.result(timeout=20) == written
+    assert sampler.sizes == []
 
 
 def test_seeds_and_chunks_have_random_numbers_of_their_own(
