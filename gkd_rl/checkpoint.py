@@ -26,7 +26,8 @@ NOT_TRAINING = {
     *("loading_contradictions", "launched", "ranks", "first_look", "weight_files", "live_memory", "memory_plan"),
     *("model_memory", "peak_memory", "known_shapes", "build_plan", "checkup", "doctor", "run_record"),
     *("evaluate", "settings", "suites", "local_data", "code_eval", "harness", "mt_bench", "mt_judge", "report"),
-    *("sweep_config", "sweep_run", "sweep_folder", "sweep_check", "sweep_contradictions"),
+    *("sweep_config", "sweep_run", "sweep_folder", "sweep_check", "sweep_contradictions", "rollout_contradictions"),
+    *("prepared", "step_profile", "teacher_outputs", "tensor_shards"),
 }
 
 
