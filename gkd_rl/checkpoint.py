@@ -28,6 +28,8 @@ NOT_TRAINING = {
     *("evaluate", "settings", "suites", "local_data", "code_eval", "harness", "mt_bench", "mt_judge", "report"),
     *("sweep_config", "sweep_run", "sweep_folder", "sweep_check", "sweep_contradictions", "rollout_contradictions"),
     *("prepared", "step_profile", "teacher_outputs", "tensor_shards"),
+    *("safety_config", "snapshot", "training_state", "checkpoints", "stopping", "resumed_run", "post_mortem"),
+    "checkpoint_contradictions",
 }
 
 

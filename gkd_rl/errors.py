@@ -37,3 +37,11 @@ class EndpointError(GkdRlError):
 
 class BenchmarkError(GkdRlError):
     """A benchmark is unknown, may not run, or lacks what it runs on."""
+
+
+class DivergedError(GkdRlError):
+    """Training went on without a finite loss or gradient."""
+
+
+class CheckpointError(GkdRlError):
+    """A checkpoint of a run is damaged, or belongs to another one."""

@@ -64,6 +64,15 @@ def write_json(path: Path, data: Any) -> None:
         beside.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a file; empty where there is no file, or nothing that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class JsonLines:
     """A file that grows by whole lines, each in one write to the system: a killed process keeps every finished line."""
 
@@ -84,6 +93,15 @@ class JsonLines:
         """One line per record."""
         for record in records:
             self._file.write(json_line(record))
+
+    def size(self) -> int:
+        """Bytes of the file, all of which outlive a power cut when this returns."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def cut(self, size: int) -> None:
+        """Drop what stands after the first `size` bytes."""
+        self._file.truncate(size)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

@@ -121,10 +121,11 @@ def _prepare_model(
         model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
         if adapter is not None:
             model = attach_adapter(config, model.model)
-        trainer = build_supervised_trainer(model, settings, codec, train, accelerator)
+        trainer = build_supervised_trainer(model, settings, codec, train, accelerator, config.guard.max_skipped)
         with progress(settings.sft.steps, f"{key}: supervised", "step") as bar:
 
-            def after_step(_: int, record: StepRecord) -> None:
+            def after_step(step: int, record: StepRecord) -> None:
+                trainer.guard.stop_if_exhausted(step, f"This was the supervised stage of the {key}. ")
                 bar.set_postfix(loss=f"{record.metrics['loss']:.3f}", refresh=False)
                 bar.update()
 

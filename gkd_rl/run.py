@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -32,8 +33,10 @@ from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError, GkdRlError
 from gkd_rl.launched import is_main_process, processes
 from gkd_rl.precheck import check_command_line
+from gkd_rl.resumed_run import CHECKPOINTS, command, refuse_other_settings, refuse_to_overwrite, with_resumed_run
 from gkd_rl.run_record import recorded
-from gkd_rl.sweep_folder import naming_failed_runs, with_former_overrides
+from gkd_rl.stopping import Stopped
+from gkd_rl.sweep_folder import SweepRecord, naming_failed_runs, resuming, with_former_overrides
 from gkd_rl.sweep_run import chosen, noting_failure, numbers_from_before, share_threads
 from gkd_rl.validation import validate
 
@@ -73,12 +76,19 @@ def _run(settings: DictConfig, folder: Path) -> float | list[float]:
     assert isinstance(config, Config)
     validate(config)
     numbers, resumed = None, config.sweep.resume
+    goes_on, settings.resume = config.resume is not None, None  # what is resumed has the settings of the undisturbed
+    if goes_on and is_main_process() and Path(str(config.resume)).absolute() != folder.absolute():
+        raise ConfigError([f"resume={config.resume} stands in a file: it is typed on the command line, resume=FOLDER."])
     if resumed is not None:
-        settings.sweep.resume = config.sweep.resume = None  # the run is the same as in a sweep that was not disturbed
-        numbers = numbers_from_before(settings, Path(resumed) / HydraConfig.get().sweep.subdir)
+        settings.sweep.resume = config.sweep.resume = None
+        before = Path(resumed) / HydraConfig.get().sweep.subdir
+        numbers, goes_on = numbers_from_before(settings, before), (before / CHECKPOINTS).is_dir()
     if numbers is None:
+        config.resume = str(folder) if goes_on else None
+        if is_main_process():
+            _look_at_folder(settings, folder, goes_on)
         OmegaConf.set_readonly(settings, True)
-        with _ending_together(), recorded(folder):
+        with _ending_together(), recorded(folder), _saying_how_to_go_on(folder):
             from gkd_rl.pipeline import run_experiment  # here, so that a wrong setting is refused before torch is there
 
             numbers = run_experiment(config, settings, folder)
@@ -99,16 +109,43 @@ def cli() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         sys.argv[1:] = with_former_overrides(sys.argv[1:])
+        sys.argv[1:] = with_resumed_run(find_config_dir(), sys.argv[1:])
         if is_main_process():
             _look_at_checkpoints(check_command_line(find_config_dir(), sys.argv[1:]))
         with _beside_the_main_process(), naming_failed_runs():
             main()
+    except Stopped as stopped:
+        sys.exit(128 + stopped.number)  # as a shell counts what a signal ended
+    except KeyboardInterrupt:  # before the run began, or after its end
+        sys.exit(128 + signal.SIGINT)
     except (GkdRlError, HydraException, OmegaConfBaseException) as error:
         if WANTS_TRACEBACK:
             raise
         sys.stderr.write(message(error))
         refused_by_the_run = isinstance(error, GkdRlError) and not isinstance(error, ConfigError)
         sys.exit(1 if refused_by_the_run else 2)
+
+
+def _look_at_folder(settings: DictConfig, folder: Path, goes_on: bool) -> None:
+    """Refuse to go on with other settings, and to start anew over checkpoints."""
+    if goes_on:
+        refuse_other_settings(settings, folder)
+    else:
+        refuse_to_overwrite(folder)
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    """A signal ends the run with the command that goes on with it."""
+    try:
+        yield
+    except Stopped as stopped:
+        if is_main_process():
+            sweep = SweepRecord.folder
+            how = command(folder) if sweep is None else resuming(sweep)
+            sys.stderr.write(f"\n{stopped}. To go on: {how}\n")
+            sys.stderr.flush()
+        raise
 
 
 @contextmanager

@@ -193,6 +193,15 @@ class Tracker:
         if self._run is not None:
             self._table += records[: MAX_TABLE_ROWS - len(self._table)]
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the two files, by name; they outlive a power cut when this returns."""
+        return {"metrics.jsonl": self._metrics.size(), "samples.jsonl": self._samples.size()}
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Go back to earlier `sizes()`: the run goes on from there."""
+        self._metrics.cut(sizes["metrics.jsonl"])
+        self._samples.cut(sizes["samples.jsonl"])
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Nested final numbers as W&B's summary, with keys joined by "/"; they have their own file, so no line here."""
         flat = {key: plain(value) for key, value in flatten(values).items()}

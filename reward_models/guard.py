@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import threading
@@ -63,13 +64,21 @@ class GuardedReward:
         """
         if self.guard.cache_size == 0:
             return self._in_batches(rows)
-        keys = [repr((prompt, text, sorted(columns.items()))) for prompt, text, columns in rows]
+        keys = [_key(row) for row in rows]
         values: dict[str, float | None] = {key: self._kept[key] for key in keys if key in self._kept}
         fresh = list({key: row for key, row in zip(keys, rows, strict=True) if key not in values}.items())
         scores = self._in_batches([row for _, row in fresh])
         values |= {key: score for (key, _), score in zip(fresh, scores, strict=True)}
         self._keep(keys, values)
         return [values[key] for key in keys]
+
+    def kept(self) -> dict[str, float]:
+        """Rewards that are kept, by the hash of their text, the oldest first."""
+        return dict(self._kept)
+
+    def keep(self, rewards: Mapping[str, float]) -> None:
+        """Keep those of an earlier `kept()` and no others."""
+        self._kept = OrderedDict(rewards)
 
     def _keep(self, keys: Sequence[str], values: Mapping[str, float | None]) -> None:
         """The latest `cache_size` rewards; failures are tried again."""
@@ -129,6 +138,12 @@ class GuardedReward:
         if len(values) != len(rows):
             raise ValueError(f"it returned {len(values)} numbers for {len(rows)} completions")
         return values
+
+
+def _key(row: Row) -> str:
+    """A short name of a text and its columns."""
+    prompt, text, columns = row
+    return hashlib.sha256(repr((prompt, text, sorted(columns.items()))).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _reason(error: Exception) -> str:
