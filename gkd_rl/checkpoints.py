@@ -181,9 +181,9 @@ class Checkpoints:
         other = [name for name in self.models if self.models[name] != facts["models"].get(name)]
         if other:
             raise CheckpointError(
-                f"resume={self.run_folder}: the {' and the '.join(other)} before training is not what the run began with: "
-                "its checkpoint, the data, or the code of the supervised stage has changed. Bring that back, or start "
-                "a new run."
+                f"resume={self.run_folder}: the {' and the '.join(other)} before training is not what the run began "
+                "with: its checkpoint, the data, or the code of the supervised stage has changed. Bring that back, or "
+                "start a new run."
             )
         if facts["processes"] != processes():
             raise CheckpointError(

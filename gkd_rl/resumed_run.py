@@ -1,6 +1,7 @@
 """`resume=FOLDER` and `resume=auto`: the command line of a run that was stopped, and the folder that it goes on in.
 
-FOLDER needs nothing else: Hydra kept what the run was started with in `.hydra/`. `auto` is for a command that is
+FOLDER needs nothing else: `command.json` there is what the run was started with, whole from its first second (Hydra's
+own files are written anew by every start, and a kill can halve them). `auto` is for a command that is
 started again by a machine: it goes on with the last unfinished run of the same settings, or starts a new one. Nothing
 here imports torch.
 """
@@ -9,20 +10,21 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from gkd_rl.errors import ConfigError
-from gkd_rl.json_files import read_json
+from gkd_rl.json_files import read_json, write_json
 from gkd_rl.run_record import RECORD, is_alive
 from gkd_rl.sweep_run import PLACE, RESULT, different_settings
 
 log = logging.getLogger(__name__)
 RESUME, AUTO = "resume=", "auto"
 CHECKPOINTS = "checkpoints"
+COMMAND = "command.json"
 SETTINGS = "config.yaml"
 NOT_KEPT = ("hydra.run.", "hydra.sweep", "hydra/sweeper", "hydra/launcher", "hydra.launcher", "hydra.mode")
 
@@ -64,6 +66,18 @@ def with_resumed_run(config_dir: Path, arguments: list[str]) -> list[str]:
     return [*former, *_kept(folder, "hydra"), *rest, _run_dir(folder)]
 
 
+def keep_command(folder: Path, task: Iterable[str], hydra: Iterable[str]) -> None:
+    """Write down what a run is started with, unless that is there.
+
+    Args:
+        folder: of the run.
+        task: its overrides.
+        hydra: those of Hydra's own settings.
+    """
+    if not (folder / COMMAND).is_file():
+        write_json(folder / COMMAND, {"task": list(task), "hydra": list(hydra)})
+
+
 def refuse_other_settings(settings: DictConfig, folder: Path) -> None:
     """A run goes on with the settings that it began with.
 
@@ -95,8 +109,10 @@ def refuse_to_overwrite(folder: Path) -> None:
 
 def _refuse(folder: Path, asked: str) -> None:
     """Folders of no run, of a finished one, and of one that goes on."""
-    if not (folder / ".hydra" / "overrides.yaml").is_file():
-        raise ConfigError([f"{asked}: that is no run's folder: resume takes outputs/NAME/TIME, or auto."])
+    if not (folder / COMMAND).is_file():
+        raise ConfigError(
+            [f"{asked}: there is no {COMMAND} in it: resume takes a run's folder, outputs/NAME/TIME, or auto."]
+        )
     if (folder / RESULT).is_file():
         raise ConfigError([f"{asked}: that run is finished, its results are in {folder / RESULT}. Start a new one."])
     if _goes_on(folder):
@@ -110,8 +126,7 @@ def _goes_on(folder: Path) -> bool:
 
 def _kept(folder: Path, kind: str) -> list[str]:
     """Overrides that a run was started with, without those that a single resumed run has of its own."""
-    node = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
-    texts = [str(text) for text in node["hydra"]["overrides"][kind]]
+    texts: list[str] = read_json(folder / COMMAND)[kind]
     return [text for text in texts if not text.startswith((RESUME, "sweep=", "sweep.resume=", *NOT_KEPT))]
 
 

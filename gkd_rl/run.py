@@ -33,7 +33,14 @@ from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError, GkdRlError
 from gkd_rl.launched import is_main_process, processes
 from gkd_rl.precheck import check_command_line
-from gkd_rl.resumed_run import CHECKPOINTS, command, refuse_other_settings, refuse_to_overwrite, with_resumed_run
+from gkd_rl.resumed_run import (
+    CHECKPOINTS,
+    command,
+    keep_command,
+    refuse_other_settings,
+    refuse_to_overwrite,
+    with_resumed_run,
+)
 from gkd_rl.run_record import recorded
 from gkd_rl.stopping import Stopped
 from gkd_rl.sweep_folder import SweepRecord, naming_failed_runs, resuming, with_former_overrides
@@ -127,11 +134,13 @@ def cli() -> None:
 
 
 def _look_at_folder(settings: DictConfig, folder: Path, goes_on: bool) -> None:
-    """Refuse to go on with other settings, and to start anew over checkpoints."""
+    """Refuse to go on with other settings, and to start anew over checkpoints; note how a new run was started."""
     if goes_on:
         refuse_other_settings(settings, folder)
     else:
         refuse_to_overwrite(folder)
+        overrides = HydraConfig.get().overrides
+        keep_command(folder, overrides.task, overrides.hydra)
 
 
 @contextmanager
