@@ -27,14 +27,10 @@ STEPS, EVERY = 24, 3
 SMALL = (
     *("task.train_size=200", "task.test_size=8", "student.sft.steps=3", "teacher.sft.steps=3"),
     *("student.sft.batch_size=8", "teacher.sft.batch_size=8", "tracking=none", "trainer.log_every=2"),
-    *(
-        "trainer.prompts_per_step=4",
-        "rollout.per_prompt=2",
-        "task.max_completion_tokens=16",
-        "trainer.diagnose_every=4",
-    ),
+    *("trainer.prompts_per_step=4", "rollout.per_prompt=2", "trainer.diagnose_every=4", "trainer.warmup_steps=2"),
     *("evaluation.rollout_prompts=8", "evaluation.self_bleu_prompts=2", "evaluation.bootstrap_samples=100"),
-    *("scale.threads=1", f"trainer.steps={STEPS}", f"trainer.checkpoint_every={EVERY}", "trainer.warmup_steps=2"),
+    *("task.max_completion_tokens=16", "scale.threads=1"),
+    *(f"trainer.steps={STEPS}", f"trainer.checkpoint_every={EVERY}"),
 )
 NEWS, WORDS = ("experiment=xsum_rl", "reward=faithfulness"), ("experiment=gsm8k_rl",)
 PPO = ("policy_gradient=ppo", "policy_gradient.epochs=2", "policy_gradient.value.hidden_size=16")
@@ -175,8 +171,8 @@ def lines_of(outcomes: list[Outcome]) -> Iterator[str]:
     widest = max(map(len, CASES))
     for number, one in enumerate(outcomes):
         verdict = "the same" if not one.differences else f"NOT the same: {', '.join(sorted(one.differences))}"
-        kills = "; ".join(one.kills)
-        yield f"{number:3d}  {one.case:{widest}s}  {one.seconds:5.0f} s  {one.lost:2d} steps again  {verdict}  killed {kills}"
+        facts = f"{one.seconds:5.0f} s  {one.lost:2d} steps again  {verdict}"
+        yield f"{number:3d}  {one.case:{widest}s}  {facts}  killed {'; '.join(one.kills)}"
 
 
 def main() -> None:

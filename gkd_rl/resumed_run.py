@@ -67,15 +67,14 @@ def with_resumed_run(config_dir: Path, arguments: list[str]) -> list[str]:
 
 
 def keep_command(folder: Path, task: Iterable[str], hydra: Iterable[str]) -> None:
-    """Write down what a run is started with, unless that is there.
+    """Write down what a run is started with.
 
     Args:
         folder: of the run.
         task: its overrides.
         hydra: those of Hydra's own settings.
     """
-    if not (folder / COMMAND).is_file():
-        write_json(folder / COMMAND, {"task": list(task), "hydra": list(hydra)})
+    write_json(folder / COMMAND, {"task": list(task), "hydra": list(hydra)})
 
 
 def refuse_other_settings(settings: DictConfig, folder: Path) -> None:
@@ -113,10 +112,16 @@ def _refuse(folder: Path, asked: str) -> None:
         raise ConfigError(
             [f"{asked}: there is no {COMMAND} in it: resume takes a run's folder, outputs/NAME/TIME, or auto."]
         )
-    if (folder / RESULT).is_file():
+    if _is_finished(folder):
         raise ConfigError([f"{asked}: that run is finished, its results are in {folder / RESULT}. Start a new one."])
     if _goes_on(folder):
         raise ConfigError([f"{asked}: that run still goes on ({folder / RECORD}). Wait for its end, or stop it."])
+
+
+def _is_finished(folder: Path) -> bool:
+    """It has results, and they are not of an earlier run in the same folder."""
+    result, record = folder / RESULT, read_json(folder / RECORD)
+    return result.is_file() and (record.get("status") == "finished" or result.stat().st_mtime >= record["started"])
 
 
 def _goes_on(folder: Path) -> bool:
@@ -152,7 +157,7 @@ def _last_unfinished(config_dir: Path, arguments: list[str]) -> Path | None:
     typed = any(text.startswith("hydra.run.dir=") for text in overrides)
     there = [own] if typed else sorted(own.parent.glob("*"), reverse=True)  # names are times
     for folder in there:
-        unfinished = (folder / CHECKPOINTS).is_dir() and not (folder / RESULT).is_file()
+        unfinished = (folder / CHECKPOINTS).is_dir() and not _is_finished(folder)
         if unfinished and not _goes_on(folder) and not _others(composed, folder):
             return folder
     return None

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: skipped, counted, warned of, and the run stopped when it goes on; a sound run has no warning."""
+"""Numbers that go wrong: skipped, counted, warned of, and in the end the run stops; a sound run has no warning."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from gkd_rl.cost import CostTotals
 from gkd_rl.errors import CheckpointError
 from gkd_rl.evaluation import Evaluation
 from gkd_rl.pipeline import _train
+from gkd_rl.snapshot import Snapshot, read_snapshot, write_snapshot
 from gkd_rl.stopping import Stopped, StopRequest
 from gkd_rl.tracking import Listing, Tracker
 from gkd_rl.trainer import StepRecord, Trainer
 from gkd_rl.training_state import trained
 
-STEPS = 6
+STEPS = 5
 PPO = ("policy_gradient=ppo", "policy_gradient.epochs=2", "policy_gradient.value.hidden_size=4")
 # name -> kind of the student, overrides, dropout
 CASES: dict[str, tuple[str, tuple[str, ...], float]] = {
@@ -97,54 +100,78 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in trained(trainer)}
 
 
-def assert_same(one: Checkpoints, other: Checkpoints) -> None:
-    """Numbers of every step, samples, cost and weights."""
-    assert untimed(one.run_folder) == untimed(other.run_folder)
-    samples = [(kept.run_folder / "samples.jsonl").read_bytes() for kept in (one, other)]
-    assert samples[0] == samples[1] and samples[0]
-    costs = [{k: v for k, v in kept.cost.totals.items() if not k.startswith("time/")} for kept in (one, other)]
-    assert costs[0] == costs[1] and costs[0]
-    left, right = weights(one.trainer), weights(other.trainer)
-    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+@dataclass(frozen=True)
+class Left:
+    """What a run leaves: the numbers of every step, samples, cost and weights."""
+
+    metrics: list[dict[str, Any]]
+    samples: bytes
+    cost: dict[str, float]
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def by(cls, kept: Checkpoints) -> Left:
+        cost = {name: value for name, value in kept.cost.totals.items() if not name.startswith("time/")}
+        samples = (kept.run_folder / "samples.jsonl").read_bytes()
+        return cls(untimed(kept.run_folder), samples, cost, weights(kept.trainer))
 
 
-@pytest.mark.parametrize("dies_after", [1, 5])
+WHOLE: dict[str, Left] = {}  # by case; several tests compare with the same one
+Whole = Callable[[str], Left]
+
+
+@pytest.fixture
+def whole(make: Make) -> Whole:
+    """`whole("llama")`: what a run leaves that nothing disturbs."""
+
+    def undisturbed(case: str) -> Left:
+        if case not in WHOLE:
+            kept = make(case, "whole")
+            before = weights(kept.trainer)
+            train(kept)
+            WHOLE[case] = Left.by(kept)
+            assert any(not torch.equal(before[name], value) for name, value in WHOLE[case].weights.items())
+            assert WHOLE[case].samples and WHOLE[case].cost
+        return WHOLE[case]
+
+    return undisturbed
+
+
+def assert_same(one: Left, other: Left) -> None:
+    """Bit for bit."""
+    assert (one.metrics, one.samples, one.cost) == (other.metrics, other.samples, other.cost)
+    assert one.weights.keys() == other.weights.keys()
+    assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_run_goes_on_as_if_nothing_was(case: str, dies_after: int, make: Make) -> None:
-    undisturbed = make(case, "undisturbed")
-    before = weights(undisturbed.trainer)
-    train(undisturbed)
-    assert any(not torch.equal(before[name], value) for name, value in weights(undisturbed.trainer).items())
+def test_a_killed_run_goes_on_as_if_nothing_was(case: str, make: Make, whole: Whole) -> None:
+    undisturbed = whole(case)
     with pytest.raises(Killed):
-        train(make(case), dies_after=dies_after)
-    torch.manual_seed(99)  # another process
+        train(make(case), dies_after=1)
+    with pytest.raises(Killed):
+        train(make(case), resume=True, dies_after=3)
     resumed = make(case)
-    torch.rand(dies_after)
+    torch.rand(3)  # a process that has drawn other numbers
     train(resumed, resume=True)
-    assert [line["step"] for line in untimed(resumed.run_folder)] == [1, 2, 3, 4, 5, 6]
-    assert_same(undisturbed, resumed)
+    assert [line["step"] for line in untimed(resumed.run_folder)] == [1, 2, 3, 4, 5]
+    assert_same(Left.by(resumed), undisturbed)
 
 
-def test_a_run_may_be_killed_at_every_step(make: Make) -> None:
-    undisturbed = make("t5 with LoRA and dropout", "undisturbed")
-    train(undisturbed)
-    for step in range(1, STEPS + 1):
-        with pytest.raises(Killed):
-            train(make("t5 with LoRA and dropout", every=1), resume=step > 1, dies_after=step)
-        if step > 1:  # nothing was kept of the step that died
-            assert steps_in(undisturbed.run_folder.parent / "run")[-1].name.endswith(str(step - 1))
-            with pytest.raises(Killed):
-                train(make("t5 with LoRA and dropout", every=1), resume=True, dies_after=step)
-        kept = make("t5 with LoRA and dropout", every=1)
-        if step == STEPS:
-            train(kept, resume=True)
-            assert_same(undisturbed, kept)
-        else:
-            stop = StopRequest()
-            stop.number = 15
-            _, taken = kept.begin(evaluations, ["a", "b"], True)
-            with pytest.raises(Stopped, match=f"SIGTERM: step {step} is kept"):
-                _train(config_of("trainer.log_every=2", f"trainer.steps={STEPS}"), kept, taken, stop)
+@pytest.mark.slow
+def test_a_run_may_be_stopped_after_every_step(make: Make, whole: Whole) -> None:
+    case = "t5 with LoRA and dropout"
+    undisturbed, config = whole(case), config_of("trainer.log_every=2", f"trainer.steps={STEPS}")
+    for step in range(1, STEPS):
+        stop = StopRequest()
+        stop.number = signal.SIGTERM
+        kept = make(case)
+        _, taken = kept.begin(evaluations, ["a", "b"], step > 1)
+        with pytest.raises(Stopped, match=f"SIGTERM: step {step} is kept"):
+            _train(config, kept, taken, stop)
+    resumed = make(case)
+    train(resumed, resume=True)
+    assert_same(Left.by(resumed), undisturbed)
 
 
 def test_evaluations_before_training_are_not_made_again(make: Make) -> None:
@@ -179,24 +206,33 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over(name: str, make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    undisturbed = make("llama", "undisturbed")
-    train(undisturbed)
+def test_a_damaged_folder_is_told(name: str, tmp_path: Path) -> None:
+    written = Snapshot({"a": torch.arange(3.0)}, {"b": [0.1, float("inf")]})
+    write_snapshot(tmp_path / "one", written, {"step": 1})
+    found = read_snapshot(tmp_path / "one")
+    assert found.facts == written.facts and torch.equal(found.tensors["a"], written.tensors["a"])
+    DAMAGES[name](tmp_path / "one")
+    with pytest.raises(CheckpointError, match="damaged|missing|cannot be read"):
+        read_snapshot(tmp_path / "one")
+
+
+def test_a_damaged_checkpoint_is_passed_over(make: Make, whole: Whole, caplog: pytest.LogCaptureFixture) -> None:
+    undisturbed = whole("llama")
     with pytest.raises(Killed):
         train(make(), dies_after=5)
     resumed = make()
     last = steps_in(resumed.run_folder)[-1]
     assert last.name == "step-00000004"
-    DAMAGES[name](last)
+    damage_byte(last)
     train(resumed, resume=True)
     assert "passed over step-00000004, the checkpoint before it is used" in caplog.text
-    assert "goes on after step 2" in caplog.text or "goes on" not in caplog.text  # INFO may be off
-    assert_same(undisturbed, resumed)
+    assert_same(Left.by(resumed), undisturbed)
 
 
-def test_without_any_whole_checkpoint_training_begins_again(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    undisturbed = make("llama", "undisturbed")
-    train(undisturbed)
+def test_without_any_whole_checkpoint_training_begins_again(
+    make: Make, whole: Whole, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = whole("llama")
     with pytest.raises(Killed):
         train(make(), dies_after=5)
     resumed = make()
@@ -204,7 +240,7 @@ def test_without_any_whole_checkpoint_training_begins_again(make: Make, caplog: 
         damage_byte(path)
     train(resumed, resume=True)
     assert "holds no checkpoint that can be used: training begins again" in caplog.text
-    assert_same(undisturbed, resumed)
+    assert_same(Left.by(resumed), undisturbed)
 
 
 def test_a_checkpoint_whose_lines_are_lost_is_passed_over(make: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -232,7 +268,7 @@ def test_the_last_ones_and_the_best_stay(make: Make) -> None:
     kept = make("llama", "run", "checkpoint.keep=2", "checkpoint.best=reward/mean", every=1)
     kept.begin(evaluations, ["a", "b"], False)
     for step, reward in enumerate([0.1, 0.9, float("nan"), 0.9, 0.3, 0.2], start=1):
-        kept.after_step(step, {"reward/mean": reward}, STEPS)
+        kept.after_step(step, {"reward/mean": reward}, 6)
     assert [int(path.name[5:]) for path in steps_in(kept.run_folder)] == [2, 5, 6]
     here = weights(kept.trainer)
     kept.trainer.run(1, lambda step, record: None)

@@ -53,9 +53,11 @@ def test_a_folder_is_all_that_is_typed(tmp_path: Path) -> None:
         assert resumed(*other) == other
 
 
-def test_the_command_of_the_first_start_stays(tmp_path: Path) -> None:
+def test_results_of_an_earlier_run_in_the_folder_do_not_count(tmp_path: Path) -> None:
     run = stopped_run(tmp_path / "run")
-    keep_command(run, ["alpha=0.9"], [])
+    (run / "eval.json").write_text("{}")
+    os.utime(run / "eval.json", (1, 1))
+    (run / "run.json").write_text(json.dumps(record_of(os.getpid(), 0.0) | {"started": 2.0}), encoding="utf-8")
     assert resumed(f"resume={run}")[:2] == OVERRIDES
 
 
