@@ -53,12 +53,17 @@ def json_line(record: Mapping[str, Any]) -> bytes:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON so that a reader sees the old file or the new one, never a part. NaN and inf become words."""
+    """Write indented JSON as `write_whole` does. NaN and inf become words."""
+    write_whole(path, _encode(data, indent=2))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, and who comes after a kill, sees the old one or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_bytes(_encode(data, indent=2))
+        beside.write_bytes(content)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ from gkd_rl.cost import CostTotals
 from gkd_rl.data_report import data_facts
 from gkd_rl.environment import environment_record
 from gkd_rl.evaluation import Evaluation
-from gkd_rl.json_files import write_json
+from gkd_rl.json_files import write_json, write_whole
 from gkd_rl.launched import is_main_process
 from gkd_rl.loading import model_class
 from gkd_rl.memory_plan import GIB, plan_lines
@@ -77,7 +77,7 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> di
 
     output_dir.mkdir(parents=True, exist_ok=True)
     settings = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
-    (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True), encoding="utf-8")
+    write_whole(output_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True).encode("utf-8"))
     write_json(output_dir / "environment.json", environment_record())
     tracking = config.tracking
     group = tracking.group or sweep_of(output_dir) or config.name
