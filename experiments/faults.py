@@ -36,14 +36,19 @@ NEWS, WORDS = ("experiment=xsum_rl", "reward=faithfulness"), ("experiment=gsm8k_
 PPO = ("policy_gradient=ppo", "policy_gradient.epochs=2", "policy_gradient.value.hidden_size=16")
 SWITCH = ("alpha_schedule=switch", "alpha=0.2", "alpha_schedule.start=0.9", "alpha_schedule.until=0.5")
 CASES = {
-    "T5, dropout, accumulation": (*NEWS, "student.dropout=0.1", "trainer.micro_batch_size=3"),
+    "T5, dropout, accumulation": (*NEWS, "student.architecture.dropout_rate=0.1", "trainer.micro_batch_size=3"),
     "decoder-only, accumulation": (*WORDS, "trainer.micro_batch_size=3"),
     "T5, LoRA with dropout": (*NEWS, "adapter=lora", "adapter.dropout=0.1"),
     "decoder-only, LoRA": (*WORDS, "adapter=lora"),
     "T5, PPO, two epochs, value head": (*NEWS, *PPO),
     "decoder-only, PPO, two epochs, value head, LoRA": (*WORDS, *PPO, "adapter=lora"),
     "T5, switch schedule": (*NEWS, *SWITCH),
-    "decoder-only, switch schedule, half on references": (*WORDS, *SWITCH, "lmbda=0.5", "student.dropout=0.1"),
+    "decoder-only, switch schedule, half on references": (
+        *WORDS,
+        *SWITCH,
+        "lmbda=0.5",
+        "+student.architecture.attention_dropout=0.1",
+    ),
 }
 MOMENTS = ("in a checkpoint's write", "in a step", "at any second")
 LIMIT = 900.0  # seconds of one command, after which it hangs

@@ -121,7 +121,9 @@ def _refuse(folder: Path, asked: str) -> None:
 def _is_finished(folder: Path) -> bool:
     """It has results, and they are not of an earlier run in the same folder."""
     result, record = folder / RESULT, read_json(folder / RECORD)
-    return result.is_file() and (record.get("status") == "finished" or result.stat().st_mtime >= record["started"])
+    return result.is_file() and (
+        record.get("status") == "finished" or result.stat().st_mtime >= record.get("started", 0.0)
+    )
 
 
 def _goes_on(folder: Path) -> bool:
