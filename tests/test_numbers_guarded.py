@@ -157,12 +157,12 @@ def weights(trainer: Trainer) -> list[Tensor]:
 
 def spoil(trainer: Trainer, steps: set[int], what: str) -> None:
     """Make the loss, or the student's or value head's gradient, of some steps (from 0) NaN."""
-    step, accumulate = trainer.step, trainer._accumulate
+    take, accumulate = trainer.step, trainer._accumulate
     now = [0]
 
-    def counted(number: int) -> StepRecord:
-        now[0] = number
-        return step(number)
+    def counted(step: int) -> StepRecord:
+        now[0] = step
+        return take(step)
 
     def spoilt(work: Any, keep: bool) -> tuple[Tensor, dict[str, float]]:
         first, sums = accumulate(work, keep)
