@@ -121,6 +121,7 @@ def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> 
         measured = {"teacher": models.teacher, "student before": models.student}
         return {name: evaluator.evaluate(one, name) for name, one in measured.items() if one is not None}
 
+    torch.manual_seed(own_seed(config.seed))  # of dropout; the models may come from the cache or have drawn numbers
     evaluations, taken = kept.begin(evaluate, references, config.resume is not None)
     _train(config, kept, taken, place.stop)
     evaluations["student after"] = evaluator.evaluate(models.student, "student after")
