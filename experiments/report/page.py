@@ -13,7 +13,10 @@ import json
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("data.js", "numbers.js", "draw.js", "points.js", "lines.js", "cells.js", "figures.js", "texts.js", "main.js")
+SCRIPTS = (
+    *("data.js", "numbers.js", "draw.js", "points.js", "lines.js", "cells.js"),
+    *("figures.js", "table.js", "texts.js", "main.js"),
+)
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
