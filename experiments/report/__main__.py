@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         runs = find_runs(options.folders)
         if not runs:
-            raise GkdRlError(f"no run in or below {', '.join(map(str, options.folders))}: name folders that runs wrote.")
+            raise GkdRlError(
+                f"no run in or below {', '.join(map(str, options.folders))}: name folders that runs wrote."
+            )
         data = payload(runs, options.rows)
     except GkdRlError as error:
         raise SystemExit(str(error)) from error

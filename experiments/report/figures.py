@@ -115,7 +115,8 @@ FIGURES = (
         "Diversity against quality",
         "By divergence and sampling temperature, as in Figure 4 of the paper; a Self-BLEU of 100 says that all samples "
         "of a prompt are the same.",
-        "runs with evaluation.self_bleu_prompts > 0, e.g. divergence=forward_kl,jsd evaluation.self_bleu_temperature=0.3,1",
+        "runs with evaluation.self_bleu_prompts > 0, e.g. divergence=forward_kl,jsd "
+        "evaluation.self_bleu_temperature=0.3,1",
         x=("self_bleu",),
         y=SAMPLED_QUALITY,
         drop=("evaluation.self_bleu_temperature", "rollout.temperature"),
@@ -137,7 +138,7 @@ FIGURES = (
         "profile",
         "Divergence by position",
         "Of the student after training, by the token's place in the completion.",
-        "a list NAME_by_position in the run's eval.json; evaluations of this revision may not write one",
+        "a list NAME_by_position in the run's eval.json, which no setting of this revision writes",
         controls=False,
     ),
     Figure(

@@ -21,8 +21,8 @@ NAMES = {
     "forward_kl": "forward KL to the teacher",
     "kl_to_teacher": "KL to the teacher",
     "kl_to_initial": "KL to the student before",
-    "gradient/divergence_share": "divergence's share of the gradient",
-    "gradient/cosine": "cosine of the two gradients",
+    "gradient/divergence_share": "divergence's share of the gradient, 0 to 1",
+    "gradient/cosine": "cosine of the two gradients, −1 to 1",
     "gradient/divergence_norm": "gradient norm of the divergence",
     "gradient/reward_norm": "gradient norm of the reward",
     "alpha_effective": "alpha in effect",
@@ -43,7 +43,6 @@ UNITS = {
     "padding_share": "share",
     "clipped_share": "share",
     "student_data": "share",
-    "gradient/divergence_share": "share",
     "entropy": "nats per token",
 }
 UNIT_OF_PREFIX = {"time/": "seconds", "flops/": "FLOPs", "tokens/": "tokens"}

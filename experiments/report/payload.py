@@ -10,6 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,13 @@ def payload(runs: Sequence[RunFolder], rows: int) -> dict[str, Any]:
     for place, task in enumerate(tasks):
         members = [i for i, (run, _) in enumerate(known) if task_of(run) == task]
         task_runs = grouped([known[i][0] for i in members])
-        lines = {figure.key: _lines_of(task_runs, figure.drop) for figure in FIGURES if figure.drop}
+        words = worded([run.group for run in task_runs], task_runs)
+        task_runs = [replace(run, group=word) for run, word in zip(task_runs, words, strict=True)]
+        lines = {figure.key: worded(_lines_of(task_runs, figure.drop), task_runs) for figure in FIGURES if figure.drop}
         for at, (run, i) in enumerate(zip(task_runs, members, strict=True)):
             about = {"name": known[i][1], "task": place, "lines": {key: found[at] for key, found in lines.items()}}
             frame = frames[i]
-            entries.append(
-                {**about, **_entry(run), "curves": _NO_CURVES if frame is None else encoded(frame, points)}
-            )
+            entries.append({**about, **_entry(run), "curves": _NO_CURVES if frame is None else encoded(frame, points)})
         shift = len(entries) - len(members)
         sections.append(_section(task, task_runs, texts, rows, shift))
     used = {key for run in entries for model in run["values"].values() for key in model}
@@ -101,6 +102,24 @@ def _lines_of(runs: Sequence[RunFolder], drop: tuple[str, ...]) -> list[str]:
         for run in runs
     ]
     return labels(kept, keys)
+
+
+def worded(labels_of_runs: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
+    """Labels as a caption has them: `gkd alpha=1 divergence.beta=0.1 divergence=jsd` becomes `gkd, α = 1, JSD(0.1)`.
+
+    They stay as they are where two would become one.
+    """
+    signs = {"alpha": "α", "lmbda": "λ"}
+    found = []
+    for label, run in zip(labels_of_runs, runs, strict=True):
+        words: dict[str, None] = {}
+        for word in label.split(" "):
+            key, equals, value = word.partition("=")
+            about_divergence = key in ("divergence", "divergence.beta", "divergence.skew")
+            text = short_settings(run)["divergence"] if about_divergence else f"{signs.get(key, key)} = {value}"
+            words[text if equals else word] = None
+        found.append(", ".join(words))
+    return found if len(set(found)) == len(set(labels_of_runs)) else list(labels_of_runs)
 
 
 def _entry(run: RunFolder) -> dict[str, Any]:

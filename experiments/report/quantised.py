@@ -60,7 +60,7 @@ def packed(values: np.ndarray, points: int) -> list[Any]:
     """[lowest, highest, base64 of little-endian 16-bit levels]; without levels where all values are one."""
     kept = bucketed(values, points)
     low, high = float(kept.min()), float(kept.max())
-    if low == high:
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # a mean of equal values is off by its rounding
         return [low, high, ""]
     levels = ((kept - low) / (high - low) * LEVELS).round().astype("<u2")
     return [low, high, base64.b64encode(levels.tobytes()).decode("ascii")]

@@ -25,8 +25,7 @@ def frame_of(run: RunFolder) -> pd.DataFrame | None:
         if sample.get("source", "student") == "student":
             rate = copy_rate(str(sample.get("completion", "")), str(sample.get("prompt", "")))
             copied.setdefault(int(sample["step"]), []).append(rate)
-    means = {step: float(np.mean(rates)) for step, rates in copied.items()}
-    frame["copied_bigrams"] = frame["step"].map(means)
+    frame["copied_bigrams"] = [float(np.mean(copied[step])) if step in copied else np.nan for step in frame["step"]]
     return frame.dropna(axis="columns", how="all")
 
 
@@ -53,5 +52,3 @@ def encoded(frame: pd.DataFrame, points: int) -> dict[str, Any]:
             found["grids"].append(grid(steps[finite], points))
         found["metrics"][str(name)] = [grids[key], *packed(values[finite], points)]
     return found
-
-

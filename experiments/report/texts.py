@@ -1,6 +1,6 @@
 """The texts of the sample browser: the same prompt beside what every run made of it, each text once.
 
-Texts are data of strangers: control characters are made visible, long ones are cut and say so, and nothing here is HTML.
+Texts are data of strangers: control characters are made visible, long ones are cut and say so, nothing is HTML.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from gkd_rl.embedded.news import generate
 
 LONGEST = 1200  # characters of a text that are kept
 STEPS = 8  # log steps of a run whose samples are kept
-AFTER = "student after"
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
@@ -98,7 +97,8 @@ def training_rows(runs: Sequence[RunFolder], texts: Texts) -> list[dict[str, Any
             if (step, prompt) not in rows:
                 reference = texts.place(sample.get("reference", ""), article)
                 rows[step, prompt] = {"step": step, "prompt": texts.place(prompt), "reference": reference, "cells": {}}
-            cell = {str(sample.get("source", AFTER)): texts.place(sample.get("completion", ""), article)}
+            written = texts.place(sample.get("completion", ""), article)
+            cell: dict[str, Any] = {str(sample.get("source", "student")): written}
             if isinstance(sample.get("reward"), (int, float)):
                 cell["reward"] = float(f"{sample['reward']:.4g}")
             rows[step, prompt]["cells"][str(place)] = cell

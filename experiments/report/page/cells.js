@@ -4,13 +4,15 @@
 function heatSlices(figure, runs) {
   const slices = new Map();
   for (const run of finished(runs)) {
+    if (run.settings.divergence === "cross entropy") continue;
     const label = run.lines[figure.key];
     if (!slices.has(label)) slices.set(label, []);
     slices.get(label).push(run);
   }
-  const sides = (found) => ["lmbda", "divergence"].map((key) => new Set(found.map((run) => String(run.settings[key]))).size);
-  return [...slices].map(([label, found]) => ({ label, runs: found, sides: sides(found) }))
-    .filter((slice) => Math.min(...slice.sides) >= figure.least)
+  const count = (found, ...keys) => new Set(found.map((run) => keys.map((key) => run.settings[key]).join(" "))).size;
+  const sides = (found) => [count(found, "lmbda"), count(found, "divergence")];
+  return [...slices].map(([label, found]) => ({ label, runs: found, sides: sides(found), cells: count(found, "lmbda", "divergence") }))
+    .filter((slice) => Math.min(...slice.sides) >= figure.least && slice.cells > Math.max(...slice.sides))
     .sort((a, b) => b.runs.length - a.runs.length);
 }
 
@@ -47,7 +49,7 @@ function heatPlot(figure, slice, key, width) {
       const area = svg("rect", { class: cell ? "cell" : "cell none", x: x + 1, y: y + 1, width: side - 2, height: tall - 2 });
       if (cell) area.style.setProperty("--share", `${(share * 100).toFixed(1)}%`);
       root.append(area, svg("text", { class: share > 0.5 ? "value high" : "value", x: x + side / 2, y: y + tall / 2 + 4, "text-anchor": "middle" }, cell ? shown(cell.mean) : "–"));
-      if (cell) points.push({ x: x + side / 2, y: y + tall / 2, box: [x, x + side, y, y + tall], set: null, lines: [`${name}, λ = ${lmbda}`, `${labelOf(key)}: ${estimateText(cell)}`] });
+      if (cell) points.push({ x: x + side / 2, y: y + tall / 2, box: [x, x + side, y, y + tall], set: null, lines: () => [`${name}, λ = ${lmbda}`, `${labelOf(key)}: ${estimateText(cell)}`] });
     });
   });
   root.append(words);
@@ -73,25 +75,26 @@ function costBars(figure, runs, choice, width) {
   if (!keys.length || !(high > 0)) return null;
   const used = keys.filter((_, k) => bars.some((bar) => bar.parts[k] > high * 0.002));
   const longest = Math.max(...groups.map((group) => group.label.length));
-  const narrow = width < 560, left = narrow ? 8 : Math.min(230, longest * 6.6 + 14), tall = narrow ? 40 : 26;
-  const height = 30 + tall * groups.length + 40;
+  const narrow = width < 560, left = narrow ? 8 : Math.min(230, longest * 6.6 + 14), tall = narrow ? 44 : 26;
+  const height = 10 + tall * groups.length + 40;
   const px = (value) => left + (value / high) * (width - left - 66);
   const root = svg("svg", { class: "plot", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": `${figure.title}. Arrow keys read its bars.` });
   const words = svg("g", { class: "ticks" }), grid = svg("g", { class: "grid" }), points = [];
-  for (const value of ticks(0, high, Math.max(2, (width - left) / 110))) {
-    grid.append(svg("line", { x1: px(value), x2: px(value), y1: 24, y2: height - 36 }));
-    words.append(svg("text", { x: px(value), y: height - 22, "text-anchor": "middle" }, shown(value)));
+  const places = ticks(0, high, Math.max(2, (width - left) / 110));
+  for (const value of places) {
+    grid.append(svg("line", { x1: px(value), x2: px(value), y1: 4, y2: height - 36 }));
+    words.append(svg("text", { x: px(value), y: height - 22, "text-anchor": "middle" }, tickText(value, places[1] ?? 1)));
   }
   root.append(grid, words, svg("text", { class: "axis", x: (left + width - 66) / 2, y: height - 4, "text-anchor": "middle" }, COSTS[choice.cost]));
   bars.forEach(({ group, parts }, i) => {
-    const y = 26 + tall * i + (narrow ? 16 : 4);
-    words.append(svg("text", narrow ? { x: left, y: y - 4 } : { x: left - 8, y: y + 13, "text-anchor": "end" }, cut(group.label, narrow ? width / 6.6 : 34)));
+    const y = 4 + tall * i + (narrow ? 18 : 4);
+    words.append(svg("text", narrow ? { x: left, y: y - 5 } : { x: left - 8, y: y + 13, "text-anchor": "end" }, cut(group.label, narrow ? width / 6.6 : 34)));
     let from = 0;
     keys.forEach((key, k) => {
       if (!parts[k]) return;
       const box = [px(from), px(from + parts[k]), y, y + 18], at = used.indexOf(key);
       root.append(svg("g", { class: colourClass(at < 0 ? COLOURS - 1 : at), "data-set": key.slice(prefix.length) }, svg("rect", { class: "area", x: box[0], y, width: Math.max(0.5, box[1] - box[0]), height: 18 })));
-      points.push({ x: (box[0] + box[1]) / 2, y: y + 9, box, set: key.slice(prefix.length), lines: [group.label, `${key.slice(prefix.length).replace(/_/g, " ")}: ${shown(parts[k])} ${COSTS[choice.cost]}`, `${shown((100 * parts[k]) / totals[i])}% of ${shown(totals[i])}`] });
+      points.push({ x: (box[0] + box[1]) / 2, y: y + 9, box, set: key.slice(prefix.length), lines: () => [group.label, `${key.slice(prefix.length).replace(/_/g, " ")}: ${shown(parts[k])} ${COSTS[choice.cost]}`, `${shown((100 * parts[k]) / totals[i])}% of ${shown(totals[i])}`] });
       from += parts[k];
     });
     words.append(svg("text", { x: px(totals[i]) + 6, y: y + 13 }, shown(totals[i])));

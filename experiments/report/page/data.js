@@ -102,8 +102,8 @@ function decode(run, key) {
   const [low, high, text] = packed.slice(1);
   const values = new Float64Array(rows * count).fill(low);
   if (text) {
-    const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-    for (let i = 0; i < values.length; i++) values[i] = low + ((bytes[2 * i] + 256 * bytes[2 * i + 1]) / LEVELS) * (high - low);
+    const bytes = atob(text), step = (high - low) / LEVELS;
+    for (let i = 0; i < values.length; i++) values[i] = low + (bytes.charCodeAt(2 * i) + 256 * bytes.charCodeAt(2 * i + 1)) * step;
   }
   const part = (row) => values.subarray(row * count, (row + 1) * count);
   return { steps, whole: grid.whole, mean: part(0), low: part(rows === 3 ? 1 : 0), high: part(rows === 3 ? 2 : 0) };

@@ -28,9 +28,14 @@ function colourClass(place) { return `c${place % COLOURS}`; }
 /** Lines of the second eight groups are dashed, of the third dotted. */
 function dashOf(place) { return [null, "6 3", "2 3", "8 3 2 3"][Math.floor(place / COLOURS) % 4]; }
 
-/** Round places for ticks, about `count` of them. */
+/** Round places for ticks, about `count` of them and three at least. */
 function ticks(low, high, count) {
-  const raw = (high - low) / Math.max(count, 1);
+  const found = roundPlaces(low, high, Math.max(count, 1));
+  return found.length >= 3 || count > 12 ? found : ticks(low, high, count * 1.5);
+}
+
+function roundPlaces(low, high, count) {
+  const raw = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = power * [1, 2, 2.5, 5, 10].find((one) => one * power >= raw * 0.999);
   const found = [];
@@ -43,7 +48,7 @@ function tickText(value, step) {
   if (Math.abs(value) >= 1e6) return shown(value);
   const digits = Math.max(0, Math.min(6, Math.ceil(-Math.log10(step) - 1e-9)));
   const finer = Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6 ? 1 : 0;
-  return value.toLocaleString("en-US", { minimumFractionDigits: digits + finer, maximumFractionDigits: digits + finer }).replace("-", "−");
+  return grouped(value.toFixed(digits + finer));
 }
 
 /** The range of the values with a margin. */
@@ -55,7 +60,8 @@ function range(values, margin = 0.06) {
     if (value > high) high = value;
   }
   if (low > high) return [0, 1];
-  const gap = high - low || Math.abs(high) * 0.2 || 1;
+  const even = high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high));
+  const gap = even ? Math.abs(high) * 0.2 || 1 : high - low;
   return [low - gap * margin, high + gap * margin];
 }
 
@@ -88,7 +94,7 @@ function axes({ width, height, x, y, name, zero = false }) {
   const frame = svg("g", { class: "frame" },
     svg("line", { x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
     zero && y.low < 0 && y.high > 0 ? svg("line", { class: "zero", x1: box.left, x2: box.right, y1: py(0), y2: py(0) }) : null,
-    svg("text", { class: "axis", x: 2, y: 12 }, cut(y.label, (width - 8) / 6.4)),
+    svg("text", { class: "axis up", x: 2, y: 12 }, cut(y.label, (width - 8) / 6.4)),
     svg("text", { class: "axis", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, cut(x.label, (box.right - box.left) / 6.2)));
   const layer = svg("g");
   root.append(grid, words, frame, layer);
@@ -155,7 +161,7 @@ const tip = html("div", { id: "tip", role: "status", "aria-live": "polite", hidd
 document.body.append(tip);
 
 function showTip(root, point) {
-  tip.replaceChildren(...point.lines.map((line, i) => html("div", { class: i ? "" : "first" }, line)));
+  tip.replaceChildren(...point.lines().map((line, i) => html("div", { class: i ? "" : "first" }, line)));
   tip.hidden = false;
   const frame = root.getBoundingClientRect(), size = tip.getBoundingClientRect();
   const scale = frame.width / root.viewBox.baseVal.width;

@@ -3,7 +3,7 @@
 const DRAW = { scatter, curves: curvesFigure, heat, sweep, profile, lengths, bars: costBars };
 const HOW = {
   scatter: "Bars: 95% bootstrap intervals over seeds (over the held-out rows where there is one seed). Ringed points are on the Pareto front.",
-  curves: () => `Lines: means over seeds; bands: from the lowest to the highest seed (not drawn for more than 12 groups). Curves of more than ${3 * DATA.points} values are drawn from ${DATA.points} buckets that keep mean, lowest and highest value.`,
+  curves: () => `Lines: means over seeds; bands: from the lowest to the highest seed (not drawn for more than ${MOST_BANDS} groups). Curves of more than ${3 * DATA.points} values are drawn from ${DATA.points} buckets that keep mean, lowest and highest value.`,
   heat: "Numbers: means over seeds.",
   sweep: "Bars: 95% bootstrap intervals over seeds (over the held-out rows where there is one seed). Lines join runs whose other settings agree.",
   profile: "Means over seeds.",
@@ -11,6 +11,7 @@ const HOW = {
   bars: "",
 };
 const drawn = new Map();
+let pageWidth = 800; // read once for all figures: each reading makes the browser lay the page out
 
 /** The choices of a figure: what stands selected, kept while the reader changes other things. */
 function choiceOf(figure, runs) {
@@ -68,51 +69,52 @@ function controlsOf(figure, runs, choice, redraw) {
 
 function curveControls(figure, runs, choice, redraw) {
   const most = Math.max(1, Math.round(longestRun(runs) / 4));
-  const words = () => (choice.halfLife ? `half-life ${shown(choice.halfLife)} steps` : "none");
+  const words = () => (choice.halfLife ? `half-life ${choice.halfLife} steps` : "none");
   const said = html("output", {}, words());
   const slider = html("input", { type: "range", min: 0, max: most, value: Math.min(choice.halfLife, most), oninput: (event) => { choice.halfLife = Number(event.target.value); said.textContent = words(); redraw(true); } });
   const axes_ = Object.entries(AXES).filter(([axis]) => axis === "steps" || runs.some((run) => axis in run.curves.metrics));
   const found = [select("against", [["", axes_]], choice.axis, (value) => { choice.axis = value; redraw(true); }), html("label", {}, html("span", {}, "smoothing"), slider, said)];
   if (!figure.controls) return found;
   const keys = curveMetrics(runs);
-  return [...found, ...choice.panels.map((key, i) => select(`plot ${i + 1}`, metricOptions(keys), key, (value) => { choice.panels[i] = value; redraw(true); }))];
+  choice.choose = (key, i) => select(`metric of plot ${i + 1}`, [["", keys.map((one) => [one, axisLabel(one)])]], key, (value) => { choice.panels[i] = value; redraw(true); });
+  return found;
 }
 
-/** Draw a figure anew; `plotsOnly` leaves its controls as they are, so that a slider can be dragged. */
+/** Draw a figure anew, and tell whether the runs can fill it; `plotsOnly` leaves its controls as they are, so that a slider can be dragged. */
 function drawFigure(figure, plotsOnly = false) {
   const place = drawn.get(figure.key), runs = shownRuns();
   const choice = choiceOf(figure, runs);
-  const width = Math.max(280, Math.floor(place.body.clientWidth || 800));
+  const width = Math.max(280, pageWidth);
+  if (!plotsOnly) place.controls.replaceChildren(...controlsOf(figure, runs, choice, (only = false) => drawFigure(figure, only)));
   const found = runs.length ? DRAW[figure.kind](figure, runs, choice, width) : null;
   place.width = width;
-  place.shown = found !== null;
-  if (!plotsOnly) place.controls.replaceChildren(...controlsOf(figure, runs, choice, (only = false) => drawFigure(figure, only)));
   place.controls.hidden = !found;
   const how = typeof HOW[figure.kind] === "function" ? HOW[figure.kind]() : HOW[figure.kind];
   place.body.replaceChildren(...(found ? [html("div", { class: `plots${found.grid === 2 ? " two" : ""}` }, ...found.plots), found.legend ?? "", found.after ?? ""] : [html("p", { class: "lacks" }, `Not drawn: no run that the filter leaves has it. It needs ${figure.lacks}.`)]));
   place.caption.textContent = found ? `${figure.caption} ${how}`.trim() : "";
+  return found !== null;
 }
 
 /** Figures that the task's runs can fill, numbered, and the list of the others with what they need. */
 function layFigures(parent, missing) {
   parent.replaceChildren();
   drawn.clear();
+  pageWidth = parent.clientWidth;
   let number = 0;
   const absent = [];
   for (const figure of DATA.figures) {
-    const runs = taskRuns();
     const place = { choice: {}, controls: html("div", { class: "controls" }), body: html("div", { class: "body" }), caption: html("p", { class: "caption" }) };
     drawn.set(figure.key, place);
-    const can = runs.length && DRAW[figure.kind](figure, runs, choiceOf(figure, runs), 700) !== null;
-    if (!can) {
+    const count = html("span", { class: "number" }, `Figure ${number + 1}. `);
+    const title = html("h3", { id: `title-${figure.key}` }, count, figure.title);
+    const section = html("section", { class: "figure", id: `figure-${figure.key}`, "aria-labelledby": `title-${figure.key}` }, title, place.controls, place.body, place.caption);
+    parent.append(section);
+    if (drawFigure(figure)) number += 1;
+    else {
       absent.push(figure);
       drawn.delete(figure.key);
-      continue;
+      section.remove();
     }
-    number += 1;
-    const title = html("h3", { id: `title-${figure.key}` }, html("span", { class: "number" }, `Figure ${number}. `), figure.title);
-    parent.append(html("section", { class: "figure", id: `figure-${figure.key}`, "aria-labelledby": `title-${figure.key}` }, title, place.controls, place.body, place.caption));
-    drawFigure(figure);
   }
   missing.replaceChildren(...absent.map((figure) => html("li", {}, html("b", {}, figure.title), ` needs ${figure.lacks}.`)));
   missing.closest("section").hidden = !absent.length;
@@ -124,8 +126,9 @@ function redrawFigures() {
 
 /** Once the page has another width. */
 function refitFigures() {
+  pageWidth = document.getElementById("figures").clientWidth;
   for (const figure of DATA.figures) {
     const place = drawn.get(figure.key);
-    if (place && Math.abs(place.width - place.body.clientWidth) > 2) drawFigure(figure, true);
+    if (place && Math.abs(place.width - pageWidth) > 2) drawFigure(figure, true);
   }
 }

@@ -1,6 +1,7 @@
 // Plots of lines: learning curves, numbers by position, and lengths.
 
 const COMMON_PLACES = 160;
+const MOST_BANDS = 12;
 
 /** A group's curve: mean over seeds at common places of the axis, and between which values the seeds lie. */
 function groupCurve(group, key, axis, halfLife) {
@@ -31,14 +32,11 @@ function groupCurve(group, key, axis, halfLife) {
 function curvePlot(key, groups, axis, halfLife, width, height) {
   const found = groups.map((group) => ({ group, line: groupCurve(group, key, axis, halfLife) })).filter((one) => one.line);
   if (!found.length) return null;
-  let low = Infinity, high = -Infinity, right = -Infinity, left = Infinity;
-  for (const { line } of found) {
-    for (let i = 0; i < line.xs.length; i++) [low, high] = [Math.min(low, line.low[i]), Math.max(high, line.high[i])];
-    [left, right] = [Math.min(left, line.xs[0]), Math.max(right, line.xs.at(-1))];
-  }
-  const [yLow, yHigh] = range([low, high], 0.04);
+  const bands = found.length <= MOST_BANDS;
+  const left = Math.min(...found.map(({ line }) => line.xs[0])), right = Math.max(...found.map(({ line }) => line.xs.at(-1)));
+  const [yLow, yHigh] = range(found.flatMap(({ line }) => [...(bands ? line.low : line.mean), ...(bands ? line.high : [])]), 0.04);
   const plot = axes({ width, height, name: `${labelOf(key)} over training`, zero: true, x: { low: Math.min(left, right * 0.02), high: right, label: AXES[axis] }, y: { low: yLow, high: yHigh, label: axisLabel(key) } });
-  const points = [], bands = found.length <= 12;
+  const points = [];
   for (const { group, line } of found) {
     const part = svg("g", { class: colourClass(group.colour), "data-set": group.label });
     const along = [...line.xs].map((x, i) => [plot.px(x), i]);
@@ -50,20 +48,27 @@ function curvePlot(key, groups, axis, halfLife, width, height) {
     plot.layer.append(part);
     const every = Math.max(1, Math.floor(line.xs.length / 60));
     for (let i = line.xs.length - 1; i >= 0; i -= every) {
-      const spread = line.high[i] > line.low[i] ? `from ${shown(line.low[i])} to ${shown(line.high[i])}` : "";
-      const seeds = line.seeds > 1 ? `mean of ${line.seeds} seeds` : "one seed";
-      points.push({ x: plot.px(line.xs[i]), y: plot.py(line.mean[i]), set: group.label, order: points.length, lines: [group.label, `${labelOf(key)}: ${shown(line.mean[i])} (${seeds})`, spread, `${AXES[axis]}: ${shown(line.xs[i])}`].filter(Boolean) });
+      points.push({ x: plot.px(line.xs[i]), y: plot.py(line.mean[i]), set: group.label, lines: () => curveWords(group, key, axis, line, i) });
     }
   }
   tips(plot.root, points.reverse(), 60);
   return plot.root;
 }
 
+function curveWords(group, key, axis, line, i) {
+  const spread = line.high[i] > line.low[i] ? [`from ${shown(line.low[i])} to ${shown(line.high[i])}`] : [];
+  const seeds = line.seeds > 1 ? `mean of ${line.seeds} seeds` : "one seed";
+  return [group.label, `${labelOf(key)}: ${shown(line.mean[i])} (${seeds})`, ...spread, `${AXES[axis]}: ${shown(line.xs[i])}`];
+}
+
 function curvesFigure(figure, runs, choice, width) {
   const groups = groupsOf(runs);
   const columns = width >= 640 ? 2 : 1, each = (width - (columns - 1) * 24) / columns;
   const keys = choice.panels.filter(Boolean);
-  const plots = keys.map((key) => curvePlot(key, groups, choice.axis, choice.halfLife, each, Math.max(200, each * 0.52))).filter(Boolean);
+  const plots = keys.flatMap((key, i) => {
+    const root = curvePlot(key, groups, choice.axis, choice.halfLife, each, Math.max(200, each * 0.52));
+    return root ? [html("div", { class: "small" }, choice.choose?.(key, i), root)] : [];
+  });
   if (!plots.length) return null;
   const drawn = groups.filter((group) => group.runs.some((run) => keys.some((key) => key in run.curves.metrics)));
   return { plots, grid: columns, legend: legend(drawn.map((group) => ({ label: group.label, colour: group.colour, line: true }))) };
@@ -83,7 +88,7 @@ function profile(figure, runs, choice, width) {
     for (const { group, values } of lines) {
       const at = values.map((value, i) => [plot.px(i + 1), value === null ? NaN : plot.py(value)]);
       plot.layer.append(svg("g", { class: colourClass(group.colour), "data-set": group.label }, svg("path", { class: "line", "stroke-dasharray": dashOf(group.colour), d: pathOf(at) })));
-      at.forEach(([x, y], i) => { if (Number.isFinite(y)) points.push({ x, y, set: group.label, lines: [group.label, `${labelOf(key)}: ${shown(values[i])}`, `position ${i + 1}`] }); });
+      at.forEach(([x, y], i) => { if (Number.isFinite(y)) points.push({ x, y, set: group.label, lines: () => [group.label, `${labelOf(key)}: ${shown(values[i])}`, `position ${i + 1}`] }); });
     }
     tips(plot.root, points);
     return plot.root;
@@ -109,7 +114,7 @@ function lengths(figure, runs, choice, width) {
     ...groups.map((group) => ({ label: group.label, colour: group.colour, counts: summed(group.runs, AFTER), dash: dashOf(group.colour) })),
   ].filter((set) => set.counts.size);
   const lengthsThere = sets.flatMap((set) => [...set.counts.keys()]);
-  const longest = Math.max(...sets.map((set) => placeOf(set.counts, 0.999)), 1), shortest = Math.min(...lengthsThere, longest - 1);
+  const longest = Math.max(...sets.map((set) => placeOf(set.counts, 0.995)), 1), shortest = Math.min(...lengthsThere, longest - 1);
   const bin = Math.max(1, Math.ceil((longest - shortest) / 40));
   for (const set of sets) set.shares = shares(set.counts, shortest, longest, bin);
   const [, high] = range(sets.flatMap((set) => set.shares.map((one) => one[1])), 0.05);
@@ -122,7 +127,7 @@ function lengths(figure, runs, choice, width) {
     plot.layer.append(part);
     set.shares.forEach(([from, share], i) => {
       const last = i === set.shares.length - 1;
-      points.push({ x: plot.px(from + bin / 2), y: plot.py(share), set: set.label, lines: [set.label, `${shown(100 * share)}% of the rows`, last ? `${from} words or more` : bin > 1 ? `${from} to ${from + bin - 1} words` : `${from} words`] });
+      points.push({ x: plot.px(from + bin / 2), y: plot.py(share), set: set.label, lines: () => [set.label, `${shown(100 * share)}% of the rows`, last ? `${from} words or more` : bin > 1 ? `${from} to ${from + bin - 1} words` : `${from} words`] });
     });
   }
   tips(plot.root, points);

@@ -45,23 +45,27 @@ function sayCount() {
 }
 
 function reset() {
+  clearFilter();
+  changed();
+}
+
+function clearFilter() {
   state.query = "";
   state.values.clear();
   state.hidden.clear();
   document.getElementById("query").value = "";
   layFacets();
-  changed();
 }
 
 function openTask(place) {
   state.task = place;
   table.columns = null;
-  reset();
+  clearFilter();
   document.getElementById("notice").textContent = DATA.tasks[place]?.notice ?? "";
   layFigures(document.getElementById("figures"), document.getElementById("missing"));
   tableControls();
   browserControls();
-  changed();
+  [sayCount, drawTable, drawDifferences, drawBrowser].forEach((draw) => draw());
 }
 
 function layTasks() {
@@ -84,10 +88,8 @@ function start() {
   document.getElementById("summary").textContent = `${DATA.runs.length} runs of ${groups} settings` + (DATA.tasks.length > 1 ? `, ${DATA.tasks.length} tasks. Runs are compared within a task.` : `; ${DATA.tasks[0]?.label ?? ""}.`);
   layTasks();
   layProblems();
-  const opened = [layFacets, sayCount, drawTable, drawDifferences, drawBrowser];
   openTask(0);
   listeners.push(sayCount, redrawFigures, drawTable, drawDifferences, drawBrowser);
-  opened.forEach((draw) => draw());
   document.getElementById("query").addEventListener("input", debounced(() => { state.query = document.getElementById("query").value; changed(); }, 120));
   document.getElementById("reset").addEventListener("click", reset);
   document.getElementById("theme").addEventListener("click", () => setTheme((theme + 1) % THEMES.length));

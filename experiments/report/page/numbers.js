@@ -1,6 +1,7 @@
 // Numbers: words for them, intervals over seeds, smoothing, the Pareto front and its hypervolume.
 
-const RESAMPLES = 4000;
+const RESAMPLES = 2000;
+const estimates = new Map();
 
 /** Three significant digits, thousands grouped, a real minus sign. */
 function shown(value) {
@@ -10,10 +11,13 @@ function shown(value) {
   if (size >= 1e6 || (size > 0 && size < 1e-4)) {
     const power = Math.floor(Math.log10(size));
     text = `${trimmed((value / 10 ** power).toFixed(1))}×10${superscript(power)}`;
-  } else if (size >= 1000) text = Math.round(value).toLocaleString("en-US");
+  } else if (size >= 1000) return grouped(value.toFixed(0));
   else text = value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3);
   return text.replace(/^-/, "−").replace(/^−(0\.?0*)$/, "$1");
 }
+
+/** Thousands apart, with a real minus sign. */
+function grouped(text) { return text.replace(/\B(?=(\d{3})+(?!\d))(?<!\.\d*)/g, ",").replace("-", "−"); }
 
 function trimmed(text) { return text.includes(".") ? text.replace(/\.?0+$/, "") : text; }
 
@@ -56,7 +60,11 @@ function quantile(sorted, share) {
 function overSeeds(runs, model, key) {
   const found = runs.map((run) => run.values[model]?.[key]).filter(Boolean);
   if (!found.length) return null;
-  if (found.length > 1) return { ...estimate(found.map((one) => one[0])), over: "seeds" };
+  if (found.length > 1) {
+    const name = [model, key, ...runs.map((run) => run.place)].join(" ");
+    if (!estimates.has(name)) estimates.set(name, { ...estimate(found.map((one) => one[0])), over: "seeds" });
+    return estimates.get(name);
+  }
   const [value, low, high, n] = found[0];
   return { mean: value, low, high, n, over: "rows" };
 }

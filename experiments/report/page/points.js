@@ -40,14 +40,14 @@ function scatter(figure, runs, choice, width) {
     for (const one of line.found) {
       const at = [plot.px(one.x), plot.py(one.y)];
       part.append(...bars(plot, one), mark(MARKS[line.colour % MARKS.length], ...at, 5, { class: front.includes(one) ? "mark best" : "mark" }));
-      tipsOf.push({ x: at[0], y: at[1], set: line.label, lines: [one.group, `${labelOf(choice.y)}: ${estimateText(one.ey)}`, `${labelOf(choice.x)}: ${estimateText(one.ex)}`, front.includes(one) ? "on the Pareto front" : "not on the Pareto front"] });
+      tipsOf.push({ x: at[0], y: at[1], set: line.label, lines: () => [one.group, `${labelOf(choice.y)}: ${estimateText(one.ey)}`, `${labelOf(choice.x)}: ${estimateText(one.ex)}`, front.includes(one) ? "on the Pareto front" : "not on the Pareto front"] });
     }
     plot.layer.append(part);
   }
   for (const one of anchors) {
     const at = [plot.px(one.x), plot.py(one.y)];
     plot.layer.append(svg("g", { class: "anchor" }, ...bars(plot, one), mark(one.shape, ...at, 5, { class: "mark" })));
-    tipsOf.push({ x: at[0], y: at[1], set: one.name, lines: [one.name, `${labelOf(choice.y)}: ${estimateText(one.ey.n ? one.ey : { mean: 0 })}`, `${labelOf(choice.x)}: ${estimateText(one.ex.n ? one.ex : { mean: 0 })}`] });
+    tipsOf.push({ x: at[0], y: at[1], set: one.name, lines: () => [one.name, `${labelOf(choice.y)}: ${estimateText(one.ey.n ? one.ey : { mean: 0 })}`, `${labelOf(choice.x)}: ${estimateText(one.ex.n ? one.ex : { mean: 0 })}`] });
   }
   const short = figure.along === "temperature" ? "τ" : "α";
   const words = [
@@ -94,7 +94,7 @@ function placedWords(words, box) {
   const free = (area) => area[0] >= box.left && area[1] <= box.right && area[2] >= box.top - 8 && area[3] <= box.bottom && taken.every((one) => area[1] < one[0] || area[0] > one[1] || area[3] < one[2] || area[2] > one[3]);
   return words.filter((word) => word.text).flatMap((word) => {
     const size = word.text.length * 6.3;
-    const places = [[11, 4], [-11 - size, 4], [-size / 2, -12], [-size / 2, 20], [9, -9], [9, 17], [-9 - size, -9], [-9 - size, 17]];
+    const places = [[9, -9], [9, 18], [-9 - size, -9], [-9 - size, 18], [12, 4], [-12 - size, 4], [-size / 2, -13], [-size / 2, 22]];
     const found = places.map(([dx, dy]) => [word.x + dx, word.x + dx + size, word.y + dy - 11, word.y + dy + 3]).find(free);
     if (!found) return [];
     taken.push(found);
@@ -139,7 +139,7 @@ function sweep(figure, runs, choice, width) {
       const at = [plot.px(one.x), plot.py(one.e.mean)];
       if (Number.isFinite(one.e.low ?? NaN)) part.append(svg("line", { class: "bar", x1: at[0], x2: at[0], y1: plot.py(one.e.low), y2: plot.py(one.e.high) }));
       part.append(mark(MARKS[line.colour % MARKS.length], ...at, 4.5, { class: "mark" }));
-      tipsOf.push({ x: at[0], y: at[1], set: line.label, lines: [one.group, `${labelOf(choice.y)}: ${estimateText(one.e)}`] });
+      tipsOf.push({ x: at[0], y: at[1], set: line.label, lines: () => [one.group, `${labelOf(choice.y)}: ${estimateText(one.e)}`] });
     }
     plot.layer.append(part);
   }

@@ -29,7 +29,7 @@ function drawTable() {
   const heading = columns.map((column) => {
     const way = column === sorting ? (table.down ? "descending" : "ascending") : "none";
     const click = () => { table.down = column === sorting ? !table.down : Boolean(column.metric); table.sort = column.key; drawTable(); document.querySelector(`#runs th[data-key="${CSS.escape(column.key)}"] button`)?.focus(); };
-    return html("th", { scope: "col", "aria-sort": way, "data-key": column.key, class: column.metric ? "metric" : "" }, html("button", { onclick: click }, column.label, html("span", { class: "arrow", "aria-hidden": "true" }, way === "none" ? "" : table.down ? " ↓" : " ↑")));
+    return html("th", { scope: "col", "aria-sort": way, "data-key": column.key, class: column.metric ? "metric" : "" }, html("button", { onclick: click }, column.label.replaceAll("-", "\u2011"), html("span", { class: "arrow", "aria-hidden": "true" }, way === "none" ? "" : table.down ? " ↓" : " ↑")));
   });
   const body = rows.map((run) => {
     const box = html("input", { type: "checkbox", checked: left.has(run), "aria-label": `show ${run.name}`, onchange: (event) => { if (event.target.checked) state.hidden.delete(run.place); else state.hidden.add(run.place); changed(); } });
