@@ -78,7 +78,8 @@ def write_run(
     generator = np.random.default_rng(
         [settings["seed"], round(settings["alpha"] * 100), round(settings["lmbda"] * 100)]
     )
-    folder.mkdir(parents=True)
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("[]\n", encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(nested(settings)), encoding="utf-8")
     (folder / "eval.json").write_text(json.dumps(evaluation(settings, generator)), encoding="utf-8")
     (folder / "metrics.jsonl").write_text(

@@ -107,8 +107,10 @@ def _lines_of(runs: Sequence[RunFolder], drop: tuple[str, ...]) -> list[str]:
 def worded(labels_of_runs: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
     """Labels as a caption has them: `gkd alpha=1 divergence.beta=0.1 divergence=jsd` becomes `gkd, α = 1, JSD(0.1)`.
 
-    They stay as they are where two would become one.
+    They stay as they are where two would become one, or where a name has spaces of its own.
     """
+    if any("=" not in word for label in labels_of_runs for word in label.split(" ")[1:]):
+        return list(labels_of_runs)
     signs = {"alpha": "α", "lmbda": "λ"}
     found = []
     for label, run in zip(labels_of_runs, runs, strict=True):

@@ -14,6 +14,7 @@ from experiments.report.quantised import unpacked
 from experiments.report.selection import AFTER, BEFORE, TEACHER, RunEntry, finished, groups_of
 
 HALF_LIVES = 40  # of smoothing in the longest run
+MOST_BANDS = 12
 Styles = dict[str, dict[str, Any]]
 
 
@@ -27,15 +28,16 @@ def curves(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], pag
     canvas.set_size_inches(9, 2.9 * rows)
     for place, key in enumerate(keys):
         axes = canvas.add_subplot(rows, 2 if len(keys) > 1 else 1, place + 1)
-        for label, own in groups_of(runs).items():
-            _curve(axes, own, key, page["styles"][label])
+        groups = groups_of(runs)
+        for label, own in groups.items():
+            _curve(axes, own, key, page["styles"][label], band=len(groups) <= MOST_BANDS)
         axes.set_xlabel("training step")
         axes.set_title(page["label"](key))
     return True
 
 
-def _curve(axes: Axes, runs: Sequence[RunEntry], key: str, style: dict[str, Any]) -> None:
-    """One group's line and band."""
+def _curve(axes: Axes, runs: Sequence[RunEntry], key: str, style: dict[str, Any], *, band: bool) -> None:
+    """One group's line and, from its lowest to its highest seed, its band."""
     found = [(steps, values[0]) for run in runs if (pair := decoded(run, key)) for steps, values in [pair]]
     if not found:
         return
@@ -43,7 +45,7 @@ def _curve(axes: Axes, runs: Sequence[RunEntry], key: str, style: dict[str, Any]
     half_life = shortest[-1] / HALF_LIVES
     seeds = np.stack([np.interp(shortest, steps, smoothed(steps, values, half_life)) for steps, values in found])
     axes.plot(shortest, seeds.mean(0), **style)
-    if len(found) > 1:
+    if band and len(found) > 1:
         axes.fill_between(shortest, seeds.min(0), seeds.max(0), color=style["color"], alpha=0.13, lw=0)
 
 
@@ -100,7 +102,8 @@ def lengths(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], pa
         pairs = np.array([pair for run in own for pair in run["lengths"].get(model, [])])
         if pairs.size:
             counts = np.bincount(pairs[:, 0], weights=pairs[:, 1])
-            axes.step(np.arange(counts.size), counts / counts.sum(), where="mid", **{**style, "label": label})
+            words = np.arange(pairs[:, 0].min(), counts.size)
+            axes.step(words, counts[words] / counts.sum(), where="mid", **{**style, "label": label})
     axes.set_xlabel("words in the completion")
     axes.set_title("share of the held-out rows")
     return True

@@ -31,6 +31,7 @@ from experiments.report.still_lines import Styles, curves, lengths, profile
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8569b", "#c58a00", "#56b4e9", "#555b61", "#7d8a00")
 DASHES = ("-", "--", ":", "-.")
 MARKS = "os^Dv P"
+LETTER_INCHES, HANDLE_INCHES, LINE_INCHES = 0.075, 0.6, 0.19  # of the key's letters, at 9 points
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -98,7 +99,9 @@ def _add_legend(canvas: Canvas) -> None:
     names = {label: handle for handle, label in reversed(pairs)}
     if names:
         labels = list(dict.fromkeys(label for _, label in pairs))
-        columns = max(1, min(4, 100 // max(map(len, labels))))
+        width = LETTER_INCHES * max(map(len, labels)) + HANDLE_INCHES
+        columns = max(1, int(canvas.get_figwidth() / width))
+        canvas.set_figheight(canvas.get_figheight() + LINE_INCHES * -(-len(labels) // columns))
         canvas.legend([names[label] for label in labels], labels, loc="outside lower left", ncols=columns)
 
 

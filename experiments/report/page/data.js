@@ -2,16 +2,25 @@
 // The data: decoding curves, the runs that the filter leaves, and the groups and lines that they form.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const BEFORE = "student before", AFTER = "student after", CHANGE = "after - before", TEACHER = "teacher";
+const BEFORE = "student before",
+  AFTER = "student after",
+  CHANGE = "after - before",
+  TEACHER = "teacher";
 const LEVELS = 65535;
-DATA.runs.forEach((run, place) => { run.place = place; });
+DATA.runs.forEach((run, place) => {
+  run.place = place;
+});
 
 const state = { task: 0, query: "", values: new Map(), hidden: new Set() };
 const listeners = [];
 
-function changed() { listeners.forEach((redraw) => redraw()); }
+function changed() {
+  listeners.forEach((redraw) => redraw());
+}
 
-function taskRuns() { return DATA.runs.filter((run) => run.task === state.task); }
+function taskRuns() {
+  return DATA.runs.filter((run) => run.task === state.task);
+}
 
 /** What a reader can filter by: short name -> text of the run's value. */
 function facets(run) {
@@ -53,7 +62,9 @@ function shownRuns() {
   });
 }
 
-function finished(runs) { return runs.filter((run) => run.values[AFTER]); }
+function finished(runs) {
+  return runs.filter((run) => run.values[AFTER]);
+}
 
 /** Distinct labels in a fixed order: by the lowest alpha within, then by name; the place is the colour. */
 function ordered(runs, labelOf) {
@@ -63,7 +74,9 @@ function ordered(runs, labelOf) {
     const key = labelOf(run);
     alphas.set(key, Math.min(alphas.get(key) ?? Infinity, alpha));
   }
-  return [...alphas.keys()].sort((a, b) => alphas.get(a) - alphas.get(b) || a.localeCompare(b, "en", { numeric: true }));
+  return [...alphas.keys()].sort(
+    (a, b) => alphas.get(a) - alphas.get(b) || a.localeCompare(b, "en", { numeric: true }),
+  );
 }
 
 /** Groups (runs that differ in their seed alone) with their runs; colours do not change with the filter. */
@@ -77,12 +90,14 @@ function groupsOf(runs) {
 function linesOf(figure, runs) {
   const lineOf = (run) => run.lines[figure.key];
   const order = ordered(taskRuns(), lineOf);
-  return order.map((label, colour) => {
-    const own = runs.filter((run) => lineOf(run) === label);
-    const points = groupsOf(own).map((group) => ({ ...group, along: group.runs[0].settings[figure.along] ?? null }));
-    points.sort((a, b) => (a.along ?? 0) - (b.along ?? 0));
-    return { label, colour, points, initial: own.some((run) => run.settings.initial_student) };
-  }).filter((line) => line.points.length);
+  return order
+    .map((label, colour) => {
+      const own = runs.filter((run) => lineOf(run) === label);
+      const points = groupsOf(own).map((group) => ({ ...group, along: group.runs[0].settings[figure.along] ?? null }));
+      points.sort((a, b) => (a.along ?? 0) - (b.along ?? 0));
+      return { label, colour, points, initial: own.some((run) => run.settings.initial_student) };
+    })
+    .filter((line) => line.points.length);
 }
 
 const decodedCurves = new Map();
@@ -98,21 +113,26 @@ function decode(run, key) {
   const packed = run.curves.metrics[key];
   if (!packed) return null;
   const grid = run.curves.grids[packed[0]];
-  const steps = stepsOf(grid), count = steps.length, rows = grid.whole ? 1 : 3;
+  const steps = stepsOf(grid),
+    count = steps.length,
+    rows = grid.whole ? 1 : 3;
   const [low, high, text] = packed.slice(1);
   const values = new Float64Array(rows * count).fill(low);
   if (text) {
-    const bytes = atob(text), step = (high - low) / LEVELS;
-    for (let i = 0; i < values.length; i++) values[i] = low + (bytes.charCodeAt(2 * i) + 256 * bytes.charCodeAt(2 * i + 1)) * step;
+    const bytes = atob(text),
+      step = (high - low) / LEVELS;
+    for (let i = 0; i < values.length; i++)
+      values[i] = low + (bytes.charCodeAt(2 * i) + 256 * bytes.charCodeAt(2 * i + 1)) * step;
   }
   const part = (row) => values.subarray(row * count, (row + 1) * count);
   return { steps, whole: grid.whole, mean: part(0), low: part(rows === 3 ? 1 : 0), high: part(rows === 3 ? 2 : 0) };
 }
 
 function stepsOf(grid) {
-  if (!grid.at) grid.at = Array.isArray(grid.steps)
-    ? Float64Array.from(grid.steps)
-    : Float64Array.from({ length: grid.steps.count }, (_, i) => grid.steps.start + i * grid.steps.by);
+  if (!grid.at)
+    grid.at = Array.isArray(grid.steps)
+      ? Float64Array.from(grid.steps)
+      : Float64Array.from({ length: grid.steps.count }, (_, i) => grid.steps.start + i * grid.steps.by);
   return grid.at;
 }
 
@@ -139,13 +159,19 @@ const AXES = {
   seconds: "seconds of training",
 };
 
-function measure(key) { return DATA.measures[key] ?? { label: key, unit: "", better: "higher" }; }
+function measure(key) {
+  return DATA.measures[key] ?? { label: key, unit: "", better: "higher" };
+}
 
-function labelOf(key) { return measure(key).label; }
+function labelOf(key) {
+  return measure(key).label;
+}
 
 function axisLabel(key, change) {
   const { label, unit } = measure(key);
   return (change ? "change in " : "") + label + (unit ? ` (${unit})` : "");
 }
 
-function firstOf(wanted, there) { return wanted.find((key) => there.includes(key)) ?? null; }
+function firstOf(wanted, there) {
+  return wanted.find((key) => there.includes(key)) ?? null;
+}

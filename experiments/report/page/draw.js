@@ -23,10 +23,14 @@ function filled(element, attributes, children) {
   return element;
 }
 
-function colourClass(place) { return `c${place % COLOURS}`; }
+function colourClass(place) {
+  return `c${place % COLOURS}`;
+}
 
 /** Lines of the second eight groups are dashed, of the third dotted. */
-function dashOf(place) { return [null, "6 3", "2 3", "8 3 2 3"][Math.floor(place / COLOURS) % 4]; }
+function dashOf(place) {
+  return [null, "6 3", "2 3", "8 3 2 3"][Math.floor(place / COLOURS) % 4];
+}
 
 /** Round places for ticks, about `count` of them and three at least. */
 function ticks(low, high, count) {
@@ -53,7 +57,8 @@ function tickText(value, step) {
 
 /** The range of the values with a margin. */
 function range(values, margin = 0.06) {
-  let low = Infinity, high = -Infinity;
+  let low = Infinity,
+    high = -Infinity;
   for (const value of values) {
     if (value === null || value === undefined || !Number.isFinite(value)) continue;
     if (value < low) low = value;
@@ -73,29 +78,53 @@ function axes({ width, height, x, y, name, zero = false }) {
   const box = { left: 50, right: width - 14, top: 26, bottom: height - 42 };
   const across = (axis) => (axis.log ? Math.log10 : (value) => value);
   const scale = (axis, from, to) => {
-    const turn = across(axis), low = turn(axis.low), high = turn(axis.high);
+    const turn = across(axis),
+      low = turn(axis.low),
+      high = turn(axis.high);
     return (value) => from + ((turn(value) - low) / (high - low)) * (to - from);
   };
-  const px = scale(x, box.left, box.right), py = scale(y, box.bottom, box.top);
-  const root = svg("svg", { class: "plot", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": `${name}. Arrow keys read its points.` });
-  const grid = svg("g", { class: "grid" }), words = svg("g", { class: "ticks" });
+  const px = scale(x, box.left, box.right),
+    py = scale(y, box.bottom, box.top);
+  const root = svg("svg", {
+    class: "plot",
+    width,
+    height,
+    viewBox: `0 0 ${width} ${height}`,
+    role: "img",
+    tabindex: 0,
+    "aria-label": `${name}. Arrow keys read its points.`,
+  });
+  const grid = svg("g", { class: "grid" }),
+    words = svg("g", { class: "ticks" });
   const yTicks = y.at ?? ticks(y.low, y.high, Math.max(3, (box.bottom - box.top) / 48));
   for (const value of yTicks) {
     const at = py(value);
     grid.append(svg("line", { x1: box.left, x2: box.right, y1: at, y2: at }));
-    words.append(svg("text", { x: box.left - 7, y: at + 4, "text-anchor": "end" }, tickText(value, yTicks[1] - yTicks[0] || 1)));
+    words.append(
+      svg("text", { x: box.left - 7, y: at + 4, "text-anchor": "end" }, tickText(value, yTicks[1] - yTicks[0] || 1)),
+    );
   }
   const xTicks = x.at ?? ticks(x.low, x.high, Math.max(2, (box.right - box.left) / 90));
   for (const value of xTicks) {
-    const at = px(value), text = x.words?.(value) ?? tickText(value, Math.abs(xTicks[1] - xTicks[0]) || 1);
+    const at = px(value),
+      text = x.words?.(value) ?? tickText(value, Math.abs(xTicks[1] - xTicks[0]) || 1);
     grid.append(svg("line", { class: "tick", x1: at, x2: at, y1: box.bottom, y2: box.bottom + 4 }));
     words.append(svg("text", { x: at, y: box.bottom + 17, "text-anchor": "middle" }, text));
   }
-  const frame = svg("g", { class: "frame" },
+  const frame = svg(
+    "g",
+    { class: "frame" },
     svg("line", { x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
-    zero && y.low < 0 && y.high > 0 ? svg("line", { class: "zero", x1: box.left, x2: box.right, y1: py(0), y2: py(0) }) : null,
+    zero && y.low < 0 && y.high > 0
+      ? svg("line", { class: "zero", x1: box.left, x2: box.right, y1: py(0), y2: py(0) })
+      : null,
     svg("text", { class: "axis up", x: 2, y: 12 }, cut(y.label, (width - 8) / 6.4)),
-    svg("text", { class: "axis", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, cut(x.label, (box.right - box.left) / 6.2)));
+    svg(
+      "text",
+      { class: "axis", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" },
+      cut(x.label, (box.right - box.left) / 6.2),
+    ),
+  );
   const layer = svg("g");
   root.append(grid, words, frame, layer);
   return { root, layer, px, py, box };
@@ -123,16 +152,21 @@ function mark(shape, x, y, size = 5, extra = {}) {
 
 function star(x, y, size) {
   const corner = (i) => {
-    const radius = i % 2 ? size * 0.42 : size, angle = (Math.PI / 5) * i - Math.PI / 2;
+    const radius = i % 2 ? size * 0.42 : size,
+      angle = (Math.PI / 5) * i - Math.PI / 2;
     return `${(x + radius * Math.cos(angle)).toFixed(2)},${(y + radius * Math.sin(angle)).toFixed(2)}`;
   };
   return `M${Array.from({ length: 10 }, (_, i) => corner(i)).join("L")}z`;
 }
 
 function pathOf(points) {
-  let text = "", pen = false;
+  let text = "",
+    pen = false;
   for (const [x, y] of points) {
-    if (!Number.isFinite(y)) { pen = false; continue; }
+    if (!Number.isFinite(y)) {
+      pen = false;
+      continue;
+    }
     text += `${pen ? "L" : "M"}${x.toFixed(1)},${y.toFixed(1)}`;
     pen = true;
   }
@@ -143,18 +177,47 @@ function pathOf(points) {
 function legend(entries) {
   const list = html("ul", { class: "legend" });
   for (const entry of entries) {
-    const swatch = svg("svg", { width: 26, height: 12, class: `swatch ${entry.plain ? "anchor" : colourClass(entry.colour)}`, "aria-hidden": "true" });
-    if (entry.line) swatch.append(svg("line", { class: "line", x1: 1, x2: 25, y1: 6, y2: 6, "stroke-dasharray": entry.dash === undefined ? dashOf(entry.colour) : entry.dash }));
+    const swatch = svg("svg", {
+      width: 26,
+      height: 12,
+      class: `swatch ${entry.plain ? "anchor" : colourClass(entry.colour)}`,
+      "aria-hidden": "true",
+    });
+    if (entry.line)
+      swatch.append(
+        svg("line", {
+          class: "line",
+          x1: 1,
+          x2: 25,
+          y1: 6,
+          y2: 6,
+          "stroke-dasharray": entry.dash === undefined ? dashOf(entry.colour) : entry.dash,
+        }),
+      );
     if (entry.box) swatch.append(svg("rect", { class: "area", x: 5, y: 1, width: 16, height: 10 }));
     if (entry.shape) swatch.append(mark(entry.shape, 13, 6, 4, { class: entry.hollow ? "mark hollow" : "mark" }));
     const lift = (set) => () => highlight(list.closest(".figure"), set);
-    list.append(html("li", { tabindex: entry.label === null ? null : 0, onpointerenter: lift(entry.label), onfocus: lift(entry.label), onpointerleave: lift(null), onblur: lift(null) }, swatch, html("span", {}, entry.label)));
+    list.append(
+      html(
+        "li",
+        {
+          tabindex: entry.label === null ? null : 0,
+          onpointerenter: lift(entry.label),
+          onfocus: lift(entry.label),
+          onpointerleave: lift(null),
+          onblur: lift(null),
+        },
+        swatch,
+        html("span", {}, entry.label),
+      ),
+    );
   }
   return list;
 }
 
 function highlight(figure, set) {
-  for (const part of figure?.querySelectorAll("[data-set]") ?? []) part.classList.toggle("dim", set !== null && part.dataset.set !== set);
+  for (const part of figure?.querySelectorAll("[data-set]") ?? [])
+    part.classList.toggle("dim", set !== null && part.dataset.set !== set);
 }
 
 const tip = html("div", { id: "tip", role: "status", "aria-live": "polite", hidden: true });
@@ -163,14 +226,16 @@ document.body.append(tip);
 function showTip(root, point) {
   tip.replaceChildren(...point.lines().map((line, i) => html("div", { class: i ? "" : "first" }, line)));
   tip.hidden = false;
-  const frame = root.getBoundingClientRect(), size = tip.getBoundingClientRect();
+  const frame = root.getBoundingClientRect(),
+    size = tip.getBoundingClientRect();
   const scale = frame.width / root.viewBox.baseVal.width;
-  const x = frame.left + point.x * scale, y = frame.top + point.y * scale;
+  const x = frame.left + point.x * scale,
+    y = frame.top + point.y * scale;
   const left = x + 14 + size.width > document.documentElement.clientWidth ? x - size.width - 14 : x + 14;
   tip.style.left = `${Math.max(4, left) + window.scrollX}px`;
   tip.style.top = `${Math.max(4, y - size.height - 8) + window.scrollY}px`;
   let ring = root.querySelector(".ring");
-  if (!ring) root.append(ring = svg("circle", { class: "ring", r: 8 }));
+  if (!ring) root.append((ring = svg("circle", { class: "ring", r: 8 })));
   ring.setAttribute("cx", point.x);
   ring.setAttribute("cy", point.y);
   highlight(root.closest(".figure"), point.set ?? null);
@@ -186,16 +251,20 @@ function hideTip(root) {
 function tips(root, points, reach = 40) {
   let at = -1;
   root.addEventListener("pointermove", (event) => {
-    const frame = root.getBoundingClientRect(), scale = frame.width / root.viewBox.baseVal.width;
-    const x = (event.clientX - frame.left) / scale, y = (event.clientY - frame.top) / scale;
-    let best = -1, distance = reach * reach;
+    const frame = root.getBoundingClientRect(),
+      scale = frame.width / root.viewBox.baseVal.width;
+    const x = (event.clientX - frame.left) / scale,
+      y = (event.clientY - frame.top) / scale;
+    let best = -1,
+      distance = reach * reach;
     points.forEach((point, i) => {
       const inside = point.box && x >= point.box[0] && x <= point.box[1] && y >= point.box[2] && y <= point.box[3];
       const own = inside ? 0 : (point.x - x) ** 2 + (point.y - y) ** 2;
       if (own < distance) [best, distance] = [i, own];
     });
     at = best;
-    if (best >= 0) showTip(root, points[best]); else hideTip(root);
+    if (best >= 0) showTip(root, points[best]);
+    else hideTip(root);
   });
   root.addEventListener("pointerleave", () => hideTip(root));
   root.addEventListener("blur", () => hideTip(root));

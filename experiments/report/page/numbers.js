@@ -17,15 +17,21 @@ function shown(value) {
 }
 
 /** Thousands apart, with a real minus sign. */
-function grouped(text) { return text.replace(/\B(?=(\d{3})+(?!\d))(?<!\.\d*)/g, ",").replace("-", "−"); }
+function grouped(text) {
+  return text.replace(/\B(?=(\d{3})+(?!\d))(?<!\.\d*)/g, ",").replace("-", "−");
+}
 
-function trimmed(text) { return text.includes(".") ? text.replace(/\.?0+$/, "") : text; }
+function trimmed(text) {
+  return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
+}
 
 function superscript(power) {
   return String(power).replace(/[-0-9]/g, (digit) => (digit === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]));
 }
 
-function mean(values) { return values.reduce((sum, value) => sum + value, 0) / values.length; }
+function mean(values) {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
 
 /** A repeatable source of numbers in [0, 1) (mulberry32). */
 function randomNumbers(seed) {
@@ -41,7 +47,8 @@ function randomNumbers(seed) {
 function estimate(values) {
   const count = values.length;
   if (count === 1) return { mean: values[0], low: null, high: null, n: 1 };
-  const random = randomNumbers(0), means = new Float64Array(RESAMPLES);
+  const random = randomNumbers(0),
+    means = new Float64Array(RESAMPLES);
   for (let i = 0; i < RESAMPLES; i++) {
     let sum = 0;
     for (let k = 0; k < count; k++) sum += values[Math.floor(random() * count)];
@@ -52,7 +59,8 @@ function estimate(values) {
 }
 
 function quantile(sorted, share) {
-  const at = share * (sorted.length - 1), below = Math.floor(at);
+  const at = share * (sorted.length - 1),
+    below = Math.floor(at);
   return sorted[below] + (at - below) * ((sorted[below + 1] ?? sorted[below]) - sorted[below]);
 }
 
@@ -84,12 +92,14 @@ function estimateText(one) {
 
 /** y at x, straight between the points; x is kept within them. */
 function interpolated(xs, ys, x) {
-  let low = 0, high = xs.length - 1;
+  let low = 0,
+    high = xs.length - 1;
   if (x <= xs[low]) return ys[low];
   if (x >= xs[high]) return ys[high];
   while (high - low > 1) {
     const middle = (low + high) >> 1;
-    if (xs[middle] <= x) low = middle; else high = middle;
+    if (xs[middle] <= x) low = middle;
+    else high = middle;
   }
   const gap = xs[high] - xs[low];
   return gap ? ys[low] + ((x - xs[low]) / gap) * (ys[high] - ys[low]) : ys[high];
@@ -99,7 +109,8 @@ function interpolated(xs, ys, x) {
 function smoothed(steps, values, halfLife) {
   if (!halfLife) return values;
   const out = new Float64Array(values.length);
-  let total = 0, weight = 0;
+  let total = 0,
+    weight = 0;
   for (let i = 0; i < values.length; i++) {
     const kept = i ? 0.5 ** ((steps[i] - steps[i - 1]) / halfLife) : 0;
     total = kept * total + values[i];
@@ -112,7 +123,8 @@ function smoothed(steps, values, halfLife) {
 /** Points that no other is better than on one axis and as good on the other; signs are 1 where higher is better. */
 function paretoFront(points, signX, signY) {
   const better = (a, b) => {
-    const dx = signX * (a.x - b.x), dy = signY * (a.y - b.y);
+    const dx = signX * (a.x - b.x),
+      dy = signY * (a.y - b.y);
     return dx >= 0 && dy >= 0 && (dx > 0 || dy > 0);
   };
   return points.filter((one) => !points.some((other) => better(other, one))).sort((a, b) => signX * (a.x - b.x));
@@ -122,9 +134,11 @@ function paretoFront(points, signX, signY) {
 function hypervolume(points, signX, signY, worst, best) {
   const box = Math.abs((best.x - worst.x) * (best.y - worst.y));
   if (!box) return null;
-  let area = 0, left = 0;
+  let area = 0,
+    left = 0;
   for (const one of paretoFront(points, signX, signY)) {
-    const width = signX * (one.x - worst.x) - left, height = signY * (one.y - worst.y);
+    const width = signX * (one.x - worst.x) - left,
+      height = signY * (one.y - worst.y);
     if (width > 0 && height > 0) area += width * height;
     left = Math.max(left, signX * (one.x - worst.x));
   }
