@@ -173,6 +173,7 @@ def test_texts_are_kept_once_and_cut(tmp_path: Path) -> None:
     assert data["texts"][row["prompt"]]["text"] == generate("test", 1, 0)[0].article
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_page_and_figures(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

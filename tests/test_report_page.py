@@ -329,6 +329,7 @@ def test_what_a_model_writes_is_inert(browser: Browser, tmp_path: Path) -> None:
         "n": 4,
     }
     (run / "eval.json").write_text(json.dumps(results | {"notice": "<script>window.hacked = 6</script>"}))
+    write_run(tmp_path / "runs" / "other", {"name": "harmless", "alpha": 0.1})
     failed = write_run(tmp_path / "runs" / "failed", {"name": "b", "seed": 1})
     (failed / "eval.json").unlink()
     (failed / "config.yaml").write_text("<script>window.hacked = 7</script>: [")
@@ -375,7 +376,9 @@ def test_a_single_run_without_results_still_makes_a_page(browser: Browser, tmp_p
 def test_a_hundred_long_runs_open_quickly(browser: Browser, tmp_path: Path) -> None:
     for i in range(100):
         alpha, seed = (0.05, 0.1, 0.25, 0.5, 0.75)[i // 20], i % 20
-        write_run(tmp_path / f"runs/{i}", {"alpha": alpha, "seed": seed}, steps=2000, metrics=35)
+        run = write_run(tmp_path / f"runs/{i}", {"alpha": alpha, "seed": seed}, 1 if i % 10 else 2000, metrics=35)
+        if i % 10:  # numbers of another run: writing them all takes longer than what is tested
+            shutil.copy(tmp_path / f"runs/{i // 10 * 10}/metrics.jsonl", run)
     main([str(tmp_path / "runs"), "--out", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").stat().st_size < 15e6
     ready = []
