@@ -37,8 +37,12 @@ def costs(run: RunFolder) -> dict[str, float]:
     """What a finished run spent on each of `AXES`."""
     totals = (run.results or {}).get("cost", {})
     spent = {axis: float(sum(totals.get(name, 0.0) for name in names)) for axis, names in COSTS.items()}
-    steps = curves(run)["step"].max()
-    return {"steps": float(steps), **spent, "seconds": float(totals.get("time/total", float("nan")))}
+    steps = curves(run)["step"].to_numpy()
+    return {
+        "steps": float(steps[-1]) if len(steps) else float("nan"),
+        **spent,
+        "seconds": float(totals.get("time/total", float("nan"))),
+    }
 
 
 def _estimates(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -62,7 +66,7 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _one_type(column: pd.Series) -> pd.Series:
+def _one_type(column: Any) -> Any:
     """A column that parquet takes: numbers, or the words that would be typed."""
     kinds = {type(value) for value in column}
     if kinds <= {int, float, type(None)} or kinds <= {bool} or kinds <= {str, type(None)}:

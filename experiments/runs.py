@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -131,15 +132,12 @@ def curves(run: RunFolder) -> pd.DataFrame:
     earlier step, its steps replace the old ones from there on. Seconds include the teacher's samples, written before.
     """
     rows = _without_abandoned(_lines(run.path / "metrics.jsonl"), again=True)
-    frame = pd.DataFrame(rows if rows else {"step": []}).apply(pd.to_numeric, errors="coerce")
-    frame = frame.sort_values("step", ignore_index=True)
-    frame["steps"] = frame["step"]
-    for axis, names in COSTS.items():
-        frame[axis] = frame.reindex(columns=list(names)).fillna(0.0).sum(axis=1).cumsum()
+    raw = pd.DataFrame(rows if rows else {"step": []})
+    frame = pd.DataFrame({name: pd.to_numeric(raw[name], errors="coerce") for name in raw})
     before = (run.results or {}).get("cost", {}).get("time/teacher_samples", 0.0)
-    seconds = [name for name in frame if str(name).startswith("time/")]
-    frame["seconds"] = before + frame[seconds].fillna(0.0).sum(axis=1).cumsum()
-    return frame
+    spent = {axis: _sums(frame, names) for axis, names in COSTS.items()}
+    seconds = before + _sums(frame, [str(name) for name in frame if str(name).startswith("time/")])
+    return frame.assign(steps=frame["step"], **spent, seconds=seconds)
 
 
 def samples(run: RunFolder) -> list[dict[str, Any]]:
@@ -151,6 +149,12 @@ def samples(run: RunFolder) -> list[dict[str, Any]]:
 def predictions(run: RunFolder) -> list[dict[str, Any]]:
     """Lines of predictions.jsonl: the reference and every model's completion, by row of the held-out split."""
     return list(_lines(run.path / "predictions.jsonl"))
+
+
+def _sums(frame: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """What had been spent on all of `names` after each step; a column that is not there is 0."""
+    columns = [frame[name].fillna(0.0).to_numpy(dtype=float) for name in names if name in frame]
+    return np.cumsum(np.sum(columns, axis=0)) if columns else np.zeros(len(frame))
 
 
 def _run_paths(folder: Path) -> Iterator[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from experiments.runs import Status, find_runs
+from gkd_rl.errors import DataError
 from gkd_rl.json_files import write_json
 from gkd_rl.uncertainty import Estimate, estimate
 
@@ -51,15 +51,20 @@ def read_runs(folders: Sequence[Path], method_of: Callable[[dict[str, Any], Path
     """Every finished run below the folders, sorted by method and seed.
 
     Args:
-        folders: searched for eval.json.
+        folders: searched for runs.
         method_of: names a run from its configuration and folder.
+
+    Raises:
+        SystemExit: no run is finished, a folder is not there, or a run cannot be read.
     """
-    runs = []
-    for folder in folders:
-        for file in sorted(folder.rglob("eval.json")):
-            config = yaml.safe_load((file.parent / "config.yaml").read_text(encoding="utf-8"))
-            results = json.loads(file.read_text(encoding="utf-8"))
-            runs.append(Run(method_of(config, file.parent), int(config["seed"]), results))
+    try:
+        found = find_runs(folders)
+    except DataError as error:
+        raise SystemExit(str(error)) from error
+    bad = [f"{run.path}: {run.error}" for run in found if run.status is Status.unreadable]
+    if bad:
+        raise SystemExit("\n".join(bad))
+    runs = [Run(method_of(run.config, run.path), int(run.config["seed"]), run.results) for run in found if run.results]
     if not runs:
         raise SystemExit(f"No finished run (eval.json) below {', '.join(map(str, folders))}.")
     return sorted(runs, key=lambda run: (run.method, run.seed))

@@ -255,6 +255,8 @@ class TrackingConfig:
     wandb: WandbMode = MISSING
     project: str = MISSING
     group: str | None = MISSING
+    job_type: str = MISSING
+    tags: list[str] = MISSING
 
 
 @dataclass

@@ -45,7 +45,7 @@ from gkd_rl.rollout import Sampler, Sampling, TextCodec
 from gkd_rl.tasks.task import Task
 from gkd_rl.teacher_audit import TeacherAudit
 from gkd_rl.teacher_samples import TeacherSamples, write_samples
-from gkd_rl.tracking import Tracker
+from gkd_rl.tracking import Listing, Tracker, sweep_of
 from gkd_rl.trainer import StepRecord, Trainer
 from gkd_rl.types import Example
 from reward_models.composite import Composite
@@ -74,7 +74,9 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> fl
     (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True), encoding="utf-8")
     write_json(output_dir / "environment.json", environment_record())
     tracking = config.tracking
-    with Tracker(output_dir, tracking.wandb.value, tracking.project, tracking.group, config.name, settings) as tracker:
+    group = tracking.group or sweep_of(output_dir) or config.name
+    listing = Listing(tracking.project, group, config.name, tracking.job_type, tuple(tracking.tags))
+    with Tracker(output_dir, tracking.wandb.value, listing, settings) as tracker:
         return _run(config, task, reward, tracker, output_dir)
 
 
@@ -110,7 +112,7 @@ def _run(config: Config, task: Task, reward: Composite | None, tracker: Tracker 
     )
     if tracker is None:
         return results.objective(config.alpha)
-    tracker.summary(results.as_dict())
+    tracker.summary({"cost": results.cost, **results.as_dict()})
     table = write_results(output_dir, results, config)
     if config.save_model:
         card = model_card_of(results, config, model_class(models.student.model.config))

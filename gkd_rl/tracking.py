@@ -13,14 +13,18 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, cast
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 from gkd_rl.errors import GkdRlError
 from gkd_rl.json_files import UNSAFE, JsonLines, plain, write_json
 
-__all__ = ["MODES", "Tracker", "flatten", "write_json"]
+__all__ = ["MODES", "Listing", "Tracker", "flatten", "sweep_of", "write_json"]
 
 MODES = ("offline", "online", "disabled")
 MAX_TABLE_ROWS = 10_000  # what W&B shows of one table; samples.jsonl keeps all
@@ -52,6 +56,31 @@ def _staging_under(folder: Path) -> Iterator[None]:
         del os.environ["WANDB_DATA_DIR"]
 
 
+@dataclass(frozen=True)
+class Listing:
+    """Where W&B lists a run, and under which words.
+
+    Attributes:
+        project: W&B project.
+        group: runs that belong together, e.g. those of one sweep.
+        name: of the run.
+        job_type: what kind of process it is, e.g. train.
+        tags: words to search for.
+    """
+
+    project: str
+    group: str | None
+    name: str
+    job_type: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def sweep_of(run_dir: Path) -> str | None:
+    """Name of the sweep's folder that the run lies in, None for a single run; asks Hydra."""
+    is_sweep = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+    return run_dir.resolve().parent.name if is_sweep else None
+
+
 class Tracker:
     """Writes what a run measures. Use it as a context manager; leaving it closes the files and the W&B run.
 
@@ -60,18 +89,14 @@ class Tracker:
     Args:
         run_dir: folder of the run, created if absent; W&B writes to `run_dir`/wandb.
         wandb_mode: offline (no account, no prompt, no network), online or disabled.
-        project: W&B project.
-        group: W&B group, e.g. the runs of one sweep.
-        name: W&B run name.
+        listing: where W&B lists the run.
         config: settings shown in W&B; nested mappings allowed.
 
     Raises:
         GkdRlError: if the mode is unknown, the package wandb is absent, or online has no account to upload to.
     """
 
-    def __init__(
-        self, run_dir: Path, wandb_mode: str, project: str, group: str | None, name: str, config: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, run_dir: Path, wandb_mode: str, listing: Listing, config: Mapping[str, Any]) -> None:
         if wandb_mode not in MODES:
             raise GkdRlError(f"tracking.wandb={wandb_mode} is not a mode: tracking.wandb takes {', '.join(MODES)}.")
         self.run_dir = Path(run_dir).resolve()
@@ -81,7 +106,7 @@ class Tracker:
         self._failure: str | None = None
         self._table: list[dict[str, Any]] = []
         if wandb_mode != "disabled":
-            self._run = self._start({"project": project, "group": group, "name": name, "config": plain(config)})
+            self._run = self._start({**asdict(listing), "config": plain(config)})
         self._metrics = JsonLines(self.run_dir / "metrics.jsonl")
         self._samples = JsonLines(self.run_dir / "samples.jsonl")
 
@@ -121,7 +146,7 @@ class Tracker:
         except (UsageError, AuthenticationError) as error:
             raise GkdRlError(
                 f"tracking.wandb={self._mode} was refused by W&B ({error}): run `wandb login` once, type "
-                f"tracking.wandb=offline and upload later with `wandb sync`, or {other}."
+                f"tracking.wandb=offline and upload later with `python -m experiments.sync`, or {other}."
             ) from error
         except Exception as error:
             self._give_up(error)
@@ -172,6 +197,13 @@ class Tracker:
         """Nested final numbers as W&B's summary, with keys joined by "/"; they have their own file, so no line here."""
         flat = {key: plain(value) for key, value in flatten(values).items()}
         self._view(lambda run: run.summary.update(flat))
+
+    def log_plots(self, files: Iterable[Path]) -> None:
+        """PNG files as images and HTML files as pages of the W&B run, each by its file's name; they are no record."""
+        wandb: Any = sys.modules.get("wandb")
+        kinds = {".png": lambda path: wandb.Image(str(path)), ".html": lambda path: wandb.Html(path.read_text("utf-8"))}
+        with _staging_under(self.run_dir / "wandb"):
+            self._view(lambda run: run.log({path.stem: kinds[path.suffix](path) for path in files}))
 
     def _log_table(self, run: Any) -> None:
         """All samples as one wandb.Table; characters that a page cannot show are replaced."""

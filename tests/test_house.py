@@ -91,6 +91,12 @@ def test_few_import_sites(library: str) -> None:
     assert len(sites) <= SITES[library], f"{library} is imported by {sites}: keep it to {SITES[library]}"
 
 
+def test_experiments_read_wandb_in_one_place() -> None:
+    """Runs write to it in gkd_rl/tracking.py; a comparison reads what was uploaded."""
+    sites = [relative(path) for path in python_files("experiments") if "wandb" in map(top, imports(path))]
+    assert sites == ["experiments/wandb_runs.py"]
+
+
 def test_the_command_line_imports_nothing_slow() -> None:
     slow = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", *SITES}
     for name in ("config", "errors", "validation", "precheck", "run"):

@@ -35,10 +35,10 @@ SMALL = [
 ]
 
 
-def run(folder: Path, *overrides: str) -> str:
-    """Run the command in `folder`; returns what it printed."""
+def run(folder: Path, *overrides: str, before: str = "") -> str:
+    """Run the command in `folder`, with `before` first on the path; returns what it printed."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join([before, str(Path(__file__).parents[1])])
     command = [sys.executable, "-m", "gkd_rl.run", *SMALL, *overrides]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -76,6 +76,7 @@ def test_a_run_leaves_everything(folder: Path) -> None:
     assert yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))["alpha"] == 0.5
     assert json.loads((first / "environment.json").read_text(encoding="utf-8"))["packages"]["torch"]
     assert list((first / "wandb").glob("offline-run-*"))
+    assert json.loads((first / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
 
 
 def test_the_saved_model_writes_the_reported_summaries(folder: Path) -> None:
@@ -119,8 +120,10 @@ def test_a_sweep_gives_every_combination_its_own_folder(folder: Path) -> None:
     assert sorted((one["alpha"], one["seed"]) for one in settings) == [(0.25, 0), (0.25, 1), (0.75, 0), (0.75, 1)]
 
 
-def test_the_supervised_control_needs_neither_teacher_nor_rollouts(folder: Path) -> None:
-    run(folder, "experiment=sft", "hydra.run.dir=control", "tracking=none", "trainer.prompts_per_step=8")
+def test_the_supervised_control_needs_neither_teacher_nor_rollouts_nor_wandb(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wandb'] = None", encoding="utf-8")
+    control = ("experiment=sft", "hydra.run.dir=control", "tracking=none", "trainer.prompts_per_step=8")
+    run(folder, *control, before=str(tmp_path))
     row = lines(folder / "control" / "metrics.jsonl")[0]
     assert "reward/mean" not in row and "policy_gradient" not in row
     assert row["tokens/student_generated"] == 0 and row["tokens/teacher_scored"] == 0 and row["divergence"] > 0

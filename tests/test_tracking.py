@@ -15,18 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.types import RunMode
 
-from gkd_rl import environment, json_files
+from gkd_rl import environment, json_files, tracking
 from gkd_rl.environment import environment_record, git_record
 from gkd_rl.errors import GkdRlError
-from gkd_rl.tracking import Tracker, flatten, write_json
+from gkd_rl.tracking import Listing, Tracker, flatten, sweep_of, write_json
 from gkd_rl.uncertainty import Estimate
 
 NASTY = 'two\nlines\r\x00 null 😀 \ud800 lone \x1b[31mred\x9b \x85 \u2028 \u2029 "quoted" \\ü\x7f'
 
 
 def _tracker(folder: Path, mode: str = "disabled") -> Tracker:
-    return Tracker(folder, mode, project="project", group=None, name="name", config={"alpha": 0.5})
+    return Tracker(folder, mode, Listing("project", None, "name"), config={"alpha": 0.5})
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -65,8 +66,8 @@ def test_a_killed_run_keeps_every_finished_line(tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from gkd_rl.tracking import Tracker
-tracker = Tracker(Path({str(tmp_path)!r}), "disabled", "p", None, "n", {{}})
+from gkd_rl.tracking import Listing, Tracker
+tracker = Tracker(Path({str(tmp_path)!r}), "disabled", Listing("p", None, "n"), {{}})
 for step in range(5):
     tracker.log_step(step, {{"a": 1.0}})
     tracker.log_samples(step, [{{"text": "x" * 20_000}}])
@@ -91,8 +92,9 @@ def test_wandb_offline_writes_under_the_run_and_says_nothing(tmp_path: Path) -> 
 from pathlib import Path
 import os
 before = dict(os.environ)
-from gkd_rl.tracking import Tracker
-with Tracker(Path({str(tmp_path / "run")!r}), "offline", "p", "g", "n", {{"alpha": {{"value": 0.5}}}}) as tracker:
+from gkd_rl.tracking import Listing, Tracker
+listing = Listing("p", "g", "n", "train", ("tag", "other"))
+with Tracker(Path({str(tmp_path / "run")!r}), "offline", listing, {{"alpha": {{"value": 0.5}}}}) as tracker:
     for step in (1, 2, 1):
         tracker.log_step(step, {{"loss": 1.0, "nan": float("nan"), "none": None}})
     tracker.log_samples(1, [{{"text": {NASTY!r}, "score": 1}}, {{"text": "b", "extra": [1]}}])
@@ -254,3 +256,25 @@ def test_git_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_record(file) is None  # no git
     assert environment._version("no-such-package-here") is None
+
+
+def test_a_run_of_a_sweep_is_grouped_by_the_sweeps_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = tmp_path / "2025-01-01" / "3"
+    assert sweep_of(run_dir) is None
+    for mode, group in ((RunMode.RUN, None), (RunMode.MULTIRUN, "2025-01-01")):
+        monkeypatch.setattr(tracking.HydraConfig, "initialized", lambda: True)
+        monkeypatch.setattr(tracking.HydraConfig, "get", lambda mode=mode: SimpleNamespace(mode=mode))
+        assert sweep_of(run_dir) == group
+
+
+def test_what_wandb_is_told_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(Tracker, "_start", lambda self, options: told.update(options))
+    colour = Enum("colour", "red")
+    Tracker(
+        tmp_path, "offline", Listing("p", "g", "n", "train", ("a", "b")), {"x": {"y": colour.red, "z": (1,)}}
+    ).close()
+    assert told == {
+        **{"project": "p", "group": "g", "name": "n", "job_type": "train", "tags": ("a", "b")},
+        "config": {"x": {"y": "red", "z": [1]}},
+    }
