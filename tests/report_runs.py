@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from run_cases import make_run
 
 from gkd_rl.embedded.news import generate
 
@@ -78,17 +77,10 @@ def write_run(
     generator = np.random.default_rng(
         [settings["seed"], round(settings["alpha"] * 100), round(settings["lmbda"] * 100)]
     )
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text("[]\n", encoding="utf-8")
-    (folder / "config.yaml").write_text(yaml.safe_dump(nested(settings)), encoding="utf-8")
-    (folder / "eval.json").write_text(json.dumps(evaluation(settings, generator)), encoding="utf-8")
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in step_rows(settings["alpha"], steps, metrics, generator)), "utf-8"
-    )
     items = generate("test", 6 if texts is None else len(texts), 0)
     written = [item.summary for item in items] if texts is None else texts
     predictions = [
-        {"reference": item.summary, "teacher": item.summary, "student before": item.summary, "student after": text}
+        {"prompt": item.article, "reference": item.summary, **dict.fromkeys(MODELS[:2], item.summary), MODELS[2]: text}
         for item, text in zip(items, written, strict=True)
     ]
     samples = [
@@ -96,8 +88,9 @@ def write_run(
         | {"reward": 0.25, "rewards": {"all_supported": 0.25}}
         for item, text in zip(items[:2], written, strict=False)
     ]
-    for name, rows in (("predictions", predictions), ("samples", samples)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    rows = step_rows(settings["alpha"], steps, metrics, generator)
+    results = evaluation(settings, generator)
+    make_run(folder, nested(settings), eval=results, metrics=rows, predictions=predictions, samples=samples)
     return folder
 
 

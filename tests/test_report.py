@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from report_runs import write_run
 
 from experiments.report.__main__ import main
 from experiments.report.figures import FIGURES
@@ -23,7 +24,6 @@ from experiments.report.texts import LONGEST, visible
 from experiments.runs import find_runs
 from gkd_rl.embedded.checker import NewsChecker
 from gkd_rl.embedded.news import generate
-from tests.report_runs import write_run
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,17 @@ def test_texts_are_kept_once_and_cut(tmp_path: Path) -> None:
     row = data["tasks"][0]["held_out"][0]
     assert row["cells"]["0"]["student after"] == row["cells"]["1"]["student after"]
     assert data["texts"][row["prompt"]]["text"] == generate("test", 1, 0)[0].article
+
+
+def test_predictions_of_older_runs_get_their_articles_back(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {})
+    now = payload(find_runs([tmp_path]), rows=3)
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    stripped = [{key: text for key, text in row.items() if key != "prompt"} for row in rows]
+    (run / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in stripped))
+    older = payload(find_runs([tmp_path]), rows=3)
+    assert older["tasks"] == now["tasks"] and older["texts"] == now["texts"]
+    assert [row["row"] for row in now["tasks"][0]["held_out"]] == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from report_runs import write_run
 
 from experiments.report.__main__ import main
 from experiments.report.pareto import hypervolume
@@ -18,7 +19,6 @@ from experiments.report.texts import visible
 from gkd_rl.embedded.checker import NewsChecker
 from gkd_rl.embedded.news import generate
 from gkd_rl.uncertainty import estimate
-from tests.report_runs import write_run
 
 pytestmark = pytest.mark.browser
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
