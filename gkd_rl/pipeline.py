@@ -107,11 +107,11 @@ def _run(
     _train(trainer, config, tracker, cost)
     evaluations["student after"] = evaluator.evaluate(models.student, "student after")
 
-    references = [example.reference for example in held_out]
+    references, prompts = [example.reference for example in held_out], [example.prompt for example in held_out]
     memory: dict[str, str | int] = {"device": accelerator.device.type, "peak_bytes": peak_bytes(accelerator.device)}
     log.info("peak memory: %.2f GiB (%s)", peak_bytes(accelerator.device) / GIB, accelerator.device)
     results = Results(
-        evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit
+        evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit, prompts
     )
     if tracker is None:
         return results.numbers(config.alpha)
