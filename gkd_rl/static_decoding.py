@@ -187,7 +187,7 @@ class _Buffers:
         if isinstance(read.cache, EncoderDecoderCache):
             _fill(self._written, read.cache.self_attention_cache, read.cache.get_seq_length())
             _fill(self._crossed, read.cache.cross_attention_cache, mask_BS.shape[1])
-            seen = self._inputs["encoder_attention_mask"].fill_(1)
+            seen = self._inputs["encoder_attention_mask"]
             seen[: len(mask_BS), mask_BS.shape[1] :] = 0
         else:
             _fill(self._written, read.cache, mask_BS.shape[1])
