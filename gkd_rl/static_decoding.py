@@ -33,7 +33,7 @@ Step = Callable[[nn.Module, Cache, dict[str, Tensor]], Tensor]
 
 
 def compiler_for(device: torch.device) -> Callable[[Step], Step] | None:
-    """How the step is compiled on a device; a CPU gains too little for the minutes that it takes."""
+    """How the step is compiled on a device; on a CPU, where that takes minutes, not at all."""
     if device.type != "cuda":
         return None
     return partial(torch.compile, mode="reduce-overhead", fullgraph=True, dynamic=False)  # pyright: ignore
