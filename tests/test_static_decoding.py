@@ -223,10 +223,10 @@ def test_the_plan_counts_what_the_buffers_take(
 
 
 @pytest.mark.parametrize("task", ["xsum", "gsm8k"])
-def test_the_plan_of_a_run_holds_the_buffers_throughout(task: str) -> None:
+def test_the_plan_of_a_run_holds_the_buffers_throughout(task: str, news_tokenizer: PreTrainedTokenizerFast) -> None:
     """Without data: keys and values of as many columns as the task's limits allow, whatever the texts are."""
     config = configured(f"task={task}", "rollout.static_cache=true")
-    plan = plan_memory(config, Lengths(16, 8), torch.device("cpu"), None)
+    plan = plan_memory(config, Lengths(16, 8), torch.device("cpu"), news_tokenizer)
     held = next(stage for stage in plan.stages if stage.name == "training").held["static cache"]
     made: dict[str, Any] = config.student.architecture or {}
     heads = "num_heads" if task == "xsum" else "num_key_value_heads"
@@ -235,5 +235,5 @@ def test_the_plan_of_a_run_holds_the_buffers_throughout(task: str) -> None:
     rows = config.trainer.prompts_per_step * config.rollout.per_prompt
     columns = config.task["max_prompt_tokens"] + config.task["max_completion_tokens"]
     assert 1 < held / (rows * columns * 2 * 4 * made[heads] * size * layers) < 1.3
-    without = plan_memory(configured(f"task={task}"), Lengths(16, 8), torch.device("cpu"), None)
+    without = plan_memory(configured(f"task={task}"), Lengths(16, 8), torch.device("cpu"), news_tokenizer)
     assert all("static cache" not in stage.held for stage in without.stages)
