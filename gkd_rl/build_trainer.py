@@ -29,7 +29,7 @@ from gkd_rl.meter import StepMeter
 from gkd_rl.micro_batches import Cutter
 from gkd_rl.objective import Objective
 from gkd_rl.optim import OptimizerSettings
-from gkd_rl.packing import takes_masks
+from gkd_rl.packing import can_share
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.readers import Readers
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
@@ -141,7 +141,7 @@ def _readers(config: Config, models: Models, divergence: TokenDivergence | None)
 def _name_unshared(models: Models, per_prompt: int) -> None:
     """Say which model reads a prompt again for each completion, because it takes no mask of a shared row."""
     for name, one in (("student", models.student), ("teacher", models.teacher)):
-        if per_prompt > 1 and one is not None and not takes_masks(one.model):
+        if per_prompt > 1 and one is not None and not can_share(one.model):
             kind = f"{one.model.config.model_type} with {one.model.config._attn_implementation} attention"
             log.info("%s: %s reads a prompt again for each of its %d completions", name, kind, per_prompt)
 

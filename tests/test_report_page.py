@@ -349,8 +349,11 @@ def test_what_a_model_writes_is_inert(browser: Browser, tmp_path: Path) -> None:
     page.check("#table-controls label:has-text('window.hacked=5') input")
     assert "hacked" in page.inner_text("#runs thead")
     page.locator("#figure-tradeoff .plot").focus()
-    page.keyboard.press("ArrowRight")
-    assert "<img" in page.inner_text("#tip")
+    tips = []
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+        tips.append(page.inner_text("#tip"))
+    assert any("<img" in tip for tip in tips)
     assert page.evaluate("[window.hacked ?? null, document.querySelectorAll('img, script, iframe').length]") == [
         None,
         2,
