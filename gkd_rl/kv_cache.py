@@ -79,4 +79,5 @@ def join(caches: Sequence[DynamicCache], rows: Sequence[Tensor], whole: DynamicC
             for cache, part, index in zip(caches, parts, rows, strict=True):
                 both[-1][index, :, longest - part.shape[2] :] = part
                 setattr(cache.layers[number], name, None)
+        assert isinstance(layer, RoomyLayer)
         layer.update(*both)
