@@ -8,7 +8,7 @@ bit for bit (peft's own unmerging subtracts, which rounds).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -148,7 +148,9 @@ class InitialView(HiddenStateModel):
         with self._adapted[0].off():
             return super().forward(rollout)
 
-    def start(self, prompts: PromptBatch, per_prompt: int) -> DecodingState:
+    def start(
+        self, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]] | None = None
+    ) -> DecodingState:
         """Refused: a view is there to read."""
         raise ModelError("the initial student is a view of the student and writes no completions.")
 

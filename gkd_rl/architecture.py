@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from gkd_rl.cuts import alike
 from gkd_rl.decoding import DecoderOnlyState, DecodingState, EncoderDecoderState, decoder_of, encoder_of, start_id
 from gkd_rl.errors import ModelError
-from gkd_rl.packing import Rows, shares_prompts, takes_masks
+from gkd_rl.packing import Rows, can_share, shares_prompts
 from gkd_rl.stack_cost import StackCost
 from gkd_rl.types import Example, OutputHead, PromptBatch, Rollout
 
@@ -109,7 +109,7 @@ class EncoderDecoder:
 
     def shares_prompts(self, model: PreTrainedModel, rollout: Rollout) -> bool:
         """Whether completions of one prompt stand in one row of the decoder."""
-        return takes_masks(model) and shares_prompts(self._cost, rollout)
+        return can_share(model) and shares_prompts(self._cost, rollout)
 
     def output_head(self, model: PreTrainedModel) -> OutputHead:
         """The language-model head; T5 v1.0 scales its hidden state by d_model^-0.5 before the tied embedding."""
@@ -157,7 +157,7 @@ class DecoderOnly:
 
     def shares_prompts(self, model: PreTrainedModel, rollout: Rollout) -> bool:
         """Whether completions of one prompt stand in one row."""
-        return takes_masks(model) and shares_prompts(self._cost, rollout)
+        return can_share(model) and shares_prompts(self._cost, rollout)
 
     def output_head(self, model: PreTrainedModel) -> OutputHead:
         """The language-model head, with the logit scale of Cohere, the divisor of Granite and the cap of Gemma."""
@@ -192,7 +192,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
         ModelError: it is not one that this package can train.
     """
     if model.config.model_type in ENCODER_DECODERS:
-        return EncoderDecoder(StackCost.of(encoder_of(model)), StackCost.of(decoder_of(model)))
+        return EncoderDecoder(StackCost.of(model.get_encoder()), StackCost.of(model.get_decoder()))
     if model.config.model_type in DECODER_ONLY:
         return DecoderOnly(StackCost.of(decoder_of(model)))
     raise ModelError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from accelerate import Accelerator
 
 from gkd_rl.architecture import HiddenStateModel
@@ -28,6 +30,7 @@ from gkd_rl.meter import StepMeter
 from gkd_rl.micro_batches import Cutter
 from gkd_rl.objective import Objective
 from gkd_rl.optim import OptimizerSettings
+from gkd_rl.packing import can_share
 from gkd_rl.prompt_stream import PromptStream
 from gkd_rl.readers import Readers
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
@@ -35,6 +38,8 @@ from gkd_rl.schedule import Schedule
 from gkd_rl.trainer import StepSettings, Trainer
 from gkd_rl.types import Example, Source
 from reward_models.composite import Composite
+
+log = logging.getLogger(__name__)
 
 
 def build_supervised_trainer(
@@ -90,6 +95,7 @@ def build_trainer(
     extra = [] if critic is None or value is None else [(critic.head.parameters(), value.learning_rate)]
     optimizer, schedule = _optimizer_settings(config.trainer).build(models.student.parameters(), extra)
     rollout, trainer, surrogate = config.rollout, config.trainer, config.policy_gradient
+    _name_unshared(models, rollout.per_prompt)
     return Trainer(
         accelerator=accelerator,
         readers=_readers(config, models, divergence),
@@ -154,6 +160,14 @@ def _readers(config: Config, models: Models, divergence: TokenDivergence | None)
         meter=StepMeter(waits=config.trainer.profile),
         outputs=models.outputs,
     )
+
+
+def _name_unshared(models: Models, per_prompt: int) -> None:
+    """Say which model reads a prompt again for each completion, because it takes no mask of a shared row."""
+    for name, one in (("student", models.student), ("teacher", models.teacher)):
+        if per_prompt > 1 and one is not None and not can_share(one.model):
+            kind = f"{one.model.config.model_type} with {one.model.config._attn_implementation} attention"
+            log.info("%s: %s reads a prompt again for each of its %d completions", name, kind, per_prompt)
 
 
 def _credit(config: Config) -> CreditSettings:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.packing import row_flops, row_lengths, shares_prompts, takes_masks
+from gkd_rl.packing import can_share, row_flops, row_lengths, shares_prompts
 from gkd_rl.stack_cost import StackCost
 from gkd_rl.types import Rollout
 
@@ -52,7 +52,7 @@ class ModelCost:
             encoder=StackCost.of(inner.get_encoder()) if inner.config.is_encoder_decoder else None,
             decoder=StackCost.of(inner.get_decoder()),
             head=model.head().weight_VD.numel(),
-            masked=takes_masks(inner),
+            masked=can_share(inner),
         )
 
     @property

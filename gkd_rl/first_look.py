@@ -25,13 +25,13 @@ def check_checkpoints(configs: Sequence[Config]) -> None:
     """
     seen = []
     for config in configs:
+        check_teacher(config.teacher)
         check_writer(config)
         models = {"student": config.student} | ({} if config.teacher is None else {"teacher": config.teacher})
         facts = [replace(model, seed=0, sft=None) for model in models.values()]
         if facts in seen:  # jobs that differ in other settings
             continue
         seen.append(facts)
-        check_teacher(config.teacher)
         for key, model in models.items():
             check_files(model, key)
         own = config.teacher if has_weights(config.teacher) else None

@@ -38,11 +38,16 @@ class RoomyLayer(DynamicLayer):
             return new_BHND  # a prompt that is read at once has its room made when the first token follows
         (B, H, N, D), new = filled_BHND.shape, new_BHND.shape[2]
         store = self._stores.get(name)
-        if store is None or store.data_ptr() != filled_BHND.data_ptr() or store.shape[2] < N + new:
+        if store is None or not _shares_memory(store, filled_BHND) or store.shape[2] < N + new:
             store = self._stores[name] = filled_BHND.new_empty(B, H, N + new + ROOM, D)
             store[:, :, :N] = filled_BHND
         store[:, :, N : N + new] = new_BHND
         return store[:, :, : N + new]
+
+
+def _shares_memory(one: Tensor, other: Tensor) -> bool:
+    """Also of tensors without data."""
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
 def empty_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -74,4 +79,5 @@ def join(caches: Sequence[DynamicCache], rows: Sequence[Tensor], whole: DynamicC
             for cache, part, index in zip(caches, parts, rows, strict=True):
                 both[-1][index, :, longest - part.shape[2] :] = part
                 setattr(cache.layers[number], name, None)
+        assert isinstance(layer, RoomyLayer)
         layer.update(*both)

@@ -56,6 +56,7 @@ class Results:
         memory: the device, and bytes at the peak of the run.
         data: rows that were read, dropped and cut.
         teacher_audit: what quantising the teacher cost; None for one that is not quantised.
+        prompts: one per row, so that whoever reads the predictions needs no data set; may be left out.
     """
 
     evaluations: dict[str, Evaluation]
@@ -65,6 +66,7 @@ class Results:
     memory: dict[str, str | int]
     data: dict[str, Any] = field(default_factory=dict)
     teacher_audit: TeacherAudit | None = None
+    prompts: list[str] = field(default_factory=list)
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """Model -> metric -> mean with interval."""
@@ -115,9 +117,13 @@ class Results:
         return {"objective": self.objective(alpha), **self.evaluations["student after"].scores()}
 
     def predictions(self) -> list[dict[str, str]]:
-        """One row per example: the reference and every model's greedy completion."""
+        """One row per example: the prompt, the reference and every model's greedy completion."""
         return [
-            {"reference": reference, **{name: one.completions[i] for name, one in self.evaluations.items()}}
+            {
+                **({"prompt": self.prompts[i]} if self.prompts else {}),
+                "reference": reference,
+                **{name: one.completions[i] for name, one in self.evaluations.items()},
+            }
             for i, reference in enumerate(self.references)
         ]
 

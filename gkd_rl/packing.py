@@ -137,9 +137,13 @@ class Rows:
 
 
 def takes_masks(model: PreTrainedModel) -> bool:
+    """Whether the model's attention takes a mask of our own."""
+    return model.config._attn_implementation in MASKED_ATTENTION
+
+
+def can_share(model: PreTrainedModel) -> bool:
     """Whether the model can read shared rows."""
-    config = model.config
-    return config._attn_implementation in MASKED_ATTENTION and config.model_type not in POSITIONS_BY_COLUMN
+    return takes_masks(model) and model.config.model_type not in POSITIONS_BY_COLUMN
 
 
 def shares_prompts(cost: StackCost, rollout: Rollout) -> bool:

@@ -114,7 +114,7 @@ def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> 
     evaluator = build_evaluator(config, models, reward, held_out)
     trainer = build_trainer(config, models, reward, stream, accelerator)
 
-    references = [example.reference for example in held_out]
+    references, asked = [example.reference for example in held_out], [example.prompt for example in held_out]
     kept = _checkpoints(config, models, trainer, cost, place)
 
     def evaluate() -> dict[str, Evaluation]:
@@ -129,7 +129,7 @@ def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> 
     memory: dict[str, str | int] = {"device": accelerator.device.type, "peak_bytes": peak_bytes(accelerator.device)}
     log.info("peak memory: %.2f GiB (%s)", peak_bytes(accelerator.device) / GIB, accelerator.device)
     results = Results(
-        evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit
+        evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit, asked
     )
     if tracker is None:
         return results.numbers(config.alpha)

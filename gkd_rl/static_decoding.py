@@ -33,7 +33,7 @@ Step = Callable[[nn.Module, Cache, dict[str, Tensor]], Tensor]
 
 
 def compiler_for(device: torch.device) -> Callable[[Step], Step] | None:
-    """How the step is compiled on a device; a CPU gains too little for the minutes that it takes."""
+    """How the step is compiled on a device; on a CPU, where that takes minutes, not at all."""
     if device.type != "cuda":
         return None
     return partial(torch.compile, mode="reduce-overhead", fullgraph=True, dynamic=False)  # pyright: ignore
@@ -193,7 +193,7 @@ class _Buffers:
         if isinstance(read.cache, EncoderDecoderCache):
             _fill(self._written, read.cache.self_attention_cache, read.cache.get_seq_length())
             _fill(self._crossed, read.cache.cross_attention_cache, mask_BS.shape[1])
-            seen = self._inputs["encoder_attention_mask"].fill_(1)
+            seen = self._inputs["encoder_attention_mask"]
             seen[: len(mask_BS), mask_BS.shape[1] :] = 0
         else:
             _fill(self._written, read.cache, mask_BS.shape[1])

@@ -164,7 +164,8 @@ def test_a_sweep_makes_numbered_folders(arguments: list[str], jobs: int, tmp_pat
     done = run_in_process([*arguments, "name=mine"], tmp_path)
     assert done.returncode == 0, done.stderr
     (sweep,) = (tmp_path / "multirun" / "mine").iterdir()
-    assert {path.name for path in sweep.iterdir()} == {str(number) for number in range(jobs)} | {"multirun.yaml"}
+    numbered = {str(number) for number in range(jobs)}
+    assert {path.name for path in sweep.iterdir()} == numbered | {"multirun.yaml", "sweep.json"}
 
 
 def test_an_error_of_the_run_is_one_message_too(tmp_path: Path) -> None:

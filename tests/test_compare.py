@@ -218,7 +218,7 @@ class FakeApi:
 
 
 def uploaded(name: str, state: str = "finished", group: str = "g") -> SimpleNamespace:
-    """A run as W&B tells it: own keys, tables and NaN as a word between our numbers."""
+    """A run as W&B tells it: own keys, tables and infinity as a word between our numbers."""
     summary = {"student after/sampled/reward/mean": 0.5, "student after/sampled/reward/low": 0.25, "_runtime": 3}
     summary |= {
         "student after/sampled/reward/n": 4,
@@ -226,7 +226,7 @@ def uploaded(name: str, state: str = "finished", group: str = "g") -> SimpleName
         "samples": {"_type": "table-file"},
     }
     history = [
-        {"_step": 0, "step": 1, "loss": "NaN", "tokens/student_trained": 4, "table": {"_type": "table-file"}},
+        {"_step": 0, "step": 1, "loss": "-Infinity", "tokens/student_trained": 4, "table": {"_type": "table-file"}},
         {"_step": 1, "step": 2, "loss": 2.0, "tokens/student_trained": 4},
         {"_step": 2, "step": None, "samples": {"_type": "table-file"}},
     ]
@@ -250,7 +250,7 @@ def test_runs_of_wandb_are_run_folders(tmp_path: Path) -> None:
         "cost": {"tokens/student_trained": 8.0},
     }
     table: Any = curves(runs["finished"])
-    assert list(table["student_tokens"]) == [4, 8] and np.isnan(table["loss"][0]) and table["loss"][1] == 2.0
+    assert list(table["student_tokens"]) == [4, 8] and table["loss"][0] == -np.inf and table["loss"][1] == 2.0
     assert not [name for name in table if str(name).startswith("_") or name in ("table", "samples")]
     wandb_runs.fetch("wandb:me/project", tmp_path, api)
     assert api.asked[-1] == ("me/project", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -76,14 +76,16 @@ def test_a_token_is_written_where_there_is_room() -> None:
         new = torch.randn(2, 3, columns, 4, generator=draw)
         for cache in (ours, theirs):
             cache.update(new, -new, 0)
-        assert torch.equal(ours.layers[0].keys, theirs.layers[0].keys)
-        assert torch.equal(ours.layers[0].values, -ours.layers[0].keys)
+        own: Any = ours.layers[0]
+        other: Any = theirs.layers[0]
+        assert torch.equal(own.keys, other.keys)
+        assert torch.equal(own.values, -own.keys)
         assert ours.get_seq_length() == theirs.get_seq_length()
-        return ours.layers[0].keys.data_ptr()
+        return own.keys.data_ptr()
 
     add(5)
     places = [add(1) for _ in range(2 * (ROOM + 1) + 1)]
-    assert len(set(places)) == 3  # memory is taken once for ROOM + 1 tokens
+    assert sum(one != other for one, other in pairwise(places)) == 2  # memory is taken once for ROOM + 1 tokens
     for cache in (ours, theirs):
         cache.batch_select_indices(torch.tensor([1]))
         cache.batch_repeat_interleave(2)
@@ -95,9 +97,8 @@ def test_what_has_a_window_is_not_put_together() -> None:
     layer = empty_cache(LlamaConfig(num_hidden_layers=2)).layers
     assert [type(one) for one in layer] == [RoomyLayer, RoomyLayer]
     assert can_join(empty_cache(LlamaConfig(num_hidden_layers=2)))
-    mixed = empty_cache(
-        LlamaConfig(num_hidden_layers=2, sliding_window=4, layer_types=["sliding_attention", "full_attention"])
-    )
+    windows: dict[str, Any] = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+    mixed = empty_cache(LlamaConfig(num_hidden_layers=2, **windows))
     assert not can_join(mixed)
 
 

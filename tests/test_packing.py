@@ -259,6 +259,18 @@ def test_attention_that_takes_no_mask_reads_rows_apart(
     assert ModelCost.of(model).forward(rollout) > cheap
 
 
+def test_who_shares_no_rows_is_named(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    make_trainer("alpha=0.5", "rollout.per_prompt=4", kind="llama")
+    assert "reads a prompt again" not in caplog.text
+    monkeypatch.setattr("gkd_rl.build_trainer.can_share", lambda _: False)
+    make_trainer("alpha=0.5", "rollout.per_prompt=4", kind="llama")
+    assert "student: llama with sdpa attention reads a prompt again for each of its 4 completions" in caplog.text
+    assert "teacher: llama with sdpa" in caplog.text
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_half_precision(
     attention: str, make_model: MakeModel, few_words: PreTrainedTokenizerFast, rollout: Rollout, lay: Lay

@@ -75,7 +75,7 @@ def test_a_run_leaves_everything(folder: Path) -> None:
     rouge = results["student after"]["rouge2"]
     assert rouge["n"] == 20 and rouge["low"] <= rouge["mean"] <= rouge["high"]
     assert results["teacher"]["sampled/divergence"]["mean"] == pytest.approx(0, abs=1e-6)
-    assert len(lines(first / "predictions.jsonl")) == 20
+    assert len(lines(first / "predictions.jsonl")) == 20 and lines(first / "predictions.jsonl")[0]["prompt"]
     assert yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))["alpha"] == 0.5
     assert json.loads((first / "environment.json").read_text(encoding="utf-8"))["packages"]["torch"]
     assert list((first / "wandb").glob("offline-run-*"))

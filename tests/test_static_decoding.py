@@ -16,8 +16,10 @@ from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.adapter import AdaptedModel
 from gkd_rl.architecture import DECODER_ONLY, ENCODER_DECODERS, HiddenStateModel
+from gkd_rl.build_plan import plan_memory
 from gkd_rl.build_sampler import check_writer
 from gkd_rl.errors import ModelError
+from gkd_rl.memory_plan import Lengths
 from gkd_rl.model_memory import static_bytes
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
 from gkd_rl.static_decoding import TAKES_NONE, StaticDecoding, compiler_for
@@ -218,3 +220,20 @@ def test_the_plan_counts_what_the_buffers_take(
     rollout_of(student, codec, codec.prompts(make_examples(3)), used)
     assert planned == used.held_bytes
     assert 1 < planned / (12 * columns * 2 * 4 * width) < 1.5
+
+
+@pytest.mark.parametrize("task", ["xsum", "gsm8k"])
+def test_the_plan_of_a_run_holds_the_buffers_throughout(task: str, news_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Without data: keys and values of as many columns as the task's limits allow, whatever the texts are."""
+    config = configured(f"task={task}", "rollout.static_cache=true")
+    plan = plan_memory(config, Lengths(16, 8), torch.device("cpu"), news_tokenizer)
+    held = next(stage for stage in plan.stages if stage.name == "training").held["static cache"]
+    made: dict[str, Any] = config.student.architecture or {}
+    heads = "num_heads" if task == "xsum" else "num_key_value_heads"
+    size = made["d_kv"] if task == "xsum" else made["hidden_size"] // made["num_attention_heads"]
+    layers = made["num_decoder_layers"] if task == "xsum" else made["num_hidden_layers"]
+    rows = config.trainer.prompts_per_step * config.rollout.per_prompt
+    columns = config.task["max_prompt_tokens"] + config.task["max_completion_tokens"]
+    assert 1 < held / (rows * columns * 2 * 4 * made[heads] * size * layers) < 1.3
+    without = plan_memory(configured(f"task={task}"), Lengths(16, 8), torch.device("cpu"), news_tokenizer)
+    assert all("static cache" not in stage.held for stage in without.stages)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -374,6 +375,7 @@ def test_of_two_processes_one_makes_an_entry_and_a_dead_one_is_not_waited_for(ki
     second = maker(entry)
     assert second.stdout is not None
     assert second.stdout.readline() == f"Waiting for {entry}, which another process makes ...\n"
+    assert not select.select([second.stdout], [], [], 1)[0], "it did not wait"
     if killed:
         first.kill()
     else:

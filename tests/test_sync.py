@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -33,13 +34,14 @@ def sweep(tmp_path: Path) -> Path:
     """A finished run, one that was uploaded, a crashed one, one that goes on, and one without W&B."""
     folder = tmp_path / "sweep"
     going = record_of(os.getpid(), psutil.Process().create_time())
-    for name, files in (
-        ("a", {"eval": {}}),
-        ("b", {"eval": {}}),
-        ("c", {}),
-        ("d", {"run": going}),
-        ("e", {"eval": {}}),
-    ):
+    written: dict[str, dict[str, Any]] = {
+        "a": {"eval": {}},
+        "b": {"eval": {}},
+        "c": {},
+        "d": {"run": going},
+        "e": {"eval": {}},
+    }
+    for name, files in written.items():
         make_run(folder / name, {}, **files)
         if name != "e":
             offline(folder / name, name, synced=name == "b")

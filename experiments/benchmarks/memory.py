@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from experiments.benchmarks.ours import our_trainer
 from experiments.benchmarks.sides import live_bytes, parser_of, write
-from experiments.benchmarks.steps import VOCABULARY, Bench
+from experiments.benchmarks.steps import SHAPE, VOCABULARY, Bench
 from gkd_rl.rollout import TextCodec
 from gkd_rl.types import Example
 
@@ -56,9 +57,10 @@ def main() -> None:
 def _texts(bench: Bench, ids_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts' ids (P, S), and completions' ids with an end."""
     prompts = bench.examples[: len(ids_BT)]
-    ids_PS = torch.tensor(bench.tokenizer([one.prompt for one in prompts], add_special_tokens=False)["input_ids"])
+    ids: Any = bench.tokenizer([one.prompt for one in prompts], add_special_tokens=False)["input_ids"]
+    ids_PS = torch.tensor(ids)
     ids_BT = ids_BT.clone()
-    ids_BT[:, -1] = bench.tokenizer.eos_token_id
+    ids_BT[:, -1] = SHAPE["eos_token_id"]
     return ids_PS.to(bench.arguments.device), ids_BT.to(bench.arguments.device)
 
 

@@ -49,7 +49,8 @@ def ending(model: Model, chance: float, size: float) -> Model:
             {"encoder_hidden_states": torch.zeros(1, 1, embedding.shape[1])} if model.config.is_encoder_decoder else {}
         )
         hidden = model.get_decoder()(input_ids=ids, **prompt).last_hidden_state[0, :, 0].mean()
-        output[1, 0] += float(np.log(chance * len(output)) / hidden)
+        scale = HiddenStateModel(model).head().scale  # T5's, where input and output embedding are one
+        output[1, 0] += float(np.log(chance * len(output)) / (scale * hidden))
     return model
 
 

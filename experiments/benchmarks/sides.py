@@ -116,7 +116,7 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     cells = [[_shown(row.get(key)) for key in headings] for row in rows]
     print("\n".join(markdown_rows(headings, cells)))  # noqa: T201
     if arguments.out is not None:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        settings = {key: value for key, value in vars(arguments).items() if key != "out"}
         write_json(arguments.out, {"rows": rows, "settings": settings, "environment": environment_record()})
 
 

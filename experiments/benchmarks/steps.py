@@ -43,6 +43,7 @@ from experiments.benchmarks.ours import (
 from experiments.benchmarks.sides import Side, Work, parser_of, speedup, summary, take_turns, write
 from gkd_rl.depth_pruning import prune
 from gkd_rl.rollout import TextCodec
+from gkd_rl.trainer import Trainer
 
 TrlTrainer = Any  # GRPOTrainer, DistillationTrainer, GKDTrainer
 VOCABULARY = 49152
@@ -100,11 +101,14 @@ class Bench:
 
     def ours(self, alpha: float) -> Callable[[], Work]:
         """A step of our trainer."""
+        return our_step(self.trainer(f"alpha={alpha}"))
+
+    def trainer(self, *overrides: str) -> Trainer:
+        """Our trainer with further settings."""
         arguments = self.arguments
         device = torch.device(arguments.device)
         codec = TextCodec(self.tokenizer, arguments.longest, COMPLETION, device, decoder_only=True)
-        models = (self.student, self.teacher)
-        return our_step(our_trainer(arguments, models, codec, self.examples, f"alpha={alpha}"))
+        return our_trainer(arguments, (self.student, self.teacher), codec, self.examples, *overrides)
 
     def theirs(self, kind: str) -> Callable[[], Work]:
         """A step of trl's trainer: its `train` of one step, timed from where a step begins to where it ends."""

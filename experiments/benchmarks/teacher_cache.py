@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.benchmarks.sides import Side, Work, parser_of, ratios, summary, take_turns, write
+from experiments.benchmarks.sides import Side, Work, parser_of, speedup, summary, take_turns, write
 from experiments.benchmarks.steps import COMPLETION, Bench
 from gkd_rl.teacher_outputs import TeacherOutputs
 from gkd_rl.tensor_shards import TensorShards
 from gkd_rl.trainer import Trainer
-from gkd_rl.types import Source
 
 
 class CacheBench(Bench):
@@ -36,20 +35,18 @@ class CacheBench(Bench):
             replace(one, reference=" ".join(draw.choice(words, draw.integers(8, COMPLETION)))) for one in self.examples
         ]
 
-    def trainer(self) -> Trainer:
-        """On references alone."""
-        trainer = self._trainer(1.0)
-        trainer.settings = replace(trainer.settings, lmbda=0.0, otherwise=Source.dataset)
-        return trainer
+    def on_references(self) -> Trainer:
+        """No rollouts."""
+        return self.trainer("alpha=1", "lmbda=0")
 
     def computed(self) -> Callable[[], Work]:
         """Without a cache."""
-        trainer, steps = self.trainer(), itertools.count()
+        trainer, steps = self.on_references(), itertools.count()
         return lambda: _step(trainer, next(steps))
 
     def cold(self, folder: Path) -> Callable[[], Work]:
         """Every step finds nothing, and writes."""
-        trainer, steps = self.trainer(), itertools.count()
+        trainer, steps = self.on_references(), itertools.count()
 
         def run() -> Work:
             number = next(steps)
@@ -62,7 +59,7 @@ class CacheBench(Bench):
 
     def warm(self, folder: Path, count: int) -> Callable[[], Work]:
         """The first `count` steps, when all of their text has been read."""
-        trainer, steps = self.trainer(), itertools.count()
+        trainer, steps = self.on_references(), itertools.count()
         trainer.readers.outputs = _outputs(folder)
         for number in range(count):
             _step(trainer, number)
@@ -88,7 +85,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30, help="of the teacher; the student has every third")
     parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
     arguments = parser.parse_args()
-    arguments.per_prompt = 1
+    arguments.per_prompt, arguments.teacher = 1, "deep"
     torch.set_num_threads(arguments.threads)
     bench = CacheBench(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +96,7 @@ def main() -> None:
         ]
         take_turns(sides, arguments.rounds)
     rows = [
-        {"side": one.name, "seconds a step": summary(one.seconds), "times as fast": summary(ratios(one, sides[0]))}
+        {"side": one.name, "seconds a step": summary(one.seconds), "times as fast": speedup(one, sides[0])}
         for one in sides
     ]
     write(arguments, rows)

@@ -1,0 +1,49 @@
+"""Command line of the report: python -m experiments.report FOLDER... --out report.html --plots report_plots."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.report.page import html
+from experiments.report.payload import payload
+from experiments.runs import find_runs
+from gkd_rl.errors import GkdRlError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the folders, write the page, and the still figures if asked for.
+
+    Raises:
+        SystemExit: a folder is not there or holds no run.
+    """
+    parser = argparse.ArgumentParser(prog="python -m experiments.report", description="One HTML page about many runs.")
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold them")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page, default report.html")
+    parser.add_argument("--plots", type=Path, help="a folder for PNG and SVG of every figure")
+    parser.add_argument("--rows", type=int, default=24, help="held-out rows in the sample browser, default 24")
+    options = parser.parse_args(arguments)
+    if options.rows < 0:
+        parser.error(f"--rows {options.rows}: takes 0 or more.")
+    try:
+        runs = find_runs(options.folders)
+        if not runs:
+            raise GkdRlError(
+                f"no run in or below {', '.join(map(str, options.folders))}: name folders that runs wrote."
+            )
+        data = payload(runs, options.rows)
+    except GkdRlError as error:
+        raise SystemExit(str(error)) from error
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(html(data), encoding="utf-8")
+    sys.stdout.write(f"{options.out}: {len(data['runs'])} runs, {options.out.stat().st_size / 1e6:.1f} MB\n")
+    if options.plots is not None:
+        from experiments.report.stills import write_stills  # here: the page alone needs no matplotlib
+
+        written = write_stills(data, options.plots)
+        sys.stdout.write(f"{options.plots}: {len(written)} figures as PNG and SVG\n")
+
+
+if __name__ == "__main__":
+    main()

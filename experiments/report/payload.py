@@ -1,0 +1,237 @@
+"""Runs -> the one JSON object that the page and the still figures are drawn from.
+
+Metrics are taken as they come, none is known here; runs are compared within a task and scale only. Nothing of the
+machine is in it: runs are named by their folders below the one that holds them all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.report.figures import FIGURES, listed
+from experiments.report.measures import measure
+from experiments.report.quantised import points_for
+from experiments.report.run_curves import encoded, frame_of
+from experiments.report.texts import Texts, held_out_rows, training_rows
+from experiments.run_groups import NAME, SEED, labels, shown_setting
+from experiments.runs import RunFolder, Status, differing, grouped, predictions
+
+MOST_WORDS = 400
+_NO_CURVES: dict[str, Any] = {"grids": [], "metrics": {}}
+
+
+def payload(runs: Sequence[RunFolder], rows: int) -> dict[str, Any]:
+    """Everything that the page shows.
+
+    Args:
+        runs: as `find_runs` gives them.
+        rows: held-out rows of each run in the sample browser.
+
+    Returns:
+        JSON: tasks, runs, problems (runs that could not be read), measures, figures, texts.
+    """
+    names = _names([run.path for run in runs])
+    known = [(run, name) for run, name in zip(runs, names, strict=True) if run.settings]
+    frames = [frame_of(run) for run, _ in known]
+    points = points_for(sum(frame.shape[1] for frame in frames if frame is not None))
+    tasks = list(dict.fromkeys(task_of(run) for run, _ in known))
+    texts = Texts()
+    entries: list[dict[str, Any]] = []
+    sections = []
+    for place, task in enumerate(tasks):
+        members = [i for i, (run, _) in enumerate(known) if task_of(run) == task]
+        task_runs = grouped([known[i][0] for i in members])
+        words = worded([run.group for run in task_runs], task_runs)
+        task_runs = [replace(run, group=word) for run, word in zip(task_runs, words, strict=True)]
+        lines = {figure.key: worded(_lines_of(task_runs, figure.drop), task_runs) for figure in FIGURES if figure.drop}
+        for at, (run, i) in enumerate(zip(task_runs, members, strict=True)):
+            about = {"name": known[i][1], "task": place, "lines": {key: found[at] for key, found in lines.items()}}
+            frame = frames[i]
+            entries.append({**about, **_entry(run), "curves": _NO_CURVES if frame is None else encoded(frame, points)})
+        shift = len(entries) - len(members)
+        sections.append(_section(task, task_runs, texts, rows, shift))
+    used = {key for run in entries for model in run["values"].values() for key in model}
+    used |= {key for run in entries for key in run["curves"]["metrics"]}
+    return {
+        "tasks": sections,
+        "runs": entries,
+        "problems": [_problem(run, name) for run, name in zip(runs, names, strict=True) if _is_problem(run)],
+        "measures": {key: measure(key) for key in sorted(used)},
+        "figures": listed(),
+        "texts": texts.kept,
+        "points": points,
+    }
+
+
+def task_of(run: RunFolder) -> str:
+    """What runs have to share to be compared, in words: `xsum, embedded`."""
+    settings = run.settings
+    parts = [str(settings.get("task._target_", "task")).rpartition(".")[2].lower()]
+    if settings.get("task.data") == "hub":
+        parts.append(str(settings.get("task.hub_id")))
+    elif settings.get("task.data") == "files":
+        files = {key: value for key, value in settings.items() if key.startswith("task.data_files.")}
+        parts += sorted({Path(str(value)).name for value in files.values()})
+    return ", ".join([*parts, str(settings.get("scale.name", "scale unknown"))])
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Folders relative to what holds them all; a single run by its own name."""
+    if not paths:
+        return []
+    resolved = [path.resolve() for path in paths]
+    root = Path(os.path.commonpath(resolved))
+    return [path.relative_to(root).as_posix() if path != root else path.name for path in resolved]
+
+
+def _lines_of(runs: Sequence[RunFolder], drop: tuple[str, ...]) -> list[str]:
+    """For each run the label of its settings but the dropped ones: the line of a figure that it is a point of."""
+    typed = {override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides}
+    keys = [*typed, *(f"{key}.name" for key in typed)]
+    within = tuple(f"{key}." for key in drop)
+    kept = [
+        {key: value for key, value in run.settings.items() if key not in drop and not key.startswith(within)}
+        for run in runs
+    ]
+    return labels(kept, keys)
+
+
+def worded(labels_of_runs: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
+    """Labels as a caption has them: `gkd alpha=1 divergence.beta=0.1 divergence=jsd` becomes `gkd, α = 1, JSD(0.1)`.
+
+    They stay as they are where two would become one, or where a name has spaces of its own.
+    """
+    if any("=" not in word for label in labels_of_runs for word in label.split(" ")[1:]):
+        return list(labels_of_runs)
+    signs = {"alpha": "α", "lmbda": "λ"}
+    found = []
+    for label, run in zip(labels_of_runs, runs, strict=True):
+        words: dict[str, None] = {}
+        for word in label.split(" "):
+            key, equals, value = word.partition("=")
+            about_divergence = key in ("divergence", "divergence.beta", "divergence.skew")
+            text = short_settings(run)["divergence"] if about_divergence else f"{signs.get(key, key)} = {value}"
+            words[text if equals else word] = None
+        found.append(", ".join(words))
+    return found if len(set(found)) == len(set(labels_of_runs)) else list(labels_of_runs)
+
+
+def _entry(run: RunFolder) -> dict[str, Any]:
+    """A run's results, settings and lengths."""
+    results = run.results or {}
+    cost = {key: _short(value) for key, value in results.get("cost", {}).items() if _is_number(value)}
+    return {
+        "status": run.status.value,
+        "error": run.error,
+        "group": run.group,
+        "seed": run.seed,
+        "settings": short_settings(run),
+        "values": {model: found for model, section in results.items() if (found := _estimates(section))},
+        "profiles": _profiles(results),
+        "cost": cost,
+        "lengths": _lengths(run),
+    }
+
+
+def short_settings(run: RunFolder) -> dict[str, Any]:
+    """The settings that figures go by: numbers, or words for the divergence and the series."""
+    settings = run.settings
+    name = str(settings.get("divergence.name", "?"))
+    parameter = settings.get("divergence.skew") if name.startswith("skew") else settings.get("divergence.beta")
+    shown = {"jsd": "JSD", "forward_kl": "forward KL", "reverse_kl": "reverse KL", "tvd": "TVD"}.get(name, name)
+    with_parameter = f"{shown.replace('_', ' ')}" + (
+        f"({parameter:g})" if (name == "jsd" or name.startswith("skew")) and _is_number(parameter) else ""
+    )
+    rows = settings.get("trainer.train_rows") or settings.get("task.train_size")
+    by_text = name == "cross_entropy"
+    return {
+        "alpha": None if by_text else settings.get("alpha"),
+        "lmbda": settings.get("lmbda"),
+        "divergence": with_parameter,
+        "temperature": settings.get("evaluation.self_bleu_temperature"),
+        "train_rows": rows if _is_number(rows) else None,
+        "initial_student": bool(settings.get("teacher.initial_student")) and not by_text,
+    }
+
+
+def _estimates(section: Any) -> dict[str, list[float | None]]:
+    """Metric -> [mean, low, high, n] of a section of eval.json that holds estimates; empty for any other."""
+    if not isinstance(section, dict):
+        return {}
+    found = {key: value for key, value in section.items() if isinstance(value, dict) and "mean" in value}
+    return {
+        key: [_short(value.get(part)) for part in ("mean", "low", "high", "n")]
+        for key, value in found.items()
+        if _short(value["mean"]) is not None
+    }
+
+
+def _profiles(results: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Lists NAME_by_position of the student after training."""
+    section = results.get("student after", {})
+    return {
+        key: [_short(value) for value in values]
+        for key, values in section.items()
+        if key.endswith("_by_position") and isinstance(values, list)
+    }
+
+
+def _lengths(run: RunFolder) -> dict[str, list[list[int]]]:
+    """Model -> [[words, rows], ...] of the greedy completions; longer ones count as MOST_WORDS."""
+    counts: dict[str, Counter[int]] = {}
+    for row in predictions(run):
+        for model, text in row.items():
+            if model != "prompt":
+                counts.setdefault(model, Counter())[min(len(str(text).split()), MOST_WORDS)] += 1
+    return {model: [list(pair) for pair in sorted(found.items())] for model, found in counts.items()}
+
+
+def _section(task: str, runs: Sequence[RunFolder], texts: Texts, rows: int, shift: int) -> dict[str, Any]:
+    """One task: its notice, what differs between its runs, and its texts."""
+    finished = [run for run in runs if run.status is Status.finished]
+    notices = dict.fromkeys(str((run.results or {}).get("notice") or "") for run in finished)
+    different = {**({NAME: ()} if len({run.settings.get(NAME) for run in runs}) > 1 else {}), **differing(runs)}
+    return {
+        "label": task,
+        "notice": " ".join(filter(None, notices)),
+        "differing": {key: _by_group(runs, key) for key in different if key != SEED},
+        "held_out": _shifted(held_out_rows(runs, texts, rows), shift),
+        "training": _shifted(training_rows(runs, texts), shift),
+    }
+
+
+def _by_group(runs: Sequence[RunFolder], key: str) -> dict[str, str]:
+    """Group -> its value of a setting as it is typed; one of a path keeps its last part only."""
+    return {run.group: shown_setting(run.settings.get(key))[:200] for run in runs}
+
+
+def _shifted(rows: list[dict[str, Any]], shift: int) -> list[dict[str, Any]]:
+    """Rows whose runs are counted over all tasks."""
+    return [{**row, "cells": {str(int(run) + shift): cell for run, cell in row["cells"].items()}} for row in rows]
+
+
+def _is_problem(run: RunFolder) -> bool:
+    return run.status in (Status.crashed, Status.unreadable)
+
+
+def _problem(run: RunFolder, name: str) -> dict[str, Any]:
+    return {"name": name, "status": run.status.value, "error": run.error}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> float | None:
+    """A finite number with six digits, None for anything else (JSON of runs has nan and inf as words)."""
+    if not _is_number(value) or not math.isfinite(value):
+        return None
+    return int(value) if isinstance(value, int) else float(np.format_float_positional(value, 6, fractional=False))

@@ -1,0 +1,240 @@
+"""Still figures: PNG and SVG of every figure of every task, as the page opens, by matplotlib."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+from experiments.report.figures import first_of
+from experiments.report.measures import measure
+from experiments.report.pareto import pareto_front
+from experiments.report.selection import (
+    AFTER,
+    BEFORE,
+    TEACHER,
+    Level,
+    RunEntry,
+    finished,
+    groups_of,
+    level,
+    lines_of,
+    metrics_of,
+)
+from experiments.report.still_lines import Styles, curves, lengths, profile
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8569b", "#c58a00", "#56b4e9", "#555b61", "#7d8a00")
+DASHES = ("-", "--", ":", "-.")
+MARKS = "os^Dv P"
+LETTER_INCHES, HANDLE_INCHES, LINE_INCHES = 0.075, 0.6, 0.19  # of the key's letters, at 9 points
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#ececE8",
+    "lines.linewidth": 1.5,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gkd_rl",
+    "text.parse_math": False,
+}
+Drawing = Callable[[Canvas, dict[str, Any], Sequence[RunEntry], dict[str, Any]], bool]
+
+
+def write_stills(data: dict[str, Any], folder: Path) -> list[Path]:
+    """Write TASK_FIGURE.png and .svg for every figure that the runs can fill.
+
+    Args:
+        data: a `payload`.
+        folder: made if it is not there.
+
+    Returns:
+        The PNG files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with mpl.rc_context(STYLE):
+        for place, task in enumerate(data["tasks"]):
+            runs = [run for run in data["runs"] if run["task"] == place]
+            page = {"styles": styles(groups_of(runs)), "label": axis_label}
+            for figure in data["figures"]:
+                canvas = Canvas(layout="constrained")
+                if not KINDS[figure["kind"]](canvas, figure, runs, page):
+                    continue
+                _add_legend(canvas)
+                path = folder / f"{re.sub(r'[^a-z0-9]+', '_', task['label'].lower()).strip('_')}_{figure['key']}.png"
+                canvas.savefig(path)
+                canvas.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+                written.append(path)
+    return written
+
+
+def styles(labels: Sequence[str] | dict[str, Any]) -> Styles:
+    """Label -> colour and dash of its lines."""
+    return {
+        label: {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i // len(COLOURS) % len(DASHES)], "label": label}
+        for i, label in enumerate(labels)
+    }
+
+
+def axis_label(key: str) -> str:
+    """A metric's name and unit."""
+    about = measure(key)
+    return about["label"] + (f" ({about['unit']})" if about["unit"] else "")
+
+
+def _add_legend(canvas: Canvas) -> None:
+    """One key below all plots, each name once."""
+    pairs = [pair for axes in canvas.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    names = {label: handle for handle, label in reversed(pairs)}
+    if names:
+        labels = list(dict.fromkeys(label for _, label in pairs))
+        width = LETTER_INCHES * max(map(len, labels)) + HANDLE_INCHES
+        columns = max(1, int(canvas.get_figwidth() / width))
+        canvas.set_figheight(canvas.get_figheight() + LINE_INCHES * -(-len(labels) // columns))
+        canvas.legend([names[label] for label in labels], labels, loc="outside lower left", ncols=columns)
+
+
+def scatter(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
+    """Two metrics, a point for each group with intervals, anchors and the Pareto front."""
+    there = metrics_of(runs)
+    x = first_of([*figure["x"], *sorted(there)], there)
+    y = first_of([key for key in [*figure["y"], *sorted(there)] if key != x], there)
+    if x is None or y is None:
+        return False
+    canvas.set_size_inches(7, 4.4)
+    axes = canvas.add_subplot(xlabel=axis_label(x), title=axis_label(y))
+    lines, found = lines_of(figure, runs), []
+    for place, (label, groups) in enumerate(lines.items()):
+        points = {}
+        for name, own in groups.items():
+            across, up = level(finished(own), AFTER, x), level(finished(own), AFTER, y)
+            if across and up:
+                points[name] = (across, up, own[0]["settings"].get(figure["along"]))
+        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKS.replace(" ", "")[place % 6]}
+        if len(points) > 1:
+            axes.plot(*zip(*((a.mean, b.mean) for a, b, _ in points.values()), strict=True), color=style["color"], lw=1)
+        for across, up, along in points.values():
+            _point(axes, across, up, **style, label=label)
+            text = f"{along:g}" if len(points) > 1 and along is not None else ""
+            axes.annotate(text, (across.mean, up.mean), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        found += [(across.mean, up.mean) for across, up, _ in points.values()]
+    for model, marker in ((BEFORE, "x"), (TEACHER, "*")):
+        across, up = level(finished(runs), model, x), level(finished(runs), model, y)
+        if across and up:
+            _point(axes, across, up, color="#555b61", marker=marker, label=model)
+    _draw_front(axes, np.array(found), [-1 if measure(key)["better"] == "lower" else 1 for key in (x, y)])
+    return bool(found)
+
+
+def _point(axes: Any, across: Level, up: Level, **style: Any) -> None:
+    """A marker with error bars."""
+    axes.errorbar(across.mean, up.mean, xerr=across.bars, yerr=up.bars, ls="none", ms=6, elinewidth=1, **style)
+
+
+def _draw_front(axes: Any, points_NX: np.ndarray, signs: list[int]) -> None:
+    """A dashed staircase through the points that none dominates."""
+    if len(points_NX):
+        front = points_NX[pareto_front(points_NX * signs)]
+        front = front[np.argsort(signs[0] * front[:, 0])]
+        axes.step(*front.T, where="pre", color="#555b61", ls="--", lw=1, label="Pareto front")
+
+
+def sweep(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
+    """A metric along one setting."""
+    y = first_of(figure["y"], metrics_of(runs)) or first_of(sorted(metrics_of(runs)), metrics_of(runs))
+    lines = lines_of(figure, finished(runs))
+    table = {}
+    for label, groups in lines.items():
+        pairs = [(own[0]["settings"].get(figure["along"]), level(own, AFTER, y or "")) for own in groups.values()]
+        kept = [(x, up) for x, up in pairs if x is not None and up is not None]
+        if len({x for x, _ in kept}) >= figure["least"]:
+            table[label] = kept
+    if not table:
+        return False
+    canvas.set_size_inches(7, 4)
+    axes = canvas.add_subplot(xlabel=figure["along"].replace("_", " "), title=axis_label(str(y)))
+    if figure["along"] == "train_rows":
+        axes.set_xscale("log")
+    for label, style in styles(table).items():
+        xs, ups = zip(*table[label], strict=True)
+        axes.errorbar(
+            xs, [up.mean for up in ups], yerr=np.hstack([up.bars for up in ups]), marker="o", elinewidth=1, **style
+        )
+    return True
+
+
+def heat(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
+    """Means by divergence and lambda, of the largest set of runs that differ in nothing else."""
+    own = [run for run in finished(runs) if run["settings"]["divergence"] != "cross entropy"]
+    sets: dict[str, list[RunEntry]] = {}
+    for run in own:
+        sets.setdefault(run["lines"][figure["key"]], []).append(run)
+    y = first_of(figure["y"], metrics_of(runs))
+    if not sets or y is None:
+        return False
+    largest = max(sets.values(), key=len)
+    columns = sorted({run["settings"]["divergence"] for run in largest})
+    rows = sorted({run["settings"]["lmbda"] for run in largest}, reverse=True)
+    means = np.full((len(rows), len(columns)), np.nan)
+    for i, lmbda in enumerate(rows):
+        for j, name in enumerate(columns):
+            cell = [
+                one for one in largest if (one["settings"]["lmbda"], one["settings"]["divergence"]) == (lmbda, name)
+            ]
+            found = level(cell, AFTER, y)
+            means[i, j] = np.nan if found is None else found.mean
+    if min(means.shape) < figure["least"] or np.isfinite(means).sum() <= max(means.shape):
+        return False
+    canvas.set_size_inches(1.6 + 1.2 * len(columns), 1.2 + 0.6 * len(rows))
+    axes = canvas.add_subplot(title=axis_label(y))
+    axes.grid(visible=False)
+    picture = axes.imshow(means, cmap="cividis", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), [f"lambda = {lmbda:g}" for lmbda in rows])
+    middle = np.nanmean([np.nanmin(means), np.nanmax(means)])
+    for (i, j), value in np.ndenumerate(means):
+        colour = "white" if value < middle else "black"
+        axes.text(j, i, "-" if np.isnan(value) else f"{value:.3g}", ha="center", va="center", color=colour)
+    canvas.colorbar(picture, ax=axes)
+    return True
+
+
+def cost_bars(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
+    """Seconds by phase, stacked."""
+    groups = groups_of(finished(runs))
+    keys = list(dict.fromkeys(key for run in runs for key in run["cost"] if key.startswith("time/")))
+    keys = [key for key in keys if key != "time/total"]
+    if not groups or not keys:
+        return False
+    canvas.set_size_inches(7, 1.1 + 0.32 * len(groups))
+    axes = canvas.add_subplot(xlabel="seconds")
+    left = np.zeros(len(groups))
+    for key, style in styles(keys).items():
+        width = np.array([np.mean([run["cost"].get(key, 0.0) for run in own]) for own in groups.values()])
+        axes.barh(list(groups), width, left=left, color=style["color"], label=key.removeprefix("time/"), height=0.7)
+        left += width
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    return True
+
+
+KINDS: dict[str, Drawing] = {
+    "scatter": scatter,
+    "curves": curves,
+    "heat": heat,
+    "sweep": sweep,
+    "profile": profile,
+    "lengths": lengths,
+    "bars": cost_bars,
+}
