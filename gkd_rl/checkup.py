@@ -27,17 +27,6 @@ from gkd_rl.trainer import score
 from gkd_rl.types import Example
 
 ROWS = 256  # of the data, that the reward is looked at
-INSTEAD = {  # part of the memory -> what makes it smaller
-    "activations": "lower trainer.micro_batch_size, or set trainer.gradient_checkpointing=true",
-    "head chunks and backward": "lower trainer.head_chunk_tokens",
-    "states and head chunks": "lower trainer.head_chunk_tokens or evaluation.batch_size",
-    "key-value cache": "lower trainer.prompts_per_step (training) or evaluation.batch_size (evaluation)",
-    "teacher at full precision": "set teacher.audit_prompts=0",
-    "teacher": "set teacher.quantization=int8 or nf4, or teacher.offload=true",
-    "optimiser": "set adapter=lora, or trainer.optimizer=adafactor",
-    "gradients": "set adapter=lora",
-    "initial student": "set adapter=lora",
-}
 
 
 @dataclass(frozen=True)
@@ -172,11 +161,7 @@ def _memory(config: Config, lengths: Lengths, origin: str, codec: TextCodec | No
     words += f"{plan.largest.name}; prompts of {lengths.prompt} tokens ({origin}), completions of {lengths.completion}"
     state = "ok"
     if plan.peak > plan.available:
-        stage = plan.largest
-        parts = {**stage.held, **stage.phases.get(stage.widest, {})} if stage.phases else stage.held
-        name = max(parts, key=lambda part: parts[part])
-        instead = INSTEAD.get(name, "take a smaller model")
-        state, words = "failed", f"{words}. It does not fit, most of it is {name}: {instead}."
+        state, words = "failed", f"{words}. It does not fit, {plan.advice()}."
     yield Finding("memory", state, "\n".join([words, *plan_lines(plan)]))
 
 

@@ -37,6 +37,7 @@ from gkd_rl.json_files import write_json
 from gkd_rl.launched import is_main_process
 from gkd_rl.loading import model_class
 from gkd_rl.memory_plan import GIB, plan_lines
+from gkd_rl.out_of_memory import naming_the_largest_part
 from gkd_rl.outputs import Results, model_card_of, write_results
 from gkd_rl.peak_memory import peak_bytes, reset_peak
 from gkd_rl.prepared import audit_of, prepare_models, with_samples
@@ -80,6 +81,7 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> di
         return _run(config, task, reward, tracker, output_dir)
 
 
+@naming_the_largest_part
 def _run(
     config: Config, task: Task, reward: Composite | None, tracker: Tracker | None, output_dir: Path
 ) -> dict[str, float]:

@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gkd_rl.choices import Quantization
 from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError, GkdRlError
+from gkd_rl.faults import explained, explaining_faults
 from gkd_rl.launched import is_main_process, processes
 from gkd_rl.precheck import check_command_line
 from gkd_rl.run_record import recorded
@@ -93,6 +94,7 @@ def cli() -> None:
     HYDRA_FULL_ERROR=1 shows the traceback.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to this function
+    logging.raiseExceptions = WANTS_TRACEBACK  # a log on a full disk is no reason for a traceback at every line
     # argparse takes overrides on one side of the flag only
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     # OpenMP threads that spin while they wait slow a run tenfold on a machine that does anything else.
@@ -101,7 +103,7 @@ def cli() -> None:
         sys.argv[1:] = with_former_overrides(sys.argv[1:])
         if is_main_process():
             _look_at_checkpoints(check_command_line(find_config_dir(), sys.argv[1:]))
-        with _beside_the_main_process(), naming_failed_runs():
+        with _beside_the_main_process(), naming_failed_runs(), explaining_faults():
             main()
     except (GkdRlError, HydraException, OmegaConfBaseException) as error:
         if WANTS_TRACEBACK:
@@ -148,8 +150,9 @@ def _ending_together() -> Iterator[None]:
         from gkd_rl.ranks import first_to_fail
 
         if first_to_fail():
-            refused = isinstance(error, GkdRlError) and not WANTS_TRACEBACK
-            sys.stderr.write(message(error) if refused else traceback.format_exc())
+            told = explained(error) or error
+            refused = isinstance(told, GkdRlError) and not WANTS_TRACEBACK
+            sys.stderr.write(message(told) if refused else traceback.format_exc())
             sys.stderr.flush()  # before another rank's end ends this one
         raise SystemExit(1) from error
 

@@ -14,7 +14,7 @@ PACKAGES = ("gkd_rl", "reward_models", "experiments")
 # A file imports from its own floor or a lower one. Folders end in a slash and hold all their files.
 FLOORS = {
     "__init__": 0, "types": 0, "masking": 0, "choices": 0, "config": 0, "setting_words": 0, "errors": 0,
-    "json_files": 0, "rollout_config": 0, "setting_fields": 0, "sweep_config": 0,
+    "json_files": 0, "rollout_config": 0, "faults": 1, "setting_fields": 0, "sweep_config": 0,
     "divergence": 1, "divergence_slopes": 1, "policy_gradient": 1, "schedule": 1, "uncertainty": 1,
     "objective": 2, "fused_head": 2, "fused_loss": 2, "mixing": 2, "credit": 2, "contradictions": 2, "validation": 2,
     "loading_contradictions": 2, "target_contradictions": 2, "teacher_contradictions": 2, "live_memory": 2,
@@ -30,6 +30,7 @@ FLOORS = {
     "model_memory": 4, "peak_memory": 4, "run_record": 4,
     "build": 5, "build_trainer": 5, "build_adapter": 5, "build_teacher": 5, "build_plan": 5, "build_evaluator": 5,
     "build_sampler": 5, "checkup": 5, "first_look": 5, "pipeline": 5, "prepared": 5,
+    "out_of_memory": 5, "model_checkup": 5,
     "sweep_run": 6, "sweep_folder": 6, "sweep_check": 6, "precheck": 6, "run": 6, "merge": 6, "doctor": 6,
     "evaluate": 6,
 }  # fmt: skip
