@@ -25,6 +25,7 @@ class Lengths:
             found += 1
         return found
 
+
 INSTEAD = {  # part of the memory -> what makes it smaller
     "activations": "lower trainer.micro_batch_size, or set trainer.gradient_checkpointing=true",
     "head chunks and backward": "lower trainer.head_chunk_tokens",
