@@ -267,6 +267,7 @@ class Config:
     name: str = MISSING
     cache_dir: str = MISSING
     save_model: bool = MISSING
+    trusted_packages: list[str] = MISSING
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     task: dict[str, Any] = MISSING
     student: ModelConfig = field(default_factory=ModelConfig)

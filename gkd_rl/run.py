@@ -102,7 +102,7 @@ def cli() -> None:
     try:
         sys.argv[1:] = with_former_overrides(sys.argv[1:])
         if is_main_process():
-            _look_at_checkpoints(check_command_line(find_config_dir(), sys.argv[1:]))
+            _look_at_files(check_command_line(find_config_dir(), sys.argv[1:]))
         with _beside_the_main_process(), naming_failed_runs(), explaining_faults():
             main()
     except (GkdRlError, HydraException, OmegaConfBaseException) as error:
@@ -157,8 +157,8 @@ def _ending_together() -> Iterator[None]:
         raise SystemExit(1) from error
 
 
-def _look_at_checkpoints(configs: list[Config]) -> None:
-    """Refuse checkpoints that cannot be used, before a folder is made; torch is imported only where there are any."""
+def _look_at_files(configs: list[Config]) -> None:
+    """Refuse checkpoints and data that cannot be used, before a folder is made; torch is imported only for these."""
     models = [one for config in configs for one in (config.student, config.teacher) if one is not None]
     teachers = [config.teacher for config in configs if config.teacher is not None]
     placed = any(one.device is not None or one.quantization is not Quantization.none for one in teachers)
@@ -166,6 +166,10 @@ def _look_at_checkpoints(configs: list[Config]) -> None:
         from gkd_rl.first_look import check_checkpoints
 
         check_checkpoints(configs)
+    if any(config.task.get("data_files") for config in configs):
+        from gkd_rl.first_look import check_data
+
+        check_data(configs)
 
 
 def message(error: BaseException) -> str:
