@@ -31,8 +31,8 @@ FLOORS = {
     "build": 5, "build_trainer": 5, "build_adapter": 5, "build_teacher": 5, "build_plan": 5, "build_evaluator": 5,
     "build_sampler": 5, "checkup": 5, "first_look": 5, "pipeline": 5, "prepared": 5,
     "finding": 1, "out_of_memory": 5, "model_checkup": 5, "machine_checkup": 5,
-    "sweep_run": 6, "sweep_folder": 6, "sweep_check": 6, "precheck": 6, "run": 6, "hydra_code": 6, "merge": 6, "doctor": 6,
-    "evaluate": 6,
+    "sweep_run": 6, "sweep_folder": 6, "sweep_check": 6, "precheck": 6, "run": 6, "merge": 6, "doctor": 6,
+    "evaluate": 6, "hydra_code": 6,
 }  # fmt: skip
 # trl: its trainers, and its client of vLLM; evaluate: our metrics, and the harness's code_eval in the sandbox
 SITES = {"trl": 2, "wandb": 1, "evaluate": 2}
