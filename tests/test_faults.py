@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -154,6 +155,50 @@ def test_a_killed_worker_of_joblib_ends_the_sweep_with_its_runs_named(stub: Path
     said = told(done)
     assert "s/1: seed=1: it ended without a word (killed, or out of memory?)" in said
     assert "To run them again: python -m gkd_rl.run sweep.resume=s" in said
+
+
+def tracked_online(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Three steps of a tracker that is to upload to a port where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    script = f"""
+from pathlib import Path
+from gkd_rl import tracking
+from gkd_rl.errors import GkdRlError
+tracking.INIT_SECONDS = 3.0
+try:
+    with tracking.Tracker(Path({str(folder / "run")!r}), "online", tracking.Listing("p", None, "n"), {{}}) as tracker:
+        for step in range(3):
+            tracker.log_step(step, {{"a": 1.0}})
+except GkdRlError as error:
+    print(error)
+"""
+    kept = {key: value for key, value in environment(folder).items() if not key.startswith(("WANDB_", "NETRC"))}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=kept | {"HOME": str(folder), "WANDB_BASE_URL": url} | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+@pytest.mark.slow
+def test_wandb_out_of_reach_does_not_stop_the_run(tmp_path: Path) -> None:
+    done = tracked_online(tmp_path, WANDB_API_KEY="a" * 40)
+    assert done.returncode == 0 and done.stdout == "", done
+    assert "W&B failed (" in done.stderr and "the run goes on with" in done.stderr
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 3
+
+
+@pytest.mark.slow
+def test_wandb_without_an_account_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    done = tracked_online(tmp_path)
+    assert "tracking.wandb=online was refused by W&B" in done.stdout and "wandb login" in done.stdout, done
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 KILLED = """
