@@ -41,7 +41,9 @@ def foreign_code(node: DictConfig, configs: Sequence[Config]) -> Iterator[str]:
 def _absent(target: str) -> bool:
     """A plugin of Hydra that is not installed is told elsewhere, with what to install."""
     parts = str(target).split(".")
-    return parts[0] == "hydra_plugins" and len(parts) > 2 and find_spec(".".join(parts[:2])) is None
+    if parts[0] != "hydra_plugins" or len(parts) < 3:
+        return False
+    return find_spec(parts[0]) is None or find_spec(".".join(parts[:2])) is None
 
 
 def _external(node: object, key: str) -> Iterator[str]:
