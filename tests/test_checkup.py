@@ -133,7 +133,12 @@ def faults(work: Path, folder: Path) -> dict[str, tuple[str, list[str]]]:
     plain = ["student.chat=false", "teacher.chat=false"]
     swapped = [f"student.path={work / 'teacher'}", f"teacher.path={work / 'student'}"]
     judge = "reward.components.judge.server"
-    endpoint = [f"teacher.endpoint.url={closed_port()}", "teacher.endpoint.model=m", "teacher=endpoint"]
+    endpoint = [
+        f"teacher.endpoint.url={closed_port()}",
+        "teacher.endpoint.model=m",
+        "teacher=endpoint",
+        "teacher.path=null",
+    ]
     return {
         "wrong template": ("template", plain),
         "another end": ("tokenizers", [*plain, *with_teacher(work, folder / "end", _other_end)]),
@@ -149,7 +154,7 @@ def faults(work: Path, folder: Path) -> dict[str, tuple[str, list[str]]]:
         "no Hub": ("hub", ["teacher.path=nobody/nothing"]),
         "an emulated type": ("precision", ["student.dtype=bfloat16"]),
         "no judge": ("reward", ["reward=judge", f"{judge}.url={closed_port()}", f"{judge}.model=m"]),
-        "no teacher's server": ("endpoint", [*endpoint]),
+        "no teacher's server": ("endpoint", endpoint),
         "no device": ("devices", ["teacher.device=cuda:9"]),
         "no checkpoint": ("checkpoints", [f"teacher.path={folder / 'nowhere'}"]),
     }
@@ -202,7 +207,8 @@ def test_a_planted_fault_is_found(name: str, work: Path, tmp_path: Path, monkeyp
     check, overrides = faults(work, tmp_path)[name]
     if check not in ("disk", "memory"):
         without_memory(monkeypatch)
-    status, said = main([*sound(work), *overrides]), capsys.readouterr().out
+    typed = {text.partition("=")[0]: text for text in [*sound(work), *overrides]}  # each setting once
+    status, said = main(list(typed.values())), capsys.readouterr().out
     assert status == 1, said
     assert "failed" in states(said)[check], said
     assert check in said.splitlines()[-1].partition("failed (")[2]
