@@ -270,6 +270,7 @@ class Config:
     cache_dir: str = MISSING
     save_model: bool = MISSING
     resume: str | None = MISSING
+    trusted_packages: list[str] = MISSING
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     task: dict[str, Any] = MISSING
     student: ModelConfig = field(default_factory=ModelConfig)

@@ -45,3 +45,15 @@ class DivergedError(GkdRlError):
 
 class CheckpointError(GkdRlError):
     """A checkpoint of a run is damaged, or belongs to another one."""
+
+
+class StorageError(GkdRlError):
+    """What a run writes cannot be written: the disk is full, or the folder takes no files."""
+
+
+class MemoryShortage(GkdRlError):
+    """The device has less memory than the run takes."""
+
+
+class WorkerError(GkdRlError):
+    """A process that did a part of the work ended without a word."""

@@ -95,9 +95,20 @@ class JsonLines:
         self._file.truncate(self._file.readall().rfind(b"\n") + 1)
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """One line per record."""
+        """One line per record, whole or not at all.
+
+        Raises:
+            OSError: with the file's name; the system cannot take the line, e.g. because the disk is full.
+        """
         for record in records:
-            self._file.write(json_line(record))
+            rest, end = memoryview(json_line(record)), self._file.seek(0, os.SEEK_END)
+            try:
+                while rest:  # a disk that becomes full takes a part first
+                    rest = rest[self._file.write(rest) :]
+            except OSError as error:
+                self._file.truncate(end)
+                error.filename = self._file.name
+                raise
 
     def size(self) -> int:
         """Bytes of the file, all of which outlive a power cut when this returns."""

@@ -38,6 +38,7 @@ from gkd_rl.json_files import write_json, write_whole
 from gkd_rl.launched import is_main_process
 from gkd_rl.loading import model_class
 from gkd_rl.memory_plan import GIB, plan_lines
+from gkd_rl.out_of_memory import naming_the_largest_part
 from gkd_rl.outputs import Results, model_card_of, write_results
 from gkd_rl.peak_memory import peak_bytes, reset_peak
 from gkd_rl.post_mortem import FOLDER as POST_MORTEM
@@ -95,6 +96,7 @@ class Place:
     stop: StopRequest
 
 
+@naming_the_largest_part
 def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> dict[str, float]:
     """All stages, then the results, which the main process writes; returns the numbers."""
     tracker, output_dir = place.tracker, place.folder

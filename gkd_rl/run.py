@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gkd_rl.choices import Quantization
 from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError, GkdRlError
+from gkd_rl.faults import explained, explaining_faults
 from gkd_rl.launched import is_main_process, processes
 from gkd_rl.precheck import check_command_line
 from gkd_rl.resumed_run import (
@@ -110,6 +111,7 @@ def cli() -> None:
     HYDRA_FULL_ERROR=1 shows the traceback.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to this function
+    logging.raiseExceptions = WANTS_TRACEBACK  # a log on a full disk is no reason for a traceback at every line
     # argparse takes overrides on one side of the flag only
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     # OpenMP threads that spin while they wait slow a run tenfold on a machine that does anything else.
@@ -118,8 +120,8 @@ def cli() -> None:
         sys.argv[1:] = with_former_overrides(sys.argv[1:])
         sys.argv[1:] = with_resumed_run(find_config_dir(), sys.argv[1:])
         if is_main_process():
-            _look_at_checkpoints(check_command_line(find_config_dir(), sys.argv[1:]))
-        with _beside_the_main_process(), naming_failed_runs():
+            _look_at_files(check_command_line(find_config_dir(), sys.argv[1:]))
+        with _beside_the_main_process(), naming_failed_runs(), explaining_faults():
             main()
     except Stopped as stopped:
         sys.exit(128 + stopped.number)  # as a shell counts what a signal ended
@@ -194,14 +196,15 @@ def _ending_together() -> Iterator[None]:
         from gkd_rl.ranks import first_to_fail
 
         if first_to_fail():
-            refused = isinstance(error, GkdRlError) and not WANTS_TRACEBACK
-            sys.stderr.write(message(error) if refused else traceback.format_exc())
+            told = explained(error) or error
+            refused = isinstance(told, GkdRlError) and not WANTS_TRACEBACK
+            sys.stderr.write(message(told) if refused else traceback.format_exc())
             sys.stderr.flush()  # before another rank's end ends this one
         raise SystemExit(1) from error
 
 
-def _look_at_checkpoints(configs: list[Config]) -> None:
-    """Refuse checkpoints that cannot be used, before a folder is made; torch is imported only where there are any."""
+def _look_at_files(configs: list[Config]) -> None:
+    """Refuse checkpoints and data that cannot be used, before a folder is made; torch is imported only for these."""
     models = [one for config in configs for one in (config.student, config.teacher) if one is not None]
     teachers = [config.teacher for config in configs if config.teacher is not None]
     placed = any(one.device is not None or one.quantization is not Quantization.none for one in teachers)
@@ -209,6 +212,10 @@ def _look_at_checkpoints(configs: list[Config]) -> None:
         from gkd_rl.first_look import check_checkpoints
 
         check_checkpoints(configs)
+    if any(config.task.get("data_files") for config in configs):
+        from gkd_rl.first_look import check_data
+
+        check_data(configs)
 
 
 def message(error: BaseException) -> str:

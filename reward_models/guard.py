@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 log = logging.getLogger(__name__)
 
+SILENCE = 300.0  # seconds of a call without a time limit after which that is said
+HANGS = "a reward has not answered for %g seconds, and is waited for; reward.timeout=SECONDS gives up"
 Reward = Callable[..., Sequence[float | None]]
 Row = tuple[str, str, dict[str, Any]]  # prompt, completion, columns
 
@@ -160,7 +162,13 @@ def in_time(work: Callable[[], Any], seconds: float | None) -> Any:
         TimeoutError: it is not there within `seconds`.
     """
     if seconds is None:
-        return work()
+        warning = threading.Timer(SILENCE, log.warning, (HANGS, SILENCE))
+        warning.daemon = True
+        warning.start()
+        try:
+            return work()
+        finally:
+            warning.cancel()
     results: list[Any] = []
     errors: list[BaseException] = []
 
