@@ -26,13 +26,13 @@ def check_checkpoints(configs: Sequence[Config]) -> None:
     """
     seen = []
     for config in configs:
+        check_teacher(config.teacher)
         check_writer(config)
         models = {"student": config.student} | ({} if config.teacher is None else {"teacher": config.teacher})
         facts = [replace(model, seed=0, sft=None) for model in models.values()]
         if facts in seen:  # jobs that differ in other settings
             continue
         seen.append(facts)
-        check_teacher(config.teacher)
         for key, model in models.items():
             check_files(model, key)
         own = config.teacher if has_weights(config.teacher) else None
@@ -53,7 +53,8 @@ def check_data(configs: Sequence[Config]) -> None:
             if config.task.get("data_files") and facts not in seen:
                 seen.append(facts)
                 task = build_task(config)
-                task.examples("train"), task.examples(config.evaluation.split)
+                for split in ("train", config.evaluation.split):
+                    task.examples(split)
     finally:
         logging.disable(logging.NOTSET)
 

@@ -46,6 +46,9 @@ def write_snapshot(folder: Path, snapshot: Snapshot, label: Mapping[str, Any]) -
         folder: its parent is made.
         snapshot: what to write.
         label: JSON that `read_label` gives back without reading the rest.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=BESIDE, dir=folder.parent))
@@ -60,6 +63,8 @@ def write_snapshot(folder: Path, snapshot: Snapshot, label: Mapping[str, Any]) -
             shutil.rmtree(folder)
         os.replace(beside, folder)
         _to_disk(folder.parent)
+    except SafetensorError as error:  # it has a full disk in its text only
+        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -87,9 +87,13 @@ def test_a_full_disk_ends_the_run_and_leaves_whole_lines(stub: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_fit_on_the_disk_leaves_none(tmp_path: Path) -> None:
-    done = on_a_disk_of_its_own(tmp_path, "size=120k", *SMALL, "hydra.run.dir=disk/run", "tracking=none")
+def test_a_model_or_checkpoint_that_does_not_fit_on_the_disk_leaves_none(tmp_path: Path) -> None:
+    settings = ["hydra.run.dir=disk/run", "tracking=none", "trainer.checkpoint_every=1"]
+    done = on_a_disk_of_its_own(tmp_path, "size=120k", *SMALL, *settings)
     assert "the disk is full" in told(done)
+    log = (tmp_path / "after" / "run" / "gkd_rl.log").read_text(encoding="utf-8")
+    assert all(f"checkpoint of step {step} was not written" in log for step in range(4))
+    assert [path.name for path in (tmp_path / "after" / "run" / "checkpoints").iterdir()] == ["before"]
     run = tmp_path / "after" / "run"
     assert len(lines(run / "metrics.jsonl")) == 3
     assert [path.name for path in run.iterdir() if "model" in path.name or path.name == "eval.json"] == []

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MakeTrainer, config_of, letters
+from safetensors import SafetensorError
 from torch import Tensor
 
 from gkd_rl.checkpoints import Checkpoints, steps_in
@@ -311,7 +312,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     kept.begin(evaluations, [], False)
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("gkd_rl.snapshot.save_file", full)
     kept.after_step(2, {}, STEPS)
