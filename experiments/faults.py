@@ -18,9 +18,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gkd_rl.environment import environment_record
+from gkd_rl.json_files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 24, 3
@@ -51,6 +54,7 @@ CASES = {
     ),
 }
 MOMENTS = ("in a checkpoint's write", "in a step", "at any second")
+NEVER = "never: it had ended"
 LIMIT = 900.0  # seconds of one command, after which it hangs
 
 
@@ -113,7 +117,7 @@ def wait_for(moment: str, folder: Path, usual: float, draw: random.Random, proce
             if len(seen) >= nth:
                 return f"in checkpoint write {nth}"
         time.sleep(0.0005 if moment == MOMENTS[0] else 0.005)  # a write takes some 30 ms
-    return "never: it had ended"
+    return NEVER
 
 
 def disturbed(number: int, folder: Path, cache: Path, usual: float, seed: int) -> Outcome:
@@ -132,7 +136,7 @@ def disturbed(number: int, folder: Path, cache: Path, usual: float, seed: int) -
         when = wait_for(MOMENTS[(number + attempt) % len(MOMENTS)], folder, usual, draw, process)
         process.kill()
         if process.wait() == 0:
-            outcome.kills.append("never: it had ended")
+            outcome.kills.append(NEVER)
             break
         torn = any((folder / "checkpoints").glob(".writing-*"))
         outcome.kills.append(f"{when}{' (half-written)' if torn else ''}")
@@ -185,6 +189,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20, help="disturbed runs")
     parser.add_argument("--workers", type=int, default=2, help="commands at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--out", type=Path, help="JSON file for what became of each")
     parser.add_argument("--folder", type=Path, default=None, help="keeps all runs there; default: a temporary one")
     options = parser.parse_args()
     begun = time.monotonic()
@@ -210,9 +215,14 @@ def main() -> None:
 
             outcomes = list(pool.map(one, range(options.runs)))
     sys.stdout.write("\n".join(lines_of(outcomes)) + "\n")
-    same, kills = sum(not one.differences for one in outcomes), sum(len(one.kills) for one in outcomes)
+    same = sum(not one.differences for one in outcomes)
+    kills = sum(when != NEVER for one in outcomes for when in one.kills)
     minutes = (time.monotonic() - begun) / 60
     sys.stdout.write(f"{same} of {len(outcomes)} runs are the same after {kills} kills, in {minutes:.1f} minutes.\n")
+    if options.out is not None:
+        settings = {"runs": options.runs, "workers": options.workers, "seed": options.seed, "minutes": minutes}
+        rows = [asdict(one) for one in outcomes]
+        write_json(options.out, {"rows": rows, "settings": settings, "environment": environment_record()})
     sys.exit(0 if same == len(outcomes) else 1)
 
 

@@ -74,6 +74,17 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
+def test_every_fault_of_the_table_names_tests_that_are_there() -> None:
+    rows = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").split("|---|---|---|\n")[1].splitlines()
+    tests = ROOT / "tests"
+    written = "".join(path.read_text(encoding="utf-8") for path in tests.glob("test_*.py"))
+    for row in rows:
+        named = re.findall(r"test_\w+", row.split("|")[3])
+        assert named, row
+        for name in named:
+            assert (tests / f"{name}.py").is_file() or f"def {name}(" in written, name
+
+
 def test_a_full_disk_ends_the_run_and_leaves_whole_lines(stub: Path, tmp_path: Path) -> None:
     done = on_a_disk_of_its_own(tmp_path, "size=256k", "hydra.run.dir=disk/run", first=(stub,), STEPS="200")
     said = told(done)
