@@ -66,7 +66,7 @@ def test_killed_runs_are_compared(how: str, tmp_path: Path) -> None:
 def test_every_file_counts(name: str, tmp_path: Path) -> None:
     for folder in ("one", "other"):
         (tmp_path / folder / "model").mkdir(parents=True)
-        for file, text in (("metrics.jsonl", {"a": 1}), ("eval.json", {"cost": {}, "memory": folder, "b": 0.1})):
+        for file, text in (("metrics.jsonl", {"tokens/a": 1}), ("eval.json", {"cost": {}, "memory": folder, "b": 0.1})):
             (tmp_path / folder / file).write_text(json.dumps(text))
         for file in ("samples.jsonl", "model/model.safetensors"):
             (tmp_path / folder / file).write_bytes(b"x")
