@@ -100,16 +100,22 @@ def steps_taken(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def changed_at(folder: Path) -> int:
+    """When metrics.jsonl was last written to."""
+    path = folder / "metrics.jsonl"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 def wait_for(moment: str, folder: Path, usual: float, draw: random.Random, process: subprocess.Popen[bytes]) -> str:
-    """Return when the process is to be killed, and say when that is; or when it has ended."""
-    begun, already = time.monotonic(), steps_taken(folder)
+    """Return when the process is to be killed, and say when that is; before its last step whatever the moment."""
+    begun, already, unmoved = time.monotonic(), steps_taken(folder), changed_at(folder)
     seconds, step = draw.uniform(0, usual), draw.randint(min(already + 1, STEPS - 1), STEPS - 1)
     nth, pause = draw.randint(1, 3), draw.uniform(0, 0.1)
     seen: set[str] = set()
     while process.poll() is None and time.monotonic() - begun < LIMIT:
         if moment == MOMENTS[2] and time.monotonic() - begun > seconds:
             return f"after {seconds:.1f} s"
-        if moment == MOMENTS[1] and steps_taken(folder) >= step:
+        if changed_at(folder) != unmoved and steps_taken(folder) >= (step if moment == MOMENTS[1] else STEPS - 1):
             time.sleep(pause)
             return f"after step {steps_taken(folder)}"
         if moment == MOMENTS[0]:

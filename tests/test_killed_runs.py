@@ -62,6 +62,11 @@ def test_killed_runs_are_compared(how: str, tmp_path: Path) -> None:
     assert "\n".join(faults.lines_of(outcomes)).count("NOT the same: metrics.jsonl") == 2 * (how == "forgets")
 
 
+def test_a_run_that_is_faster_than_usual_is_killed_all_the_same(how: str, tmp_path: Path) -> None:
+    one = faults.disturbed(2, tmp_path / "run", tmp_path, 1e6, 0)
+    assert len(one.kills) == 2 and all(" write " in when or when.startswith("after step 2") for when in one.kills)
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "eval.json", "model/model.safetensors"])
 def test_every_file_counts(name: str, tmp_path: Path) -> None:
     for folder in ("one", "other"):

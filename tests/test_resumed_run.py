@@ -162,7 +162,7 @@ def test_outside_of_steps_a_signal_ends_at_once_and_other_threads_hear_none() ->
 def test_a_stopped_command_says_how_it_goes_on_and_that_is_all_it_takes(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[1])}
-    overrides = [*SMALL, "tracking=none", "trainer.steps=40", "trainer.warmup_steps=0", "trainer.checkpoint_every=30"]
+    overrides = [*SMALL, "tracking=none", "trainer.steps=16", "trainer.warmup_steps=0", "trainer.checkpoint_every=12"]
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -182,7 +182,7 @@ def test_a_stopped_command_says_how_it_goes_on_and_that_is_all_it_takes(tmp_path
     found = re.search(r"stopped by SIGTERM: step (\d+) is kept. To go on: python -m gkd_rl.run (resume=.*)", said)
     assert found is not None, said[-2000:]
     taken = metrics.read_bytes().count(b"\n")
-    assert taken == int(found[1]) < 40
+    assert taken == int(found[1]) < 16
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["error"].startswith("Stopped: stopped by SIGTERM")
     process = start(found[2])
     _, said = process.communicate(timeout=200)
@@ -192,7 +192,7 @@ def test_a_stopped_command_says_how_it_goes_on_and_that_is_all_it_takes(tmp_path
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
-    assert lines("cut") == lines("whole") and len(lines("cut")) == 40
+    assert lines("cut") == lines("whole") and len(lines("cut")) == 16
     left, right = (tmp_path / name / "model" / "model.safetensors" for name in ("cut", "whole"))
     assert left.read_bytes() == right.read_bytes()
     assert not (tmp_path / "cut" / "checkpoints").exists()
