@@ -4,13 +4,16 @@
     python -m experiments.benchmarks.head --dtype bfloat16 --out FILE
 
 Both give the gradients of the student's hidden states and of its output embedding, of the sum of JSD(0.9) over tokens.
-Memory is what the tensors of one forward and backward take at most, beside hidden states and weights.
+Memory is what the tensors of one forward and backward take at most, beside hidden states and weights. On CUDA our
+head compiled, and liger's (where it is installed), run too.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -33,27 +36,35 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=49152)
     parser.add_argument("--width", type=int, default=576)
     parser.add_argument("--teacher-width", type=int, default=576)
-    parser.add_argument("--chunk", type=int, default=128, help="tokens whose logits we hold at one time")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--chunk", type=int, default=128, help="tokens whose logits we hold; 0: as in a run")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    work = _works(arguments)
+    work, gradient = _works(arguments)
     sides = [Side(name, run) for name, run in work.items()]
     take_turns(sides, arguments.rounds)
+    plain = next(iter(work.values()))
+    plain()
+    expected = gradient().clone()
     rows = [
         {
             "side": side.name,
             "seconds": summary(side.seconds),
             "times as fast as trl": speedup(side, sides[0]),
-            "MiB": live_bytes(work[side.name]) / 2**20,
+            "MiB": live_bytes(work[side.name], arguments.device) / 2**20,
+            "gradient's distance": _distance(gradient(), expected) if "policy" not in side.name else None,
         }
         for side in sides
     ]
     write(arguments, rows)
 
 
-def _works(arguments: argparse.Namespace) -> dict[str, Callable[[], Work]]:
-    """Each side's forward and backward."""
+def _distance(gradient: Tensor, expected: Tensor) -> float:
+    """From the expected one, as a share of it."""
+    return float((gradient - expected).norm() / expected.norm())
+
+
+def _works(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], Work]], Callable[[], Tensor]]:
+    """Each side's forward and backward; the gradient of the student's hidden states after one."""
     generator = torch.Generator().manual_seed(arguments.seed)
     tokens, device, dtype = arguments.tokens, arguments.device, getattr(torch, arguments.dtype)
 
@@ -79,8 +90,16 @@ def _works(arguments: argparse.Namespace) -> dict[str, Callable[[], Work]]:
         divergence.sum().backward()
         return Work(tokens)
 
-    def ours(loss: LossOfTokens) -> Callable[[], Work]:
-        head = FusedHead(TokenDivergence(DivergenceName.jsd, BETA), 1.0, arguments.chunk)
+    def liger() -> Work:
+        reset()
+        kernel = import_module("liger_kernel.transformers.fused_linear_jsd").LigerFusedLinearJSD(jsd_beta=1 - BETA)
+        (kernel(hidden[0], weight, told[0], teacher_weight, None) * tokens).backward()
+        return Work(tokens)
+
+    jsd, chunk = TokenDivergence(DivergenceName.jsd, BETA), arguments.chunk or None
+
+    def ours(loss: LossOfTokens, *, compiled: bool = False) -> Callable[[], Work]:
+        head = FusedHead(jsd, 1.0, chunk, compiled=compiled)
 
         def run() -> Work:
             reset()
@@ -98,18 +117,28 @@ def _works(arguments: argparse.Namespace) -> dict[str, Callable[[], Work]]:
 
     def by_autograd() -> Work:
         reset()
-        head = FusedHead(TokenDivergence(DivergenceName.jsd, BETA), 1.0, arguments.chunk)
-        terms = head(student, teacher, ids, mask)
+        terms = FusedHead(jsd, 1.0, chunk)(student, teacher, ids, mask)
         assert terms.divergence_BT is not None
         terms.divergence_BT.sum().backward()
         return Work(tokens)
 
-    return {
+    work = {
         "trl, chunked divergence": theirs,
         "gkd_rl, one pass": ours(divergence_alone),
         "gkd_rl, one pass with the policy gradient": ours(both),
         "gkd_rl, autograd (the oracle)": by_autograd,
     }
+    if torch.device(device).type == "cuda":
+        work["gkd_rl, one pass, compiled"] = ours(divergence_alone, compiled=True)
+        work["gkd_rl, one pass with the policy gradient, compiled"] = ours(both, compiled=True)
+        if find_spec("liger_kernel") is not None:
+            work["liger, fused linear JSD"] = liger
+
+    def gradient() -> Tensor:
+        assert hidden.grad is not None
+        return hidden.grad
+
+    return work, gradient
 
 
 if __name__ == "__main__":
