@@ -124,12 +124,11 @@ class FusedLoss:
             told_NV = product(teacher.head, told_N[0], logits_NV.shape[1])
         reading = Reading(divergence, self.head.temperature, student_head.softcap, student_head.weight_VD.dtype)
         any_number(logits_NV, told_NV, ids_N)
-        numbers, norms = compiled(Reading.sums)(reading, logits_NV, told_NV, ids_N)
-        loss, *by = self._loss(numbers.logp_N, numbers.divergence_N, rows)
+        (logp_N, entropy_N, divergence_N), norms = compiled(Reading.sums)(reading, logits_NV, told_NV, ids_N)
+        loss, *by = self._loss(logp_N, divergence_N, rows)
         any_number(*norms, *by)
         slope_NV = compiled(Reading.gradient)(reading, logits_NV, told_NV, ids_N, norms, *by)
-        told = numbers.logp_N if numbers.divergence_N is None else numbers.divergence_N
-        return (loss, numbers.logp_N, told, numbers.entropy_N), slope_NV
+        return (loss, logp_N, logp_N if divergence_N is None else divergence_N, entropy_N), slope_NV
 
     def _loss(
         self, logp_N: Tensor, divergence_N: Tensor | None, rows: slice

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,29 +20,12 @@ from gkd_rl.divergence import TokenDivergence
 from gkd_rl.divergence_slopes import SLOPES
 from gkd_rl.types import OutputHead
 
-
-class Norms(NamedTuple):
-    """Sums over the vocabulary that the second reading needs, each (N, 1); None without a divergence.
-
-    Attributes:
-        own_N1: log Σ exp of the student's logits at the sampling temperature.
-        student_N1: the same at the divergence's temperature.
-        teacher_N1: of the teacher's; None for a divergence that does not read it.
-        slope_N1: Σ_v ∂D/∂log Q_v.
-    """
-
-    own_N1: Tensor
-    student_N1: Tensor | None = None
-    teacher_N1: Tensor | None = None
-    slope_N1: Tensor | None = None
-
-
-class Numbers(NamedTuple):
-    """Log-probability and entropy of N tokens, and their divergence or None; each (N,)."""
-
-    logp_N: Tensor
-    entropy_N: Tensor
-    divergence_N: Tensor | None
+# log Σ exp of the student's logits at the sampling's and at the divergence's temperature, and of the teacher's, and
+# Σ_v ∂D/∂log Q_v: each (N, 1), or None where there is no divergence or it does not read the teacher. A plain tuple:
+# torch 2.11 does not compile named ones.
+Norms = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+# Log-probability, entropy and divergence, or None, of the tokens: each (N,).
+Numbers = tuple[Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -73,17 +56,16 @@ class Reading:
         own_N1 = scaled_NV.logsumexp(dim=-1, keepdim=True)
         logq_NV = scaled_NV - own_N1
         logp_N = logq_NV.gather(1, ids_N.unsqueeze(1)).squeeze(1)
-        numbers = Numbers(logp_N, -(logq_NV.exp() * logq_NV).sum(dim=-1), None)
+        entropy_N = -(logq_NV.exp() * logq_NV).sum(dim=-1)
         if self.divergence is None:
-            return numbers, Norms(own_N1)
+            return (logp_N, entropy_N, None), (own_N1, None, None, None)
         student_N1 = (logits_NV / self.divergence.temperature).logsumexp(dim=-1, keepdim=True)
         teacher_N1 = None
         if told_NV is not None:
             teacher_N1 = (told_NV / self.divergence.teachers_temperature).logsumexp(dim=-1, keepdim=True)
-        norms = Norms(own_N1, student_N1, teacher_N1)
-        value_N, slope_NV, _ = self._slope(self.divergence, logits_NV, told_NV, ids_N, norms)
-        numbers = numbers._replace(divergence_N=value_N / self.divergence.unit)
-        return numbers, norms._replace(slope_N1=slope_NV.sum(dim=-1, keepdim=True))
+        value_N, slope_NV, _ = self._slope(self.divergence, logits_NV, told_NV, ids_N, student_N1, teacher_N1)
+        slope_N1 = slope_NV.sum(dim=-1, keepdim=True)
+        return (logp_N, entropy_N, value_N / self.divergence.unit), (own_N1, student_N1, teacher_N1, slope_N1)
 
     def gradient(
         self,
@@ -104,28 +86,34 @@ class Reading:
             by_logp_N: the loss's gradient by the log-probabilities; None if it does not look at them.
             by_divergence_N: and by the divergences.
         """
+        own_N1, student_N1, teacher_N1, slope_N1 = norms
         gradient_NV = torch.zeros_like(logits_NV)
         if by_logp_N is not None:
-            gap_NV = _chosen(logits_NV, ids_N) - (logits_NV / self.temperature - norms.own_N1).exp()
+            gap_NV = _chosen(logits_NV, ids_N) - (logits_NV / self.temperature - own_N1).exp()
             gradient_NV = gap_NV * (by_logp_N.unsqueeze(1) / self.temperature)
-        if by_divergence_N is not None and self.divergence is not None and norms.slope_N1 is not None:
-            _, slope_NV, q_NV = self._slope(self.divergence, logits_NV, told_NV, ids_N, norms)
+        if by_divergence_N is not None and self.divergence is not None and student_N1 is not None:
+            _, slope_NV, q_NV = self._slope(self.divergence, logits_NV, told_NV, ids_N, student_N1, teacher_N1)
             share_N1 = by_divergence_N.unsqueeze(1) / (self.divergence.unit * self.divergence.temperature)
-            gradient_NV = gradient_NV + (slope_NV - q_NV * norms.slope_N1) * share_N1
+            gradient_NV = gradient_NV + (slope_NV - q_NV * slope_N1) * share_N1
         if self.softcap is not None:
             gradient_NV = gradient_NV * (1 - (logits_NV / self.softcap) ** 2)
         return gradient_NV.to(self.dtype)
 
     def _slope(
-        self, divergence: TokenDivergence, logits_NV: Tensor, told_NV: Tensor | None, ids_N: Tensor, norms: Norms
+        self,
+        divergence: TokenDivergence,
+        logits_NV: Tensor,
+        told_NV: Tensor | None,
+        ids_N: Tensor,
+        student_N1: Tensor,
+        teacher_N1: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """D before it is scaled, (N,), ∂D/∂log Q and Q, both (N, V)."""
-        assert norms.student_N1 is not None
-        logq_NV = logits_NV / divergence.temperature - norms.student_N1
+        logq_NV = logits_NV / divergence.temperature - student_N1
         q_NV = logq_NV.exp()
-        if divergence.name is DivergenceName.cross_entropy or told_NV is None or norms.teacher_N1 is None:
+        if divergence.name is DivergenceName.cross_entropy or told_NV is None or teacher_N1 is None:
             return -logq_NV.gather(1, ids_N.unsqueeze(1)).squeeze(1), -_chosen(logits_NV, ids_N), q_NV
-        told_NV = told_NV / divergence.teachers_temperature - norms.teacher_N1
+        told_NV = told_NV / divergence.teachers_temperature - teacher_N1
         parameter = 0.0 if divergence.parameter is None else divergence.parameter
         return *SLOPES[divergence.name](told_NV, logq_NV, q_NV, parameter), q_NV
 
