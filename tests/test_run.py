@@ -36,6 +36,9 @@ SMALL = [
 ]
 
 
+pytestmark = pytest.mark.slow
+
+
 def run(folder: Path, *overrides: str, before: str = "") -> str:
     """Run the command in `folder`, with `before` first on the path; returns what it printed."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
