@@ -91,7 +91,12 @@ class Reading:
         if by_logp_N is not None:
             gap_NV = _chosen(logits_NV, ids_N) - (logits_NV / self.temperature - own_N1).exp()
             gradient_NV = gap_NV * (by_logp_N.unsqueeze(1) / self.temperature)
-        if by_divergence_N is not None and self.divergence is not None and student_N1 is not None:
+        if (
+            by_divergence_N is not None
+            and self.divergence is not None
+            and student_N1 is not None
+            and slope_N1 is not None
+        ):
             _, slope_NV, q_NV = self._slope(self.divergence, logits_NV, told_NV, ids_N, student_N1, teacher_N1)
             share_N1 = by_divergence_N.unsqueeze(1) / (self.divergence.unit * self.divergence.temperature)
             gradient_NV = gradient_NV + (slope_NV - q_NV * slope_N1) * share_N1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.benchmarks import encoder_decoder, memory, steps
+from experiments.benchmarks import shapes
 from experiments.benchmarks.sides import Side, Work, live_bytes, speedup, summary, take_turns
 from gkd_rl.step_profile import profile_lines
 
@@ -57,8 +57,12 @@ def test_a_profile_by_hand() -> None:
 
 
 SMALL_HEAD = ["--tokens=32", "--vocabulary=3000", "--width=16", "--teacher-width=24", "--chunk=8"]
-SMALL_LLAMA = {"vocab_size": 2000, "hidden_size": 36, "intermediate_size": 64}
-SMALL_T5 = {"vocab_size": 2000, "d_model": 32, "d_kv": 8, "d_ff": 64}
+ON_A_GPU = ["--shape=qwen2.5", "--dtype=bfloat16", "--teacher-bits=8", "--setting=rollout.static_cache=true"]
+NARROW = {
+    "smollm2": {"vocab_size": 2000, "hidden_size": 36, "intermediate_size": 64},
+    "qwen2.5": {"vocab_size": 2000, "hidden_size": 56, "intermediate_size": 64, "num_attention_heads": 14},
+    "t5_small": {"vocab_size": 2000, "d_model": 32, "d_kv": 8, "d_ff": 64},
+}
 
 
 @pytest.mark.slow
@@ -67,6 +71,11 @@ SMALL_T5 = {"vocab_size": 2000, "d_model": 32, "d_kv": 8, "d_ff": 64}
     [
         ("head", ["--rounds=1", *SMALL_HEAD], 4),
         ("steps", ["joint", "--rounds=1", "--layers=3", "--prompts=2", "--per-prompt=2", "--longest=70"], 3),
+        (
+            "steps",
+            ["rl", "--rounds=1", "--layers=2", "--prompts=2", "--per-prompt=2", "--longest=70", *ON_A_GPU],
+            2,
+        ),
         ("encoder_decoder", ["--rounds=1", "--layers=2", "--prompts=2", "--shortest=20", "--longest=40"], 2),
         ("teacher_cache", ["--rounds=1", "--layers=3", "--prompts=2", "--longest=70"], 3),
         ("memory", ["--layers=3", "--prompts=2", "--completion=16"], 4),
@@ -84,11 +93,10 @@ def test_a_benchmark_writes_its_table_and_numbers(
 ) -> None:
     """With few words and narrow layers, but for the head, whose sizes are arguments."""
     module = importlib.import_module(f"experiments.benchmarks.{name}")
-    for shape, small in ((steps.SHAPE, SMALL_LLAMA), (encoder_decoder.SHAPE, SMALL_T5)):
-        for key, value in small.items():
-            monkeypatch.setitem(shape, key, value)
-    for one in (steps, memory):
-        monkeypatch.setattr(one, "VOCABULARY", 2000)
+    for pair, narrow in NARROW.items():
+        for shape in filter(None, (shapes.PAIRS[pair].teacher, shapes.PAIRS[pair].student)):
+            for key, value in narrow.items():
+                monkeypatch.setitem(shape, key, value)
     out = tmp_path / "out.json"
     monkeypatch.setattr(sys, "argv", [name, *arguments, "--device", "cpu", "--threads", "1", "--out", str(out)])
     module.main()
@@ -106,7 +114,7 @@ def test_a_benchmark_writes_its_table_and_numbers(
 
 def test_the_benchmarks_are_commands() -> None:
     """The tests above call `main`, which `python -m` does by the last lines of a file."""
-    files = [file for file in Path(steps.__file__).parent.glob("*.py") if "def main()" in file.read_text("utf-8")]
+    files = [file for file in Path(shapes.__file__).parent.glob("*.py") if "def main()" in file.read_text("utf-8")]
     assert len(files) == 6
     for file in files:
         assert file.read_text("utf-8").endswith('\n\n\nif __name__ == "__main__":\n    main()\n'), file
