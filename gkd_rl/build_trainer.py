@@ -25,6 +25,7 @@ from gkd_rl.credit import CreditSettings
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.errors import ConfigError
 from gkd_rl.fused_head import FusedHead
+from gkd_rl.guard import Guard, Limits
 from gkd_rl.meter import StepMeter
 from gkd_rl.micro_batches import Cutter
 from gkd_rl.objective import Objective
@@ -42,9 +43,17 @@ log = logging.getLogger(__name__)
 
 
 def build_supervised_trainer(
-    model: HiddenStateModel, settings: ModelConfig, codec: TextCodec, train: list[Example], accelerator: Accelerator
+    model: HiddenStateModel,
+    settings: ModelConfig,
+    codec: TextCodec,
+    train: list[Example],
+    accelerator: Accelerator,
+    max_skipped: int | None = None,
 ) -> Trainer:
-    """Maximum likelihood on the references: lambda = 0 with cross-entropy, no teacher, no reward."""
+    """Maximum likelihood on the references: lambda = 0 with cross-entropy, no teacher, no reward.
+
+    It stops after `max_skipped` steps in a row without a finite loss and gradient.
+    """
     sft = settings.sft
     if sft is None:
         raise ConfigError(["sft=null: there is no supervised stage to build."])
@@ -72,6 +81,7 @@ def build_supervised_trainer(
             max_grad_norm=sft.max_grad_norm,
             gradient_checkpointing=sft.gradient_checkpointing,
         ),
+        guard=Guard(Limits(max_skipped=max_skipped)),
     )
 
 
@@ -116,6 +126,20 @@ def build_trainer(
             diagnose_every=trainer.diagnose_every,
             gradient_checkpointing=trainer.gradient_checkpointing,
         ),
+        guard=Guard(_limits(config)),
+    )
+
+
+def _limits(config: Config) -> Limits:
+    """Of the numbers that are watched."""
+    settings = config.guard
+    return Limits(
+        max_skipped=settings.max_skipped,
+        negative_divergence=settings.negative_divergence,
+        ratio=settings.ratio,
+        entropy_share=settings.entropy_share,
+        length_growth=settings.length_growth,
+        baseline_steps=settings.baseline_steps,
     )
 
 

@@ -27,7 +27,10 @@ NOT_TRAINING = {
     *("model_memory", "peak_memory", "known_shapes", "build_plan", "checkup", "doctor", "run_record"),
     *("evaluate", "settings", "suites", "local_data", "code_eval", "harness", "mt_bench", "mt_judge", "report"),
     *("sweep_config", "sweep_run", "sweep_folder", "sweep_check", "sweep_contradictions", "rollout_contradictions"),
+    *("faults", "errors", "hydra_code", "finding", "out_of_memory", "model_checkup", "machine_checkup"),
     *("prepared", "step_profile", "teacher_outputs", "tensor_shards"),
+    *("safety_config", "snapshot", "training_state", "checkpoints", "stopping", "resumed_run", "post_mortem"),
+    "checkpoint_contradictions",
 }
 
 

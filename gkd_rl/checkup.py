@@ -1,12 +1,10 @@
-"""Checks of a run before it costs anything: data, tokenizers, lengths, reward, disk, memory. No weights are loaded."""
+"""Checks of a run before it costs anything, one after the other; nothing is trained."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from accelerate import Accelerator
@@ -18,60 +16,50 @@ from gkd_rl.config import Config
 from gkd_rl.contradictions import alpha_schedule
 from gkd_rl.data_report import cut_report
 from gkd_rl.errors import DataError, GkdRlError, ModelError
+from gkd_rl.finding import Finding
 from gkd_rl.first_look import check_files
 from gkd_rl.loading import is_on_hub
-from gkd_rl.memory_plan import GIB, Lengths, MemoryPlan, plan_lines
+from gkd_rl.machine_checkup import look_at_disk, look_at_hub, look_at_precision, look_at_servers
+from gkd_rl.memory_plan import GIB, Lengths, plan_lines
+from gkd_rl.model_checkup import ModelCheckup
 from gkd_rl.rollout import TextCodec
 from gkd_rl.tasks.task import Task, row_reports
 from gkd_rl.trainer import score
 from gkd_rl.types import Example
 
 ROWS = 256  # of the data, that the reward is looked at
-INSTEAD = {  # part of the memory -> what makes it smaller
-    "activations": "lower trainer.micro_batch_size, or set trainer.gradient_checkpointing=true",
-    "head chunks and backward": "lower trainer.head_chunk_tokens",
-    "states and head chunks": "lower trainer.head_chunk_tokens or evaluation.batch_size",
-    "key-value cache": "lower trainer.prompts_per_step (training) or evaluation.batch_size (evaluation)",
-    "teacher at full precision": "set teacher.audit_prompts=0",
-    "teacher": "set teacher.quantization=int8 or nf4, or teacher.offload=true",
-    "optimiser": "set adapter=lora, or trainer.optimizer=adafactor",
-    "gradients": "set adapter=lora",
-    "initial student": "set adapter=lora",
-}
+ASKED = 8  # of them, where a server is asked
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
+def examine(config: Config, *, large: bool = False) -> Iterator[Finding]:
+    """Every check in turn.
 
-    Attributes:
-        check: its name.
-        state: `ok`, `failed`, or `unknown` where what it needs cannot be reached from here.
-        words: what was found.
+    Args:
+        config: of the run.
+        large: read weights of any size.
     """
-
-    check: str
-    state: str
-    words: str
-
-    def __str__(self) -> str:
-        return f"{self.state:<9}{self.check:<12}{self.words}"
-
-
-def examine(config: Config) -> Iterator[Finding]:
-    """Every check in turn."""
     logging.getLogger("datasets").setLevel(logging.ERROR)
+    device = Accelerator().device
     yield Finding("settings", "ok", "nothing contradicts anything else")
     yield from _devices(config)
+    yield look_at_precision(config, device)
+    yield look_at_hub(config)
     yield from _checkpoints(config)
-    task = build.build_task(config)
-    found, train = _data(config, task)
+    try:
+        task = build.build_task(config)
+    except GkdRlError as error:
+        yield Finding("data", "failed", str(error))
+        return
+    found, train, held_out = _data(config, task)
     yield found
     found, codec = _tokenizers(config, task)
     yield found
     if codec is not None and train:
         yield _lengths(codec, train)
         yield from _reward(config, codec, train)
+        yield from look_at_servers(config, codec, train[0])
+        if held_out:
+            yield from ModelCheckup(config, task, train, held_out, large).findings()
         lengths, origin = longest(config, codec, train), "the longest prompt that the run meets"
     else:
         lengths, origin = Lengths(task.max_prompt_tokens, task.max_completion_tokens), "the limit of prompts"
@@ -102,15 +90,15 @@ def _checkpoints(config: Config) -> Iterator[Finding]:
             yield Finding("checkpoints", "ok", f"{key}: {model.path}")
 
 
-def _data(config: Config, task: Task) -> tuple[Finding, list[Example]]:
+def _data(config: Config, task: Task) -> tuple[Finding, list[Example], list[Example]]:
     """Both splits are read."""
     try:
         train, held_out = task.examples("train"), task.examples(config.evaluation.split)
     except DataError as error:
-        return Finding("data", "failed" if config.task.get("data_files") else "unknown", str(error)), []
+        return Finding("data", "failed" if config.task.get("data_files") else "unknown", str(error)), [], []
     words = f"{len(train)} train rows, {len(held_out)} {config.evaluation.split} rows"
     words += "".join(f"; {report}" for report in row_reports(task).values() if report.problems)
-    return Finding("data", "ok", words), train
+    return Finding("data", "ok", words), train, held_out
 
 
 def _tokenizers(config: Config, task: Task) -> tuple[Finding, TextCodec | None]:
@@ -138,14 +126,19 @@ def _lengths(codec: TextCodec, train: list[Example]) -> Finding:
 
 def _reward(config: Config, codec: TextCodec, train: list[Example]) -> Iterator[Finding]:
     """The reward of references is above that of other rows' references."""
-    reward = build.build_reward(config)
+    try:
+        reward = build.build_reward(config)
+    except GkdRlError as error:
+        yield Finding("reward", "failed", str(error))
+        return
     if reward is None or not alpha_schedule(config).has_reward:
         return
     untrained = reward.untrained()
     if untrained:
         yield Finding("reward", "unknown", f"{', '.join(untrained)}: the run trains its model first")
         return
-    own = codec.references(train[:ROWS])
+    asks = any(hasattr(component.reward, "server") for component in reward.components.values())
+    own = codec.references(train[: ASKED if asks else ROWS])
     turned = replace(own, texts=[*own.texts[1:], *own.texts[:1]])
     try:
         right, wrong = (float(np.mean(score(reward, rollout).total)) for rollout in (own, turned))
@@ -167,31 +160,10 @@ def _memory(config: Config, lengths: Lengths, origin: str, codec: TextCodec | No
     except GkdRlError as error:
         yield Finding("memory", "unknown", str(error))
         return
-    yield _disk(config, plan)
+    yield look_at_disk(config, plan)
     words = f"{plan.peak / GIB:.2f} GiB of {plan.available / GIB:.2f} GiB ({plan.device}) at the peak, in "
     words += f"{plan.largest.name}; prompts of {lengths.prompt} tokens ({origin}), completions of {lengths.completion}"
     state = "ok"
     if plan.peak > plan.available:
-        stage = plan.largest
-        parts = {**stage.held, **stage.phases.get(stage.widest, {})} if stage.phases else stage.held
-        name = max(parts, key=lambda part: parts[part])
-        instead = INSTEAD.get(name, "take a smaller model")
-        state, words = "failed", f"{words}. It does not fit, most of it is {name}: {instead}."
+        state, words = "failed", f"{words}. It does not fit, {plan.advice()}."
     yield Finding("memory", state, "\n".join([words, *plan_lines(plan)]))
-
-
-def _disk(config: Config, plan: MemoryPlan) -> Finding:
-    """Room for the models that the run keeps."""
-    held = plan.stages[-1].held
-    need = held["student"] if config.save_model else 0
-    need += sum(
-        held["student"] if key == "student.sft" else stage.held["teacher"]
-        for key in plan.micro_batch_sizes
-        for stage in plan.stages
-        if key != "trainer" and stage.name.startswith(key.partition(".")[0])
-    )
-    folder = Path(config.cache_dir).expanduser()
-    place = next(one for one in (folder, *folder.parents) if one.exists())
-    free = min(shutil.disk_usage(place).free, shutil.disk_usage(Path.cwd()).free)
-    words = f"{need / GIB:.2f} GiB of models to write, {free / GIB:.1f} GiB free"
-    return Finding("disk", "ok" if need < free else "failed", words)

@@ -34,6 +34,7 @@ from gkd_rl.choices import (
     WandbMode,
 )
 from gkd_rl.rollout_config import RolloutConfig
+from gkd_rl.safety_config import CheckpointConfig, GuardConfig
 from gkd_rl.setting_fields import choice, number
 from gkd_rl.sweep_config import SweepConfig
 
@@ -214,6 +215,7 @@ class TrainerConfig(OptimizerConfig):
     samples_per_log: int = number(0)
     compile_head: bool = MISSING
     diagnose_every: int = number(0)
+    checkpoint_every: int = number(0)
     profile: bool = MISSING
 
 
@@ -268,6 +270,8 @@ class Config:
     name: str = MISSING
     cache_dir: str = MISSING
     save_model: bool = MISSING
+    resume: str | None = MISSING
+    trusted_packages: list[str] = MISSING
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     task: dict[str, Any] = MISSING
     student: ModelConfig = field(default_factory=ModelConfig)
@@ -282,4 +286,6 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

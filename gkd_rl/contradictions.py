@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gkd_rl.checkpoint_contradictions import check_checkpoints
 from gkd_rl.choices import (
     AlphaSchedule,
     Baseline,
@@ -264,4 +265,5 @@ CONTRADICTIONS = (
     *(_alpha, _objective, _divergence, _sampling, _learning_rate, _policy_gradient),
     *(_models, _reward, check_targets, check_generated),
     *(check_loading, teacher_contradictions, rollout_contradictions, check_launch, check_sweep),
+    check_checkpoints,
 )

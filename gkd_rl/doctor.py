@@ -1,6 +1,7 @@
 """Entry point: `python -m gkd_rl.doctor experiment=xsum_rl scale=single_gpu` looks at a run before it costs anything.
 
-No weights are loaded. Exit status 0: nothing speaks against the run; 1: a check failed; 2: the settings are refused.
+Weights that are on this disk and small are read, with --weights any that are on it; nothing is trained.
+Exit status 0: nothing speaks against the run; 1: a check failed; 2: the settings are refused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError, GkdRlError
+from gkd_rl.finding import FAILED, summary
 from gkd_rl.precheck import check_command_line
 from gkd_rl.run import find_config_dir, message
 from gkd_rl.validation import validate
@@ -19,18 +21,20 @@ from gkd_rl.validation import validate
 
 def main(arguments: list[str]) -> int:
     """Examine the run that `arguments` describe, print what was found, and return the exit status."""
+    large = "--weights" in arguments
     try:
-        config = _configured(arguments)
+        config = _configured([argument for argument in arguments if argument != "--weights"])
     except GkdRlError as error:
         sys.stderr.write(message(error))
         return 2
     from gkd_rl.checkup import examine  # here, so that a wrong setting is refused before torch is imported
 
-    failed = False
-    for finding in examine(config):
+    findings = []
+    for finding in examine(config, large=large):
         print(finding, flush=True)  # noqa: T201
-        failed = failed or finding.state == "failed"
-    return int(failed)
+        findings.append(finding)
+    print(summary(findings))  # noqa: T201
+    return int(any(finding.state == FAILED for finding in findings))
 
 
 def _configured(arguments: list[str]) -> Config:
@@ -41,7 +45,9 @@ def _configured(arguments: list[str]) -> Config:
     """
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
-        raise ConfigError([f"{flags[0]}: the doctor looks at one run and takes its settings only, e.g. alpha=0.5."])
+        raise ConfigError(
+            [f"{flags[0]}: the doctor looks at one run and takes its settings and --weights only, e.g. alpha=0.5."]
+        )
     check_command_line(find_config_dir(), arguments)
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         config = OmegaConf.to_object(compose("config", arguments))

@@ -37,3 +37,23 @@ class EndpointError(GkdRlError):
 
 class BenchmarkError(GkdRlError):
     """A benchmark is unknown, may not run, or lacks what it runs on."""
+
+
+class DivergedError(GkdRlError):
+    """Training went on without a finite loss or gradient."""
+
+
+class CheckpointError(GkdRlError):
+    """A checkpoint of a run is damaged, or belongs to another one."""
+
+
+class StorageError(GkdRlError):
+    """What a run writes cannot be written: the disk is full, or the folder takes no files."""
+
+
+class MemoryShortage(GkdRlError):
+    """The device has less memory than the run takes."""
+
+
+class WorkerError(GkdRlError):
+    """A process that did a part of the work ended without a word."""

@@ -1,7 +1,8 @@
-"""A first look at a run's checkpoints, before Hydra makes a folder: no weights are read and nothing is written."""
+"""A first look at a run's checkpoints and data, before Hydra makes a folder; no weights are read."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -36,6 +37,26 @@ def check_checkpoints(configs: Sequence[Config]) -> None:
             check_files(model, key)
         own = config.teacher if has_weights(config.teacher) else None
         build_codecs(config, own, build_task(config), torch.device("cpu"))
+
+
+def check_data(configs: Sequence[Config]) -> None:
+    """Read the data files of all jobs of a command line, each once.
+
+    Raises:
+        DataError: one is missing, unreadable or without a row that can be used.
+    """
+    seen = []
+    logging.disable(logging.WARNING)  # the run tells which rows are dropped
+    try:
+        for config in configs:
+            facts = config.task, config.evaluation.split
+            if config.task.get("data_files") and facts not in seen:
+                seen.append(facts)
+                task = build_task(config)
+                for split in ("train", config.evaluation.split):
+                    task.examples(split)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def check_files(model: ModelConfig, key: str) -> None:

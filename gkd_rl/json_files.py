@@ -53,15 +53,29 @@ def json_line(record: Mapping[str, Any]) -> bytes:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON so that a reader sees the old file or the new one, never a part. NaN and inf become words."""
+    """Write indented JSON as `write_whole` does. NaN and inf become words."""
+    write_whole(path, _encode(data, indent=2))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, and who comes after a kill, sees the old one or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_bytes(_encode(data, indent=2))
+        beside.write_bytes(content)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a file; empty where there is no file, or nothing that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class JsonLines:
@@ -81,9 +95,29 @@ class JsonLines:
         self._file.truncate(self._file.readall().rfind(b"\n") + 1)
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """One line per record."""
+        """One line per record, whole or not at all.
+
+        Raises:
+            OSError: with the file's name; the system cannot take the line, e.g. because the disk is full.
+        """
         for record in records:
-            self._file.write(json_line(record))
+            rest, end = memoryview(json_line(record)), self._file.seek(0, os.SEEK_END)
+            try:
+                while rest:  # a disk that becomes full takes a part first
+                    rest = rest[self._file.write(rest) :]
+            except OSError as error:
+                self._file.truncate(end)
+                error.filename = self._file.name
+                raise
+
+    def size(self) -> int:
+        """Bytes of the file, all of which outlive a power cut when this returns."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def cut(self, size: int) -> None:
+        """Drop what stands after the first `size` bytes."""
+        self._file.truncate(size)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

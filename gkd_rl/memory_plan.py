@@ -26,6 +26,19 @@ class Lengths:
         return found
 
 
+INSTEAD = {  # part of the memory -> what makes it smaller
+    "activations": "lower trainer.micro_batch_size, or set trainer.gradient_checkpointing=true",
+    "head chunks and backward": "lower trainer.head_chunk_tokens",
+    "states and head chunks": "lower trainer.head_chunk_tokens or evaluation.batch_size",
+    "key-value cache": "lower trainer.prompts_per_step (training) or evaluation.batch_size (evaluation)",
+    "teacher at full precision": "set teacher.audit_prompts=0",
+    "teacher": "set teacher.quantization=int8 or nf4, or teacher.offload=true",
+    "optimiser": "set adapter=lora, or trainer.optimizer=adafactor",
+    "gradients": "set adapter=lora",
+    "initial student": "set adapter=lora",
+}
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """Bytes of one stage of a run.
@@ -87,6 +100,14 @@ class MemoryPlan:
     def largest(self) -> StagePlan:
         """The stage with the peak."""
         return max(self.stages, key=self.of)
+
+    def advice(self) -> str:
+        """The largest part at the peak, and the setting that makes it smaller."""
+        stage = self.largest
+        parts = {**stage.held, **(stage.phases[stage.widest] if stage.phases else {})}
+        name = max(parts, key=lambda part: parts[part])
+        kind = "teacher" if name.startswith("teacher in ") else name
+        return f"most of it is {name} ({_gib(parts[name]).strip()}): {INSTEAD.get(kind, 'take a smaller model')}"
 
 
 def plan_lines(plan: MemoryPlan) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,24 +28,30 @@ from gkd_rl.build_teacher import (
 )
 from gkd_rl.build_trainer import build_trainer
 from gkd_rl.checkpoint import save_model
+from gkd_rl.checkpoints import Checkpoints
 from gkd_rl.config import Config
 from gkd_rl.cost import CostTotals
 from gkd_rl.data_report import data_facts
 from gkd_rl.environment import environment_record
 from gkd_rl.evaluation import Evaluation
-from gkd_rl.json_files import write_json
+from gkd_rl.json_files import write_json, write_whole
 from gkd_rl.launched import is_main_process
 from gkd_rl.loading import model_class
 from gkd_rl.memory_plan import GIB, plan_lines
+from gkd_rl.out_of_memory import naming_the_largest_part
 from gkd_rl.outputs import Results, model_card_of, write_results
 from gkd_rl.peak_memory import peak_bytes, reset_peak
+from gkd_rl.post_mortem import FOLDER as POST_MORTEM
+from gkd_rl.post_mortem import write_post_mortem
 from gkd_rl.prepared import audit_of, prepare_models, with_samples
 from gkd_rl.prompt_stream import PromptStream
-from gkd_rl.ranks import meet, own_seed, progress
+from gkd_rl.ranks import from_all, meet, own_seed, progress
 from gkd_rl.step_profile import profile_lines
+from gkd_rl.stopping import Stopped, StopRequest, listening
 from gkd_rl.tasks.task import Task
 from gkd_rl.tracking import Listing, Tracker, sweep_of
 from gkd_rl.trainer import StepRecord, Trainer
+from gkd_rl.training_state import weights_digest
 from gkd_rl.types import Example
 from reward_models.composite import Composite
 
@@ -67,23 +73,33 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> di
     log.info(config.scale.notice)
     task, reward = build.build_task(config), build.build_reward(config)
     if not is_main_process():
-        return _run(config, task, reward, None, output_dir)
+        with listening() as stop:
+            return _run(config, task, reward, Place(output_dir, None, stop))
 
     output_dir.mkdir(parents=True, exist_ok=True)
     settings = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
-    (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True), encoding="utf-8")
+    write_whole(output_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True).encode("utf-8"))
     write_json(output_dir / "environment.json", environment_record())
     tracking = config.tracking
     group = tracking.group or sweep_of(output_dir) or config.name
     listing = Listing(tracking.project, group, config.name, tracking.job_type, tuple(tracking.tags))
-    with Tracker(output_dir, tracking.wandb.value, listing, settings) as tracker:
-        return _run(config, task, reward, tracker, output_dir)
+    with listening() as stop, Tracker(output_dir, tracking.wandb.value, listing, settings) as tracker:
+        return _run(config, task, reward, Place(output_dir, tracker, stop))
 
 
-def _run(
-    config: Config, task: Task, reward: Composite | None, tracker: Tracker | None, output_dir: Path
-) -> dict[str, float]:
-    """All stages, then the results, which the main process writes (it alone has a tracker); returns the numbers."""
+@dataclass(frozen=True)
+class Place:
+    """Where a run writes (the main process alone has a tracker), and whether it was told to stop."""
+
+    folder: Path
+    tracker: Tracker | None
+    stop: StopRequest
+
+
+@naming_the_largest_part
+def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> dict[str, float]:
+    """All stages, then the results, which the main process writes; returns the numbers."""
+    tracker, output_dir = place.tracker, place.folder
     accelerator = meet()
     check_teacher(config.teacher)
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
@@ -100,18 +116,22 @@ def _run(
     evaluator = build_evaluator(config, models, reward, held_out)
     trainer = build_trainer(config, models, reward, stream, accelerator)
 
-    evaluations: dict[str, Evaluation] = {}
-    if models.teacher is not None:
-        evaluations["teacher"] = evaluator.evaluate(models.teacher, "teacher")
-    evaluations["student before"] = evaluator.evaluate(models.student, "student before")
-    _train(trainer, config, tracker, cost)
+    references, asked = [example.reference for example in held_out], [example.prompt for example in held_out]
+    kept = _checkpoints(config, models, trainer, cost, place)
+
+    def evaluate() -> dict[str, Evaluation]:
+        measured = {"teacher": models.teacher, "student before": models.student}
+        return {name: evaluator.evaluate(one, name) for name, one in measured.items() if one is not None}
+
+    torch.manual_seed(own_seed(config.seed))  # of dropout; the models may come from the cache or have drawn numbers
+    evaluations, taken = kept.begin(evaluate, references, config.resume is not None)
+    _train(config, kept, taken, place.stop)
     evaluations["student after"] = evaluator.evaluate(models.student, "student after")
 
-    references, prompts = [example.reference for example in held_out], [example.prompt for example in held_out]
     memory: dict[str, str | int] = {"device": accelerator.device.type, "peak_bytes": peak_bytes(accelerator.device)}
     log.info("peak memory: %.2f GiB (%s)", peak_bytes(accelerator.device) / GIB, accelerator.device)
     results = Results(
-        evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit, prompts
+        evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit, asked
     )
     if tracker is None:
         return results.numbers(config.alpha)
@@ -121,9 +141,22 @@ def _run(
         head = None if models.critic is None else models.critic.head
         student = models.student if isinstance(models.student, AdaptedModel) else models.student.model
         save_model(output_dir / "model", student, models.codec.tokenizer, card, head)
+        best = f"The best checkpoint by {config.checkpoint.best} of a run of gkd_rl.\n"
+        kept.write_best(lambda: save_model(output_dir / "model_best", student, models.codec.tokenizer, best, head))
     table = write_results(output_dir, results, config)
-    print(f"{table}\nRun folder: {output_dir}")  # noqa: T201
+    kept.remove()
+    warnings = "".join(f"\n{line}" for line in trainer.guard.lines(config.trainer.steps))
+    print(f"{table}{warnings}\nRun folder: {output_dir}")  # noqa: T201
     return results.numbers(config.alpha)
+
+
+def _checkpoints(config: Config, models: build.Models, trainer: Trainer, cost: CostTotals, place: Place) -> Checkpoints:
+    """Of this run, with the hashes of its models where any are made or read."""
+    used = config.resume is not None or config.trainer.checkpoint_every > 0
+    known = {"student": models.student, "teacher": models.teacher} if used else {}
+    digests = {name: weights_digest(model) for name, model in known.items() if model is not None}
+    every = config.trainer.checkpoint_every
+    return Checkpoints(place.folder, config.checkpoint, every, trainer, cost, place.tracker, digests)
 
 
 def _data_facts(
@@ -153,27 +186,47 @@ def _sized(config: Config, task: Task, train: list[Example], accelerator: Accele
     return with_micro_batches(config, plan)
 
 
-def _train(trainer: Trainer, config: Config, tracker: Tracker | None, cost: CostTotals) -> None:
-    """The run's own stage, with one line of metrics a step and samples at every log step."""
+def _train(config: Config, kept: Checkpoints, taken: int, stop: StopRequest) -> None:
+    """The run's own stage after the steps that were taken: every step's numbers, samples at log steps, checkpoints."""
     settings, own, start = config.trainer, CostTotals(), time.perf_counter()
-    with progress(settings.steps, f"student: alpha={config.alpha:g}", "step") as bar:
+    trainer, tracker = kept.trainer, kept.tracker
+    with progress(settings.steps, f"student: alpha={config.alpha:g}", "step") as bar, stop.after_the_step():
+        bar.update(taken)
 
         def after_step(step: int, record: StepRecord) -> None:
-            cost.add(record.metrics)
+            kept.cost.add(record.metrics)
             own.add(record.metrics)
-            if tracker is None:
-                return
-            tracker.log_step(step, record.metrics)
-            if step % settings.log_every == 0 or step == settings.steps:
-                tracker.log_samples(step, sample_rows(record, settings.samples_per_log))
+            if tracker is not None:
+                tracker.log_step(step, record.metrics)
+                if step % settings.log_every == 0 or step == settings.steps:
+                    tracker.log_samples(step, sample_rows(record, settings.samples_per_log))
             shown = {name: record.metrics[name] for name in ("divergence", "reward/mean") if name in record.metrics}
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
             bar.update()
+            _stop_if_exhausted(step, record, kept)
+            kept.after_step(step, record.metrics, settings.steps)
+            _stop_if_asked(step, stop, kept)
 
-        trainer.run(settings.steps, after_step)
-    if settings.profile and settings.steps > 0:
+        trainer.run(settings.steps, after_step, taken)
+    if settings.profile and settings.steps > taken:
         seconds = time.perf_counter() - start
-        log.info("%s", "\n".join(profile_lines(own.as_dict(), settings.steps, seconds)))
+        log.info("%s", "\n".join(profile_lines(own.as_dict(), settings.steps - taken, seconds)))
+
+
+def _stop_if_exhausted(step: int, record: StepRecord, kept: Checkpoints) -> None:
+    """Too many steps in a row were skipped: keep the last batch, and end."""
+    if kept.trainer.guard.exhausted and kept.tracker is not None:
+        write_post_mortem(kept.run_folder, step, record, kept.trainer)
+    kept.trainer.guard.stop_if_exhausted(step, f"The last batch is in {kept.run_folder / POST_MORTEM}. ")
+
+
+def _stop_if_asked(step: int, stop: StopRequest, kept: Checkpoints) -> None:
+    """A signal came to some rank during the step: keep it, and end."""
+    number = next((number for number in from_all(stop.number) if number is not None), None)
+    if number is not None:
+        if kept.every:
+            kept.save(step)
+        raise Stopped(number, f"step {step} is kept" if kept.every else f"step {step} is not kept")
 
 
 def sample_rows(record: StepRecord, count: int) -> list[dict[str, object]]:

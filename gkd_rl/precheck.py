@@ -24,6 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError
+from gkd_rl.hydra_code import foreign_code
 from gkd_rl.setting_words import describe_setting
 from gkd_rl.sweep_check import directions, ends, missing_plugins
 from gkd_rl.validation import not_a_setting, validate
@@ -45,7 +46,11 @@ def check_command_line(config_dir: Path, arguments: list[str]) -> list[Config]:
         ConfigError: with every problem of every job.
     """
     options = get_args_parser().parse_args(arguments)
-    if options.help or options.hydra_help or options.shell_completion or options.experimental_rerun:
+    if options.experimental_rerun:
+        raise ConfigError(
+            ["--experimental-rerun is refused: it reads a pickle, which can run any code. Type the settings."]
+        )
+    if options.help or options.hydra_help or options.shell_completion:
         return []
     overrides = list(options.overrides)
     if options.config_dir:  # the user's own experiments, beside ours
@@ -69,7 +74,7 @@ def check_command_line(config_dir: Path, arguments: list[str]) -> list[Config]:
             config, found = _examined(name, job)
             configs += [] if config is None else [config]
             problems += found
-        problems += [] if node is None else directions(node, configs)
+        problems += [] if node is None else [*directions(node, configs), *foreign_code(node, configs)]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return configs

@@ -23,7 +23,7 @@ from gkd_rl.choices import FixedSource
 from gkd_rl.config import Config, ModelConfig
 from gkd_rl.cost import CostTotals
 from gkd_rl.launched import is_main_process
-from gkd_rl.ranks import from_all, progress
+from gkd_rl.ranks import from_all, own_seed, progress
 from gkd_rl.rollout import Sampler, Sampling, TextCodec
 from gkd_rl.tasks.task import Task
 from gkd_rl.teacher_audit import TeacherAudit
@@ -118,13 +118,15 @@ def _prepare_model(
             log.info("%s: reused the supervised model %s", key, folder)
             stored = build.load_model(str(folder), None, getattr(torch, settings.dtype.value), f"{key} (cached)")
             return HiddenStateModel(stored)
+        torch.manual_seed(own_seed(settings.seed))  # of dropout; what other models drew is no part of this one
         model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
         if adapter is not None:
             model = attach_adapter(config, model.model)
-        trainer = build_supervised_trainer(model, settings, codec, train, accelerator)
+        trainer = build_supervised_trainer(model, settings, codec, train, accelerator, config.guard.max_skipped)
         with progress(settings.sft.steps, f"{key}: supervised", "step") as bar:
 
-            def after_step(_: int, record: StepRecord) -> None:
+            def after_step(step: int, record: StepRecord) -> None:
+                trainer.guard.stop_if_exhausted(step, f"This was the supervised stage of the {key}. ")
                 bar.set_postfix(loss=f"{record.metrics['loss']:.3f}", refresh=False)
                 bar.update()
 

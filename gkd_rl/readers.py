@@ -159,6 +159,21 @@ class Readers:
         self.student.train(training)
         return Survey(**found), taught
 
+    @torch.no_grad()
+    def written(self, rollout: Rollout, cuts: Sequence[Tensor]) -> Tensor:
+        """Log-probabilities (B, T) of the student as it writes: in evaluation mode, with an adapter merged."""
+        training, plain = self.student.training, replace(self.head, divergence=None)
+        logp_BT = torch.zeros(rollout.ids_BT.shape, device=rollout.ids_BT.device)
+        self.student.eval()
+        with self.student.generating():
+            for rows in cuts:
+                micro = rollout.rows(rows)
+                self.meter.flops("survey", self.student, Pass.forward, micro)
+                own = Projection(self.student(micro), self.student.head())
+                logp_BT[rows, : micro.ids_BT.shape[1]] = plain(own, None, micro.ids_BT, micro.mask_BT).logp_BT
+        self.student.train(training)
+        return logp_BT
+
     def _wanted(self, rollout: Rollout, rewarded: bool, alpha: float, critic: Critic | None) -> list[str]:
         """Fields of the survey that this step's weights are made from."""
         wanted = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -30,10 +31,20 @@ from omegaconf.errors import OmegaConfBaseException
 from gkd_rl.choices import Quantization
 from gkd_rl.config import Config
 from gkd_rl.errors import ConfigError, GkdRlError
+from gkd_rl.faults import explained, explaining_faults
 from gkd_rl.launched import is_main_process, processes
 from gkd_rl.precheck import check_command_line
+from gkd_rl.resumed_run import (
+    CHECKPOINTS,
+    command,
+    keep_command,
+    refuse_other_settings,
+    refuse_to_overwrite,
+    with_resumed_run,
+)
 from gkd_rl.run_record import recorded
-from gkd_rl.sweep_folder import naming_failed_runs, with_former_overrides
+from gkd_rl.stopping import Stopped
+from gkd_rl.sweep_folder import SweepRecord, naming_failed_runs, resuming, with_former_overrides
 from gkd_rl.sweep_run import chosen, noting_failure, numbers_from_before, share_threads
 from gkd_rl.validation import validate
 
@@ -73,12 +84,19 @@ def _run(settings: DictConfig, folder: Path) -> float | list[float]:
     assert isinstance(config, Config)
     validate(config)
     numbers, resumed = None, config.sweep.resume
+    goes_on, settings.resume = config.resume is not None, None  # what is resumed has the settings of the undisturbed
+    if goes_on and is_main_process() and Path(str(config.resume)).absolute() != folder.absolute():
+        raise ConfigError([f"resume={config.resume} stands in a file: it is typed on the command line, resume=FOLDER."])
     if resumed is not None:
-        settings.sweep.resume = config.sweep.resume = None  # the run is the same as in a sweep that was not disturbed
-        numbers = numbers_from_before(settings, Path(resumed) / HydraConfig.get().sweep.subdir)
+        settings.sweep.resume = config.sweep.resume = None
+        before = Path(resumed) / HydraConfig.get().sweep.subdir
+        numbers, goes_on = numbers_from_before(settings, before), (before / CHECKPOINTS).is_dir()
     if numbers is None:
+        config.resume = str(folder) if goes_on else None
+        if is_main_process():
+            _look_at_folder(settings, folder, goes_on)
         OmegaConf.set_readonly(settings, True)
-        with _ending_together(), recorded(folder):
+        with _ending_together(), recorded(folder), _saying_how_to_go_on(folder):
             from gkd_rl.pipeline import run_experiment  # here, so that a wrong setting is refused before torch is there
 
             numbers = run_experiment(config, settings, folder)
@@ -93,22 +111,52 @@ def cli() -> None:
     HYDRA_FULL_ERROR=1 shows the traceback.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to this function
+    logging.raiseExceptions = WANTS_TRACEBACK  # a log on a full disk is no reason for a traceback at every line
     # argparse takes overrides on one side of the flag only
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     # OpenMP threads that spin while they wait slow a run tenfold on a machine that does anything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         sys.argv[1:] = with_former_overrides(sys.argv[1:])
+        sys.argv[1:] = with_resumed_run(find_config_dir(), sys.argv[1:])
         if is_main_process():
-            _look_at_checkpoints(check_command_line(find_config_dir(), sys.argv[1:]))
-        with _beside_the_main_process(), naming_failed_runs():
+            _look_at_files(check_command_line(find_config_dir(), sys.argv[1:]))
+        with _beside_the_main_process(), naming_failed_runs(), explaining_faults():
             main()
+    except Stopped as stopped:
+        sys.exit(128 + stopped.number)  # as a shell counts what a signal ended
+    except KeyboardInterrupt:  # before the run began, or after its end
+        sys.exit(128 + signal.SIGINT)
     except (GkdRlError, HydraException, OmegaConfBaseException) as error:
         if WANTS_TRACEBACK:
             raise
         sys.stderr.write(message(error))
         refused_by_the_run = isinstance(error, GkdRlError) and not isinstance(error, ConfigError)
         sys.exit(1 if refused_by_the_run else 2)
+
+
+def _look_at_folder(settings: DictConfig, folder: Path, goes_on: bool) -> None:
+    """Refuse to go on with other settings, and to start anew over checkpoints; note how a new run was started."""
+    if goes_on:
+        refuse_other_settings(settings, folder)
+    else:
+        refuse_to_overwrite(folder)
+        overrides = HydraConfig.get().overrides
+        keep_command(folder, overrides.task, overrides.hydra)
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    """A signal ends the run with the command that goes on with it."""
+    try:
+        yield
+    except Stopped as stopped:
+        if is_main_process():
+            sweep = SweepRecord.folder
+            how = command(folder) if sweep is None else resuming(sweep)
+            sys.stderr.write(f"\n{stopped}. To go on: {how}\n")
+            sys.stderr.flush()
+        raise
 
 
 @contextmanager
@@ -148,14 +196,15 @@ def _ending_together() -> Iterator[None]:
         from gkd_rl.ranks import first_to_fail
 
         if first_to_fail():
-            refused = isinstance(error, GkdRlError) and not WANTS_TRACEBACK
-            sys.stderr.write(message(error) if refused else traceback.format_exc())
+            told = explained(error) or error
+            refused = isinstance(told, GkdRlError) and not WANTS_TRACEBACK
+            sys.stderr.write(message(told) if refused else traceback.format_exc())
             sys.stderr.flush()  # before another rank's end ends this one
         raise SystemExit(1) from error
 
 
-def _look_at_checkpoints(configs: list[Config]) -> None:
-    """Refuse checkpoints that cannot be used, before a folder is made; torch is imported only where there are any."""
+def _look_at_files(configs: list[Config]) -> None:
+    """Refuse checkpoints and data that cannot be used, before a folder is made; torch is imported only for these."""
     models = [one for config in configs for one in (config.student, config.teacher) if one is not None]
     teachers = [config.teacher for config in configs if config.teacher is not None]
     placed = any(one.device is not None or one.quantization is not Quantization.none for one in teachers)
@@ -163,6 +212,10 @@ def _look_at_checkpoints(configs: list[Config]) -> None:
         from gkd_rl.first_look import check_checkpoints
 
         check_checkpoints(configs)
+    if any(config.task.get("data_files") for config in configs):
+        from gkd_rl.first_look import check_data
+
+        check_data(configs)
 
 
 def message(error: BaseException) -> str:

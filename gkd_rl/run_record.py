@@ -10,7 +10,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def recorded(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        write_json(folder / RECORD, record | {"status": "failed", "ended": time.time(), "error": one_line(error)})
+        with suppress(OSError):  # on a full disk the first error is the one to tell
+            write_json(folder / RECORD, record | {"status": "failed", "ended": time.time(), "error": one_line(error)})
         raise
     write_json(folder / RECORD, record | {"status": "finished", "ended": time.time()})
 

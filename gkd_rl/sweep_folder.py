@@ -43,7 +43,7 @@ class SweepRecord(Callback):
         task, hydra = config.hydra.overrides.task, config.hydra.overrides.hydra
         write_json(folder / RECORD, {"task": _kept(task), "hydra": _kept(hydra)})
         log.info("Sweep folder: %s", folder)
-        log.info("If the sweep breaks, this finishes it: %s", _resuming(folder))
+        log.info("If the sweep breaks, this finishes it: %s", resuming(folder))
 
 
 def _kept(overrides: Any) -> list[str]:
@@ -55,7 +55,8 @@ def _key(text: str) -> str:
     return text.partition("=")[0].lstrip("+~")
 
 
-def _resuming(folder: Path) -> str:
+def resuming(folder: Path) -> str:
+    """The command that finishes a sweep."""
     return f"python -m gkd_rl.run {shlex.quote(f'{RESUME}{folder}')}"
 
 
@@ -129,7 +130,7 @@ def _name(failed: list[Path], count: int) -> None:
         return
     lines = [f"{len(failed)} of {count} runs failed:"]
     lines += [f"  {path}: {' '.join(_overrides(path))}: {_said(path)}" for path in failed]
-    lines += [f"To run them again: {_resuming(failed[0].parent)}"]
+    lines += [f"To run them again: {resuming(failed[0].parent)}"]
     sys.stderr.write("\n".join(lines) + "\n")
     sys.stderr.flush()
 

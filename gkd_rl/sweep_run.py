@@ -65,7 +65,9 @@ def noting_failure(folder: Path) -> Iterator[None]:
 
 
 def numbers_from_before(settings: DictConfig, folder: Path) -> dict[str, float] | None:
-    """What a run found before its sweep broke; None, and an empty folder, where it was not finished.
+    """What a run found before its sweep broke; None where it was not finished.
+
+    Its folder is then empty, or has the checkpoints that it goes on from.
 
     Args:
         settings: of the run now.
@@ -75,21 +77,36 @@ def numbers_from_before(settings: DictConfig, folder: Path) -> dict[str, float] 
         ConfigError: the finished run there is one of other settings.
     """
     if not (folder / RESULT).is_file():
-        if is_main_process():
+        if is_main_process() and not (folder / "checkpoints").is_dir():
             _clear(folder)
         return None
-    there = _flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-    here = _flat(OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(settings, resolve=True))))
-    others = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-    others = [key for key in others if key.rpartition(".")[2] not in PLACE]
+    others = different_settings(settings, folder / "config.yaml", PLACE)
     if others:
-        shown = ", ".join(f"{key} is {there.get(key)} there and {here.get(key)} here" for key in others[:3])
         raise ConfigError([
-            f"{folder} holds a finished run of other settings ({shown}): sweep.resume finishes a sweep as it began. "
+            f"{folder} holds a finished run of other settings ({', '.join(others[:3])}): sweep.resume finishes a sweep "
+            "as it began. "
             "Start a new one, or move that folder away to run it again."
         ])  # fmt: skip
     log.info("Finished before, not run again: %s", folder)
     return stored_numbers(folder / RESULT)
+
+
+def different_settings(settings: DictConfig, file: Path, passed_over: tuple[str, ...]) -> list[str]:
+    """Which settings of a run are not those in its `file`, each with both values.
+
+    Args:
+        settings: of the run now.
+        file: config.yaml of the run before.
+        passed_over: last names of keys that may differ.
+    """
+    there = _flat(OmegaConf.to_container(OmegaConf.load(file)))
+    here = _flat(OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(settings, resolve=True))))
+    others = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    return [
+        f"{key} is {there.get(key)} there and {here.get(key)} here"
+        for key in others
+        if key.rpartition(".")[2] not in passed_over
+    ]
 
 
 def stored_numbers(file: Path) -> dict[str, float]:

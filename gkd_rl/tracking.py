@@ -29,6 +29,9 @@ __all__ = ["MODES", "Listing", "Tracker", "flatten", "sweep_of", "write_json"]
 MODES = ("offline", "online", "disabled")
 MAX_TABLE_ROWS = 10_000  # what W&B shows of one table; samples.jsonl keeps all
 
+INIT_SECONDS = 30.0  # that a run waits for W&B's server before it goes on without
+FINISH_SECONDS = 600.0  # that it waits for its files to arrive at the end
+
 _logger = logging.getLogger(__name__)
 
 
@@ -134,6 +137,8 @@ class Tracker:
             x_disable_meta=True,
             x_disable_machine_info=offline,
             x_disable_stats=offline,
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
             reinit="create_new",
         )
         try:
@@ -192,6 +197,15 @@ class Tracker:
         self._samples.append(records)
         if self._run is not None:
             self._table += records[: MAX_TABLE_ROWS - len(self._table)]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the two files, by name; they outlive a power cut when this returns."""
+        return {"metrics.jsonl": self._metrics.size(), "samples.jsonl": self._samples.size()}
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Go back to earlier `sizes()`: the run goes on from there."""
+        self._metrics.cut(sizes["metrics.jsonl"])
+        self._samples.cut(sizes["samples.jsonl"])
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Nested final numbers as W&B's summary, with keys joined by "/"; they have their own file, so no line here."""

@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +24,7 @@ from gkd_rl.credit import CreditSettings, divergence_weights, moments, reward_we
 from gkd_rl.critic import Critic, Targets
 from gkd_rl.errors import RewardError
 from gkd_rl.gradients import TermGradients, recomputed_layers
+from gkd_rl.guard import Guard, ratio_error, text_metrics, updates
 from gkd_rl.meter import Pass
 from gkd_rl.micro_batches import Cutter
 from gkd_rl.objective import Objective, StepTotals
@@ -105,6 +106,7 @@ class Trainer:
     optimizer: Optimizer
     schedule: LRScheduler
     settings: StepSettings
+    guard: Guard = field(default_factory=Guard)
 
     def __post_init__(self) -> None:
         self.student = self.readers.student
@@ -112,10 +114,10 @@ class Trainer:
         self._phase = self._meter.phase
         self._wrapped = self.accelerator.prepare_model(self.student)
 
-    def run(self, steps: int, after_step: Callable[[int, StepRecord], None]) -> None:
-        """Take `steps` steps; `after_step(step, record)` follows each, with step counted from 1."""
+    def run(self, steps: int, after_step: Callable[[int, StepRecord], None], taken: int = 0) -> None:
+        """Take `steps` steps but for the first `taken`; `after_step(step, record)` follows each, counted from 1."""
         with closing(self.readers):
-            for step in range(steps):
+            for step in range(taken, steps):
                 after_step(step + 1, self.step(step))
 
     def step(self, step: int) -> StepRecord:
@@ -135,12 +137,16 @@ class Trainer:
         for epoch in range(epochs):
             with recomputed_layers(self.student, settings.gradient_checkpointing):
                 first, sums = self._accumulate(work, keep=epochs > 1)
+            if work.diagnose and scores is not None:
+                sums |= ratio_error(self.readers.written(rollout, work.cuts), first, rollout.mask_BT)
             work.diagnose = False  # the first update is the one that is described
             metrics |= sums if epoch == 0 else {name: sums[name] for name in ("clipped_share",)}
-            metrics |= self._update()
+            skipped = metrics.get("guard/skipped", 0.0)
+            metrics |= self._update(sums["loss"])
+            metrics["guard/skipped"] += skipped
             work.credits = replace(work.credits, old_logp_BT=first if epoch == 0 else work.credits.old_logp_BT)
         metrics |= self._describe(work, scores)
-        return StepRecord(metrics, rollout, scores)
+        return StepRecord(metrics | self.guard.look(step + 1, metrics), rollout, scores)
 
     def _rollout(self, step: int, source: Source) -> Rollout:
         """The completions of this rank, decided by (seed, step, rank)."""
@@ -242,24 +248,28 @@ class Trainer:
         metrics = {name: float(self._sum(value)) for name, value in sums.items()}
         return logp_BT, metrics | ({} if apart is None else apart.finish(work.alpha, self.alpha.balanced))
 
-    def _update(self) -> dict[str, float]:
-        """Clip and take one optimiser update."""
+    def _update(self, loss: float) -> dict[str, float]:
+        """Clip and take one optimiser update, unless the loss or a gradient is not finite."""
         with self._phase("update"):
-            norm = self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.settings.max_grad_norm)
+            norms = [self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.settings.max_grad_norm)]
             if self.critic is not None:
                 for parameter in self.critic.head.parameters():
                     if parameter.grad is not None:
                         parameter.grad = self._sum(parameter.grad)
-                torch.nn.utils.clip_grad_norm_(self.critic.head.parameters(), self.settings.max_grad_norm)
-            self.optimizer.step()
+                norms.append(torch.nn.utils.clip_grad_norm_(self.critic.head.parameters(), self.settings.max_grad_norm))
+            found = [float(norm) for norm in norms]  # pyright: ignore[reportArgumentType]
+            taken = updates(loss, *found)
+            if taken:
+                self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        return {"grad_norm": float(norm)}  # pyright: ignore[reportArgumentType]
+        return {"grad_norm": found[0], "guard/skipped": float(not taken)}
 
     def _describe(self, work: _Work, scores: Scores | None) -> dict[str, float]:
         """The step's numbers. A step without a reward has no reward metric."""
         metrics = {"learning_rate": self.schedule.get_last_lr()[0], "alpha": work.alpha}
         self.schedule.step()
         metrics |= rollout_metrics(work.rollout, work.totals, scores, taught=self.readers.taught(work.alpha))
+        metrics |= text_metrics(work.rollout, scores, {} if self.reward is None else self.reward.bounds())
         return over_ranks(self.accelerator, metrics | self._meter.take())
 
     def _sum(self, value: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 class Accepted:
     """1 if a completion is among its row's accepted texts but for spaces, else 0."""
 
+    bounds = (0.0, 1.0)
+
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], accepted: Sequence[Sequence[str]], **columns: Any
     ) -> list[float]:

@@ -60,7 +60,7 @@ class Checkpoint:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer."""
-        return AutoTokenizer.from_pretrained(self.place, revision=self.revision)
+        return AutoTokenizer.from_pretrained(self.place, revision=self.revision, trust_remote_code=False)
 
     def model(self, auto_class: Any) -> PreTrainedModel:
         """The model in evaluation mode, without gradients.
@@ -69,7 +69,12 @@ class Checkpoint:
             ValueError: weights of `auto_class` are missing: a head would be random.
         """
         model, info = auto_class.from_pretrained(
-            self.place, revision=self.revision, dtype=DTYPES[self.dtype], output_loading_info=True
+            self.place,
+            revision=self.revision,
+            dtype=DTYPES[self.dtype],
+            weights_only=True,  # of a pickled checkpoint; and a repository's own code is not run
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         if info["missing_keys"]:
             raise ValueError(

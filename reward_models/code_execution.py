@@ -32,6 +32,8 @@ class CodeExecution:
         ValueError: the execution was not asked for, or a number is out of range.
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(
         self,
         allow_code_execution: bool,

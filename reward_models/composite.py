@@ -70,6 +70,20 @@ class Composite:
         failed = [any(row[i] is None for row in found.values()) for i in range(len(rows))]
         return Scores(total, values, failed if self.guard.on_failure == "replace" else None)
 
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest reward of the components that declare them, by an attribute `bounds`."""
+        found = {name: getattr(guarded.reward, "bounds", None) for name, guarded in self.components.items()}
+        return {name: bounds for name, bounds in found.items() if bounds is not None}
+
+    def remembered(self) -> dict[str, dict[str, float]]:
+        """Rewards that each component keeps by text, for `remember` of another process."""
+        return {name: guarded.kept() for name, guarded in self.components.items()}
+
+    def remember(self, rewards: Mapping[str, Mapping[str, float]]) -> None:
+        """Go on with the rewards of `remembered`: computed again in another batch, a model's round otherwise."""
+        for name, kept in rewards.items():
+            self.components[name].keep(kept)
+
     def untrained(self) -> list[str]:
         """Components whose model is trained at the first call: they have a method `trained()`, and it says no."""
         found = {name: getattr(guarded.reward, "trained", None) for name, guarded in self.components.items()}

@@ -48,6 +48,8 @@ class ExactMatch:
         calculator: equations of completions are worked out again first, as in the paper's accuracy on GSM8K.
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(self, otherwise: Literal["last_number", "nothing"], calculator: bool = False) -> None:
         if otherwise not in ("last_number", "nothing"):
             raise ValueError(f"otherwise={otherwise}: takes last_number or nothing.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import threading
@@ -12,6 +13,8 @@ from typing import Any, Literal
 
 log = logging.getLogger(__name__)
 
+SILENCE = 300.0  # seconds of a call without a time limit after which that is said
+HANGS = "a reward has not answered for %g seconds, and is waited for; reward.timeout=SECONDS gives up"
 Reward = Callable[..., Sequence[float | None]]
 Row = tuple[str, str, dict[str, Any]]  # prompt, completion, columns
 
@@ -63,13 +66,21 @@ class GuardedReward:
         """
         if self.guard.cache_size == 0:
             return self._in_batches(rows)
-        keys = [repr((prompt, text, sorted(columns.items()))) for prompt, text, columns in rows]
+        keys = [_key(row) for row in rows]
         values: dict[str, float | None] = {key: self._kept[key] for key in keys if key in self._kept}
         fresh = list({key: row for key, row in zip(keys, rows, strict=True) if key not in values}.items())
         scores = self._in_batches([row for _, row in fresh])
         values |= {key: score for (key, _), score in zip(fresh, scores, strict=True)}
         self._keep(keys, values)
         return [values[key] for key in keys]
+
+    def kept(self) -> dict[str, float]:
+        """Rewards that are kept, by the hash of their text, the oldest first."""
+        return dict(self._kept)
+
+    def keep(self, rewards: Mapping[str, float]) -> None:
+        """Keep those of an earlier `kept()` and no others."""
+        self._kept = OrderedDict(rewards)
 
     def _keep(self, keys: Sequence[str], values: Mapping[str, float | None]) -> None:
         """The latest `cache_size` rewards; failures are tried again."""
@@ -131,6 +142,12 @@ class GuardedReward:
         return values
 
 
+def _key(row: Row) -> str:
+    """A short name of a text and its columns."""
+    prompt, text, columns = row
+    return hashlib.sha256(repr((prompt, text, sorted(columns.items()))).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _reason(error: Exception) -> str:
     """What went wrong; a missing column is told in the user's words."""
     if isinstance(error, TypeError) and "required positional argument" in str(error):
@@ -145,7 +162,13 @@ def in_time(work: Callable[[], Any], seconds: float | None) -> Any:
         TimeoutError: it is not there within `seconds`.
     """
     if seconds is None:
-        return work()
+        warning = threading.Timer(SILENCE, log.warning, (HANGS, SILENCE))
+        warning.daemon = True
+        warning.start()
+        try:
+            return work()
+        finally:
+            warning.cancel()
     results: list[Any] = []
     errors: list[BaseException] = []
 

@@ -60,6 +60,8 @@ class Judge:
         parallel: requests under way at one time.
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(
         self,
         server: ChatServer,

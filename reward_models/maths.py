@@ -21,6 +21,8 @@ class Maths:
         seconds: for one comparison; an answer that takes longer counts as wrong.
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(self, seconds: float = 5.0) -> None:
         if not seconds > 0:
             raise ValueError(f"seconds={seconds}: takes a number > 0.")

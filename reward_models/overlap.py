@@ -22,6 +22,8 @@ class Overlap:
         tokenize: sacrebleu's tokenizer of BLEU, e.g. 13a, intl, zh, char, none.
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(self, kind: Literal["bleu", "chrf", "chrf++"], tokenize: str = "13a") -> None:
         if kind not in KINDS:
             raise ValueError(f"kind={kind}: takes one of {', '.join(KINDS)}.")

@@ -17,6 +17,8 @@ class Rouge:
         kind: which of the ROUGE scores; rougeLsum takes lines as sentences.
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(self, kind: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind={kind}: takes one of {', '.join(KINDS)}.")

@@ -18,8 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from reward_models.composite import Composite, Scores
-
-ALLOWED = ("reward_models", "gkd_rl")
+from reward_models.targets import ALLOWED_PACKAGES, find_targets, refusal
 
 
 def reward_files() -> Path:
@@ -54,8 +53,10 @@ def load_reward(name: str, changes: Sequence[str] = ()) -> Composite:
     if not components or not weights:
         raise ValueError(f"--reward {name}: {file} has no components with weights.")
     for key, node in components.items():
-        if str(node.get("_target_")).split(".")[0] not in ALLOWED:
-            raise ValueError(f"--reward {name}: components.{key}._target_ takes a class of {' or '.join(ALLOWED)}.")
+        targets = dict(find_targets(node, f"components.{key}")) or {f"components.{key}._target_": None}
+        for setting, target in targets.items():
+            if refusal(setting, target) is not None:
+                raise ValueError(f"--reward {name}: {setting} takes a class of {' or '.join(ALLOWED_PACKAGES)}.")
     try:
         built = {key: instantiate(node, _convert_="all") for key, node in components.items()}
     except InstantiationException as error:

@@ -14,6 +14,8 @@ class LengthPenalty:
         shortest: words below it count as a share of it; -1 for an empty text.
     """
 
+    bounds = (-1.0, 0.0)
+
     def __init__(self, longest: int, shortest: int = 0) -> None:
         if longest < 1 or not 0 <= shortest <= longest:
             raise ValueError(f"longest={longest}, shortest={shortest}: takes 0 <= shortest <= longest, longest >= 1.")
@@ -37,6 +39,8 @@ class RepetitionPenalty:
     Args:
         n: words of an n-gram.
     """
+
+    bounds = (-1.0, 0.0)
 
     def __init__(self, n: int = 3) -> None:
         if n < 1:

@@ -56,6 +56,8 @@ class Verifiable:
         measure: `all` gives 1 if every instruction is followed, else 0; `share` the share of them.
     """
 
+    bounds = (0.0, 1.0)
+
     def __init__(self, measure: Literal["all", "share"]) -> None:
         if measure not in ("all", "share"):
             raise ValueError(f"measure={measure}: takes all or share.")

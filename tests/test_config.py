@@ -203,6 +203,8 @@ def test_ranges(override: str, allowed: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
+        (["checkpoint.best=reward/men"], "is not a number of this run's steps: it takes loss,"),
+        (["checkpoint.best=loss", "trainer.checkpoint_every=0"], "set trainer.checkpoint_every"),
         (["lmbda=0"], "alpha=0.5 with lmbda=0"),
         (["alpha=0", "lmbda=0.5"], "lmbda=0.5 with alpha=0"),
         (["rollout.top_k=5"], "rollout.top_k must be 0"),

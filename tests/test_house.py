@@ -14,11 +14,13 @@ PACKAGES = ("gkd_rl", "reward_models", "experiments")
 # A file imports from its own floor or a lower one. Folders end in a slash and hold all their files.
 FLOORS = {
     "__init__": 0, "types": 0, "masking": 0, "choices": 0, "config": 0, "setting_words": 0, "errors": 0,
-    "json_files": 0, "rollout_config": 0, "setting_fields": 0, "sweep_config": 0,
-    "divergence": 1, "divergence_slopes": 1, "policy_gradient": 1, "schedule": 1, "uncertainty": 1,
+    "json_files": 0, "rollout_config": 0, "setting_fields": 0, "sweep_config": 0, "safety_config": 0,
+    "faults": 1, "divergence": 1, "divergence_slopes": 1, "policy_gradient": 1, "schedule": 1, "uncertainty": 1,
+    "finding": 1,
     "objective": 2, "fused_head": 2, "fused_loss": 2, "two_readings": 2, "mixing": 2, "credit": 2, "contradictions": 2,
     "validation": 2, "loading_contradictions": 2, "target_contradictions": 2, "teacher_contradictions": 2,
     "live_memory": 2, "memory_plan": 2, "launched": 2, "rollout_contradictions": 2, "sweep_contradictions": 2,
+    "stopping": 2, "checkpoint_contradictions": 2,
     "loading": 3, "architecture": 3, "rollout": 3, "prompt_stream": 3, "optim": 3, "value_head": 3, "cost": 3,
     "model_files": 3, "depth_pruning": 3, "chat": 3, "adapter": 3, "quantization": 3, "elsewhere": 3, "endpoint": 3,
     "known_shapes": 3, "ranks": 3, "decoding": 3, "micro_batches": 3, "packing": 3, "stack_cost": 3, "weight_files": 3,
@@ -27,11 +29,13 @@ FLOORS = {
     "data_report": 4, "trainer": 4, "readers": 4, "critic": 4, "gradients": 4, "meter": 4, "step_metrics": 4,
     "teacher_samples": 4, "step_profile": 4, "teacher_outputs": 4, "checkpoint": 4, "evaluation": 4, "tracking": 4,
     "environment": 4, "outputs": 4, "model_card": 4, "report_table": 4, "benchmarks/": 4, "teacher_audit": 4,
-    "model_memory": 4, "peak_memory": 4, "run_record": 4,
+    "model_memory": 4, "peak_memory": 4, "run_record": 4, "guard": 4, "snapshot": 4, "training_state": 4,
+    "post_mortem": 4,
     "build": 5, "build_trainer": 5, "build_adapter": 5, "build_teacher": 5, "build_plan": 5, "build_evaluator": 5,
-    "build_sampler": 5, "checkup": 5, "first_look": 5, "pipeline": 5, "prepared": 5,
+    "build_sampler": 5, "checkup": 5, "first_look": 5, "pipeline": 5, "prepared": 5, "checkpoints": 5,
+    "out_of_memory": 5, "model_checkup": 5, "machine_checkup": 5,
     "sweep_run": 6, "sweep_folder": 6, "sweep_check": 6, "precheck": 6, "run": 6, "merge": 6, "doctor": 6,
-    "evaluate": 6,
+    "evaluate": 6, "resumed_run": 6, "hydra_code": 6,
 }  # fmt: skip
 # trl: its trainers, and its client of vLLM; evaluate: our metrics, and the harness's code_eval in the sandbox
 SITES = {"trl": 2, "wandb": 1, "evaluate": 2}
@@ -103,7 +107,17 @@ def test_experiments_read_wandb_in_one_place() -> None:
 
 def test_the_command_line_imports_nothing_slow() -> None:
     slow = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", *SITES}
-    for name in ("config", "errors", "validation", "precheck", "run", "sweep_run", "sweep_folder", "sweep_check"):
+    for name in (
+        "config",
+        "errors",
+        "validation",
+        "precheck",
+        "run",
+        "sweep_run",
+        "sweep_folder",
+        "sweep_check",
+        "resumed_run",
+    ):
         found = {top(one) for one in imports(ROOT / "gkd_rl" / f"{name}.py")} & slow
         assert not found, f"gkd_rl/{name}.py imports {found}: a wrong setting would be refused late"
 

@@ -93,5 +93,11 @@ def test_text_that_is_no_utf8_is_named_by_its_row(tmp_path: Path, capsys: pytest
 def test_code_from_elsewhere_is_refused(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("components:\n  x: {_target_: os.system, command: ls}\nweights: {x: 1.0}\n")
-    with pytest.raises(ValueError, match="takes a class of reward_models or gkd_rl"):
+    with pytest.raises(ValueError, match=r"components\.x\._target_ takes a class of gkd_rl or reward_models"):
+        load_reward(str(own))
+    own.write_text(
+        "components:\n  x: {_target_: reward_models.judge.Judge, server: {_target_: os.system, command: ls}}\n"
+        "weights: {x: 1.0}\n"
+    )
+    with pytest.raises(ValueError, match=r"components\.x\.server\._target_ takes a class"):
         load_reward(str(own))

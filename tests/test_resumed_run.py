@@ -1,0 +1,198 @@
+"""`resume=FOLDER`, `resume=auto`, signals: which run goes on, what is refused, and what a stopped command says."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from run_cases import record_of
+from test_run import SMALL
+
+from gkd_rl.errors import ConfigError
+from gkd_rl.resumed_run import keep_command, refuse_other_settings, refuse_to_overwrite, with_resumed_run
+from gkd_rl.run import find_config_dir
+from gkd_rl.stopping import Stopped, listening
+
+CONF = find_config_dir()
+OVERRIDES = ["experiment=xsum_rl", "alpha=0.3"]
+
+
+def stopped_run(folder: Path, overrides: list[str] = OVERRIDES, began: float = 0.0) -> Path:
+    """A run that was killed: a dead process, settings, a checkpoint."""
+    (folder / "checkpoints" / "step-00000000").mkdir(parents=True)
+    keep_command(folder, overrides, ["hydra.run.dir=elsewhere", "hydra.verbose=true", "hydra/launcher=parallel"])
+    (folder / "run.json").write_text(json.dumps(record_of(os.getpid(), began)), encoding="utf-8")
+    (folder / "config.yaml").write_text(settings_of(*overrides), encoding="utf-8")
+    return folder
+
+
+@functools.cache
+def settings_of(*overrides: str) -> str:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_yaml(compose("config", list(overrides)), resolve=True)
+
+
+def resumed(*arguments: str) -> list[str]:
+    return with_resumed_run(CONF, list(arguments))
+
+
+def test_a_folder_is_all_that_is_typed(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "a b=c")
+    asked = f"resume='{run}'"
+    wanted = [*OVERRIDES, "hydra.verbose=true", asked, f"hydra.run.dir='{run}'"]
+    assert resumed(asked) == wanted
+    assert resumed(asked, "alpha=0.3") == wanted
+    for other in ([], ["alpha=0.3"], ["resume=null"], ["resume="]):
+        assert resumed(*other) == other
+
+
+def test_results_of_an_earlier_run_in_the_folder_do_not_count(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run")
+    (run / "eval.json").write_text("{}")
+    os.utime(run / "eval.json", (1, 1))
+    (run / "run.json").write_text(json.dumps(record_of(os.getpid(), 0.0) | {"started": 2.0}), encoding="utf-8")
+    assert resumed(f"resume={run}")[:2] == OVERRIDES
+
+
+def test_a_run_of_a_sweep_goes_on_alone(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "3", ["sweep=alpha", "alpha=0.25", "sweep.resume=s"])
+    assert resumed(f"resume={run}")[:2] == ["alpha=0.25", "hydra.verbose=true"]
+
+
+def test_what_cannot_go_on_is_refused(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"alpha=0.5 beside resume=.*experiment=xsum_rl alpha=0.3"):
+        resumed(f"resume={run}", "alpha=0.5")
+    with pytest.raises(ConfigError, match=r"with -m: sweep.resume=FOLDER"):
+        resumed("-m", f"resume={run}")
+    with pytest.raises(ConfigError, match=r"no command.json in it: resume takes a run's folder"):
+        resumed(f"resume={tmp_path}")
+    (run / "run.json").write_text(json.dumps(record_of(os.getpid(), psutil.Process().create_time())))
+    with pytest.raises(ConfigError, match="still goes on"):
+        resumed(f"resume={run}")
+    (run / "eval.json").write_text("{}")
+    with pytest.raises(ConfigError, match="that run is finished"):
+        resumed(f"resume={run}")
+
+
+def test_other_settings_are_refused_also_where_a_file_changed(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        same, other = compose("config", OVERRIDES), compose("config", [*OVERRIDES, "seed=4", "cache_dir=elsewhere"])
+    refuse_other_settings(same, run)
+    with pytest.raises(ConfigError, match=r"no longer these \(seed is 0 there and 4 here, "):
+        refuse_other_settings(other, run)
+    refuse_other_settings(other, tmp_path)  # stopped before it wrote any
+
+
+def test_a_new_run_does_not_overwrite_checkpoints(tmp_path: Path) -> None:
+    refuse_to_overwrite(tmp_path)
+    run = stopped_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"python -m gkd_rl.run resume=.*run goes on with it"):
+        refuse_to_overwrite(run)
+
+
+def test_auto_takes_the_last_unfinished_run_of_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = ["resume=auto", *OVERRIDES]
+    assert resumed(*first) == OVERRIDES  # none: a new run
+    place = Path("outputs/xsum_rl")
+    stopped_run(place / "1")
+    wanted = stopped_run(place / "2")
+    (stopped_run(place / "3") / "eval.json").write_text("{}")
+    stopped_run(place / "4", ["experiment=xsum_rl", "alpha=0.4"])
+    alive = stopped_run(place / "5", began=psutil.Process().create_time())
+    assert resumed(*first) == [*OVERRIDES, f"resume='{wanted}'", f"hydra.run.dir='{wanted}'"]
+    there = resumed(*first, f"hydra.run.dir={place / '1'}")
+    assert there[-2:] == [f"resume='{place / '1'}'", f"hydra.run.dir='{place / '1'}'"]
+    assert resumed(*first, f"hydra.run.dir={alive}") == [*OVERRIDES, f"hydra.run.dir={alive}"]
+    assert resumed("resume=auto", "alpha=nonsense") == ["alpha=nonsense"]  # said by the check that follows
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_for_the_step_and_a_second_does_not(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    with listening() as stop:
+        with stop.after_the_step():
+            os.kill(os.getpid(), number)
+            assert stop.number == number and "once more ends at once" in capsys.readouterr().err
+            with pytest.raises(Stopped, match=f"stopped by {number.name}"):
+                os.kill(os.getpid(), number)
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_outside_of_steps_a_signal_ends_at_once_and_other_threads_hear_none() -> None:
+    with listening() as stop, pytest.raises(Stopped):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.number is None
+    heard: list[object] = []
+
+    def elsewhere() -> None:
+        with listening():
+            heard.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert heard == [signal.getsignal(signal.SIGTERM)]
+
+
+@pytest.mark.slow
+def test_a_stopped_command_says_how_it_goes_on_and_that_is_all_it_takes(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+    overrides = [*SMALL, "tracking=none", "trainer.steps=40", "trainer.warmup_steps=0", "trainer.checkpoint_every=30"]
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gkd_rl.run", *arguments],
+            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    undisturbed = start(*overrides, "hydra.run.dir=whole")
+    assert undisturbed.wait(200) == 0
+    process, metrics = start(*overrides, "hydra.run.dir=cut"), tmp_path / "cut" / "metrics.jsonl"
+    end = time.monotonic() + 200
+    while (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3) and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in said
+    found = re.search(r"stopped by SIGTERM: step (\d+) is kept. To go on: python -m gkd_rl.run (resume=.*)", said)
+    assert found is not None, said[-2000:]
+    taken = metrics.read_bytes().count(b"\n")
+    assert taken == int(found[1]) < 40
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["error"].startswith("Stopped: stopped by SIGTERM")
+    process = start(found[2])
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said[-2000:]
+
+    def lines(name: str) -> list[dict]:
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+    assert lines("cut") == lines("whole") and len(lines("cut")) == 40
+    left, right = (tmp_path / name / "model" / "model.safetensors" for name in ("cut", "whole"))
+    assert left.read_bytes() == right.read_bytes()
+    assert not (tmp_path / "cut" / "checkpoints").exists()
