@@ -213,6 +213,7 @@ class TrainerConfig(OptimizerConfig):
     prompts_per_step: int = number(1)
     log_every: int = number(1)
     samples_per_log: int = number(0)
+    compile_head: bool = MISSING
     diagnose_every: int = number(0)
     checkpoint_every: int = number(0)
     profile: bool = MISSING

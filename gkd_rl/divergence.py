@@ -180,6 +180,16 @@ class TokenDivergence:
         """Cross-entropy reads the given tokens only."""
         return self.name is not DivergenceName.cross_entropy
 
+    @property
+    def teachers_temperature(self) -> float:
+        """What the teacher's logits are divided by."""
+        return self.temperature * self.teacher_temperature
+
+    @property
+    def unit(self) -> float:
+        """What the value is divided by."""
+        return self._curvature() if self.scale is DivergenceScale.unit else 1.0
+
     def __call__(self, teacher_logits_NV: Tensor | None, student_logits_NV: Tensor, ids_N: Tensor) -> Tensor:
         """Divergence at N positions in nats, shape (N,); gradient flows to the student's logits.
 
@@ -191,7 +201,7 @@ class TokenDivergence:
             return cross_entropy(student, ids_N)
         if teacher_logits_NV is None:
             raise ValueError(f"divergence {self.name.value} needs the teacher's logits.")
-        teacher = torch.log_softmax(teacher_logits_NV / (self.temperature * self.teacher_temperature), dim=-1)
+        teacher = torch.log_softmax(teacher_logits_NV / (self.teachers_temperature), dim=-1)
         if self.teacher_top_k is not None and self._is_cut(teacher.shape[-1]):
             top_NK = teacher.topk(self.teacher_top_k, dim=-1).indices
             teacher, student = with_tail_bucket(teacher, top_NK), with_tail_bucket(student, top_NK)
@@ -211,20 +221,19 @@ class TokenDivergence:
             q_NV: their exponentials.
             ids_N: the tokens.
         """
-        unit = self._unit() if self.scale is DivergenceScale.unit else 1.0
         if self.name is DivergenceName.cross_entropy:
             value_N = cross_entropy(logq_NV, ids_N)
             gradient_NV = q_NV.scatter_add(1, ids_N.unsqueeze(1), torch.full_like(q_NV[:, :1], -1))
-        elif teacher_logits_NV is None or self._is_cut(logq_NV.shape[-1]):
+        elif teacher_logits_NV is None or not self.in_closed_form(logq_NV.shape[-1]):
             return gradient_of(lambda logits_NV: self(teacher_logits_NV, logits_NV, ids_N), student_logits_NV)
         else:
-            if (temperature := self.temperature * self.teacher_temperature) != 1:
+            if (temperature := self.teachers_temperature) != 1:
                 teacher_logits_NV.div_(temperature)
             teacher_logits_NV = torch.log_softmax(teacher_logits_NV, dim=-1)
             parameter = 0.0 if self.parameter is None else self.parameter
             value_N, gradient_NV = value_and_gradient(self.name, teacher_logits_NV, logq_NV, q_NV, parameter)
-        divisor = unit * self.temperature
-        return value_N / unit, gradient_NV if divisor == 1 else gradient_NV.div_(divisor)
+        divisor = self.unit * self.temperature
+        return value_N / self.unit, gradient_NV if divisor == 1 else gradient_NV.div_(divisor)
 
     def to_top(self, ids_NK: Tensor, logp_NK: Tensor, student_logits_NV: Tensor) -> Tensor:
         """The same, shape (N,), where the teacher tells its K likeliest words only: `teacher_top_k` with K words.
@@ -237,13 +246,17 @@ class TokenDivergence:
         Raises:
             ValueError: the divergence does not read a teacher, or has a temperature, which needs all logits.
         """
-        if self.temperature * self.teacher_temperature != 1 or not self.needs_teacher:
+        if self.teachers_temperature != 1 or not self.needs_teacher:
             raise ValueError(f"divergence {self.name.value} at another temperature than 1 needs all logits.")
         student = torch.log_softmax(student_logits_NV, dim=-1)
         teacher = logp_NK.to(student.dtype)
         if ids_NK.shape[-1] < student.shape[-1]:
             return self._between(with_unlisted(teacher), with_tail_bucket(student, ids_NK))
         return self._between(teacher, student.gather(1, ids_NK))
+
+    def in_closed_form(self, vocabulary: int) -> bool:
+        """Its gradient needs no autograd for so many words."""
+        return not self._is_cut(vocabulary)
 
     def _is_cut(self, vocabulary: int) -> bool:
         """Only the teacher's likeliest words are told apart."""
@@ -252,9 +265,9 @@ class TokenDivergence:
     def _between(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The named function of both models' log-probabilities, scaled."""
         value = _FUNCTIONS[self.name](teacher, student, 0.0 if self.parameter is None else self.parameter)
-        return value / self._unit() if self.scale is DivergenceScale.unit else value
+        return value / self.unit
 
-    def _unit(self) -> float:
+    def _curvature(self) -> float:
         """Curvature at P = Q relative to a KL's."""
         a = 0.0 if self.parameter is None else self.parameter
         if self.name is DivergenceName.jsd:

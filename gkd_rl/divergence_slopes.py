@@ -39,8 +39,10 @@ def _jsd(teacher_logp_NV: Tensor, logq_NV: Tensor, q_NV: Tensor, beta: float) ->
     """Σ -β P log(M/P) - (1-β) Q log(M/Q); s = -(1-β) Q log(M/Q)."""
     p = teacher_logp_NV.exp()
     gap = _gap(teacher_logp_NV, logq_NV).clamp_(-_LARGE, _LARGE)
-    slope = _log_mixture(gap.neg(), beta).mul_(q_NV).mul_(beta - 1)
-    return slope.sum(dim=-1) - beta * dot(p, _log_mixture(gap, 1 - beta)), slope
+    log_ratio = _log_mixture(gap.neg(), beta)  # log(M/Q)
+    log_m_over_p = gap.add_(log_ratio)
+    slope = log_ratio.mul_(q_NV).mul_(beta - 1)
+    return slope.sum(dim=-1) - beta * dot(p, log_m_over_p), slope
 
 
 def _skew_kl(teacher_logp_NV: Tensor, logq_NV: Tensor, q_NV: Tensor, skew: float) -> tuple[Tensor, Tensor]:
@@ -103,5 +105,7 @@ def _log_mixture(gap_NV: Tensor, weight: float) -> Tensor:
 
 
 def dot(one_NV: Tensor, other_NV: Tensor) -> Tensor:
-    """Σ_v, shape (N,), without a third (N, V) tensor."""
+    """Σ_v, shape (N,), without a third (N, V) tensor; a compiler makes none of a product's sum."""
+    if torch.compiler.is_compiling():
+        return (one_NV * other_NV).sum(dim=-1)
     return torch.bmm(one_NV.unsqueeze(1), other_NV.unsqueeze(2)).flatten()

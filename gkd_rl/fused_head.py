@@ -19,6 +19,7 @@ from gkd_rl.types import OutputHead, Projection, Teaching, TokenTerms, TopLogPro
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**31}  # of the (N, V) tensors of one chunk, where no number of tokens is set
 CHUNK_TENSORS = 12  # that are alive at one time at most, in float32 (tests/test_fused_loss.py counts them)
+CHUNK_TENSORS_COMPILED = 3  # logits of both models and a gradient
 LEAST_TOKENS = 16
 
 
@@ -32,12 +33,14 @@ class FusedHead:
         chunk_tokens: positions whose logits exist at one time; None: as many as fit in CHUNK_BYTES.
         vocabulary: words that can be sampled; embeddings beyond them (padding of the matrix) have no probability.
             None: all that both models have.
+        compiled: `fused_loss` compiles what it does with a chunk's logits (a GPU's kernels read them fewer times).
     """
 
     divergence: TokenDivergence | None
     temperature: float = 1.0
     chunk_tokens: int | None = None
     vocabulary: int | None = None
+    compiled: bool = False
 
     def __call__(self, student: Projection, teacher: Teaching | None, ids_BT: Tensor, mask_BT: Tensor) -> TokenTerms:
         """Per-token terms of the completions.
@@ -127,7 +130,8 @@ class FusedHead:
         tokens, most = len(ids_N), self.chunk_tokens
         if most is None:
             budget = CHUNK_BYTES.get(ids_N.device.type, CHUNK_BYTES["cuda"])
-            most = max(LEAST_TOKENS, budget // (4 * CHUNK_TENSORS * vocabulary))
+            tensors = CHUNK_TENSORS_COMPILED if self.compiled else CHUNK_TENSORS
+            most = max(LEAST_TOKENS, budget // (4 * tensors * vocabulary))
         size = -(-tokens // max(1, -(-tokens // most)))
         return [slice(start, start + size) for start in range(0, max(tokens, 1), max(size, 1))]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from gkd_rl.divergence import gradient_of
 from gkd_rl.divergence_slopes import dot
 from gkd_rl.fused_head import FusedHead, check_shapes, spread
+from gkd_rl.two_readings import Reading, add_product, any_number, compiled, product
 from gkd_rl.types import OutputHead, Projection, Teaching, TokenTerms, TopLogProbs
 
 LossOfTokens = Callable[[Tensor, Tensor | None, slice], Tensor]
@@ -61,11 +62,13 @@ class FusedLoss:
         with torch.no_grad():
             for rows in self.head.chunks(ids_N, vocabulary):
                 hidden_ND, told = student_ND[rows], tuple(tensor[rows] for tensor in told_N)
-                logits_NV = student_head.logits(hidden_ND, vocabulary)
-                numbers, slope_NV = self._of_logits(logits_NV, teacher, told, ids_N[rows], rows)
-                gradient_ND[rows] = sums.add(student_head, hidden_ND, logits_NV, slope_NV)
+                logits_NV = product(student_head, hidden_ND, vocabulary)
+                of_logits = self._in_two_readings if self._takes_two(teacher, vocabulary) else self._of_logits
+                numbers, slope_NV = of_logits(logits_NV, student_head, teacher, told, ids_N[rows], rows)
+                del logits_NV
+                gradient_ND[rows] = sums.add(student_head, hidden_ND, slope_NV)
                 parts.append(numbers)
-                del logits_NV, slope_NV  # before the next chunk's
+                del slope_NV  # before the next chunk's
         losses, *numbers = zip(*parts, strict=True)
         gradients = [gradient_ND, sums.weight_VD, sums.bias_V]
         loss = _Known.apply(
@@ -75,25 +78,67 @@ class FusedLoss:
         return loss, (logp_N, divergence_N, entropy_N)
 
     def _of_logits(
-        self, logits_NV: Tensor, teacher: Teaching | None, told_N: tuple[Tensor, ...], ids_N: Tensor, rows: slice
+        self,
+        logits_NV: Tensor,
+        student_head: OutputHead,
+        teacher: Teaching | None,
+        told_N: tuple[Tensor, ...],
+        ids_N: Tensor,
+        rows: slice,
     ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """Loss, log-probability, divergence (without one: log-probability) and entropy; the logits' gradient."""
         logq_NV, q_NV = _softmax(logits_NV, self.head.temperature)
         logp_N, entropy_N = logq_NV.gather(1, ids_N.unsqueeze(1)).squeeze(1), -dot(q_NV, logq_NV)
         divergence_N, slope_NV = self._divergence(logits_NV, (logq_NV, q_NV), teacher, told_N, ids_N)
         del logq_NV
+        loss, by_logp_N, by_divergence_N = self._loss(logp_N, divergence_N, rows)
+        if slope_NV is None or by_divergence_N is None:
+            slope_NV = torch.zeros_like(q_NV) if slope_NV is None else slope_NV.zero_()
+        else:
+            slope_NV.mul_(by_divergence_N.unsqueeze(1))
+        if by_logp_N is not None:
+            by_logp_N1 = by_logp_N.unsqueeze(1) / self.head.temperature
+            slope_NV.addcmul_(q_NV, by_logp_N1, value=-1).scatter_add_(1, ids_N.unsqueeze(1), by_logp_N1)
+        if student_head.softcap is not None:
+            slope_NV.mul_(1 - (logits_NV / student_head.softcap) ** 2)
+        return (loss, logp_N, logp_N if divergence_N is None else divergence_N, entropy_N), slope_NV
+
+    def _takes_two(self, teacher: Teaching | None, vocabulary: int) -> bool:
+        """The logits are read by compiled code."""
+        divergence = self.head.divergence
+        closed = divergence is None or divergence.in_closed_form(vocabulary)
+        return self.head.compiled and closed and not isinstance(teacher, TopLogProbs)
+
+    def _in_two_readings(
+        self,
+        logits_NV: Tensor,
+        student_head: OutputHead,
+        teacher: Teaching | None,
+        told_N: tuple[Tensor, ...],
+        ids_N: Tensor,
+        rows: slice,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """The same."""
+        divergence, told_NV = self.head.divergence, None
+        if isinstance(teacher, Projection) and divergence is not None and divergence.needs_teacher:
+            told_NV = product(teacher.head, told_N[0], logits_NV.shape[1])
+        reading = Reading(divergence, self.head.temperature, student_head.softcap, student_head.weight_VD.dtype)
+        any_number(logits_NV, told_NV, ids_N)
+        (logp_N, entropy_N, divergence_N), norms = compiled(Reading.sums)(reading, logits_NV, told_NV, ids_N)
+        loss, *by = self._loss(logp_N, divergence_N, rows)
+        any_number(*norms, *by)
+        slope_NV = compiled(Reading.gradient)(reading, logits_NV, told_NV, ids_N, norms, *by)
+        return (loss, logp_N, logp_N if divergence_N is None else divergence_N, entropy_N), slope_NV
+
+    def _loss(
+        self, logp_N: Tensor, divergence_N: Tensor | None, rows: slice
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The loss of some tokens and its gradients by their numbers; None where it does not look at them."""
         with torch.enable_grad():
             leaves = [one.detach().requires_grad_() for one in (logp_N, divergence_N) if one is not None]
             loss = self.loss(leaves[0], leaves[1] if len(leaves) == 2 else None, rows)
             by_logp_N, *by_divergence = torch.autograd.grad(loss, leaves, allow_unused=True)
-        if slope_NV is None or by_divergence[0] is None:
-            slope_NV = torch.zeros_like(q_NV) if slope_NV is None else slope_NV.zero_()
-        else:
-            slope_NV.mul_(by_divergence[0].unsqueeze(1))
-        if by_logp_N is not None:
-            by_logp_N1 = by_logp_N.unsqueeze(1) / self.head.temperature
-            slope_NV.addcmul_(q_NV, by_logp_N1, value=-1).scatter_add_(1, ids_N.unsqueeze(1), by_logp_N1)
-        return (loss.detach(), logp_N, logp_N if divergence_N is None else divergence_N, entropy_N), slope_NV
+        return loss.detach(), by_logp_N, by_divergence[0] if by_divergence else None
 
     def _divergence(
         self,
@@ -141,27 +186,20 @@ class _HeadGradient:
 
         return cls(zeros(head.weight_VD), zeros(head.bias_V))
 
-    def add(self, head: OutputHead, hidden_ND: Tensor, logits_NV: Tensor, gradient_NV: Tensor) -> Tensor:
+    def add(self, head: OutputHead, hidden_ND: Tensor, gradient_NV: Tensor) -> Tensor:
         """Add a chunk's; returns the gradient of its hidden states, (N, D).
 
         Args:
             head: the output head.
             hidden_ND: what it read.
-            logits_NV: what it gave.
-            gradient_NV: the loss's by the logits; overwritten.
+            gradient_NV: the loss's by what the matrix gave.
         """
-        if head.softcap is not None:
-            gradient_NV.mul_(1 - (logits_NV / head.softcap) ** 2)
         vocabulary = gradient_NV.shape[1]
         if self.bias_V is not None:
-            self.bias_V[:vocabulary] += gradient_NV.sum(dim=0)
+            self.bias_V[:vocabulary] += gradient_NV.sum(dim=0, dtype=self.bias_V.dtype)
         gradient_NV = gradient_NV.to(head.weight_VD.dtype)
         if self.weight_VD is not None:
-            part_VD, scaled_ND = self.weight_VD[:vocabulary], hidden_ND * head.scale
-            if part_VD.dtype == gradient_NV.dtype:
-                part_VD.addmm_(gradient_NV.T, scaled_ND)
-            else:
-                part_VD.add_(gradient_NV.T @ scaled_ND)
+            add_product(self.weight_VD[:vocabulary], gradient_NV, hidden_ND * head.scale)
         return (gradient_NV @ head.weight_VD[:vocabulary]) * head.scale
 
 

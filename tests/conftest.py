@@ -41,6 +41,7 @@ from gkd_rl.types import Example, PromptBatch, Rollout, Source
 from reward_models.composite import Composite
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: as many of those run at once as cores
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
 
@@ -49,6 +50,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """All but the tests that are asked for with -m gpu are about the CPU, also on a machine with a GPU."""
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: while the last file runs, the other workers have nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 ARCHITECTURE = {

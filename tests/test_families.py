@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import configured
+from forked import run_forked
 
 from gkd_rl import build
 from gkd_rl.embedded.splits import split_of
@@ -203,12 +204,12 @@ class AsLong:
 def test_every_generated_task_runs(tmp_path: Path) -> None:
     """In one multirun; the news are in tests/test_run.py."""
     tasks = sorted(path.stem for path in (ROOT / "conf" / "preset" / "embedded").glob("*.yaml") if path.stem != "xsum")
-    command = [
-        sys.executable, "-m", "gkd_rl.run", "-m", "experiment=rl_gkd", f"task={','.join(tasks)}", *SHORT,
+    arguments = [
+        "-m", "experiment=rl_gkd", f"task={','.join(tasks)}", *SHORT,
         "task.train_size=1000", "task.validation_size=20", "task.test_size=20", f"cache_dir={tmp_path}",
         f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${task._target_}",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_forked(arguments, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("*/eval.json")]
     assert len(found) == len(tasks) == 4

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import run_forked
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 SMALL = [
@@ -37,12 +38,22 @@ SMALL = [
 ]
 
 
+pytestmark = pytest.mark.slow
+
+
 def run(folder: Path, *overrides: str, before: str = "") -> str:
     """Run the command in `folder`, with `before` first on the path; returns what it printed."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([before, str(Path(__file__).parents[1])])
     command = [sys.executable, "-m", "gkd_rl.run", *SMALL, *overrides]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def run_again(folder: Path, *overrides: str) -> str:
+    """The same command in a process that need not import everything anew."""
+    done = run_forked([*SMALL, *overrides], folder, GKD_RL_CACHE=str(folder / "cache"))
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -98,7 +109,7 @@ def test_the_saved_model_writes_the_reported_summaries(folder: Path) -> None:
 
 def test_the_same_seed_twice_at_once_is_the_same_run_in_two_folders(folder: Path) -> None:
     with ThreadPoolExecutor() as pool:
-        outputs = list(pool.map(lambda _: run(folder, "alpha=0.5", "tracking=none"), range(2)))
+        outputs = list(pool.map(lambda _: run_again(folder, "alpha=0.5", "tracking=none"), range(2)))
     assert all(output.count("reused the supervised model") == 2 for output in outputs)
     found = sorted((folder / "outputs" / "xsum_rl").iterdir())
     assert len(found) == 2
@@ -117,7 +128,7 @@ def test_the_same_seed_twice_at_once_is_the_same_run_in_two_folders(folder: Path
 
 
 def test_a_sweep_gives_every_combination_its_own_folder(folder: Path) -> None:
-    run(folder, "-m", "alpha=0.25,0.75", "seed=0,1", "tracking=none", "trainer.steps=1", "save_model=false")
+    run_again(folder, "-m", "alpha=0.25,0.75", "seed=0,1", "tracking=none", "trainer.steps=1", "save_model=false")
     found = sorted((folder / "multirun" / "xsum_rl").glob("*/*/config.yaml"))
     settings = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in found]
     assert sorted((one["alpha"], one["seed"]) for one in settings) == [(0.25, 0), (0.25, 1), (0.75, 0), (0.75, 1)]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from experiments.benchmarks import shapes
 from experiments.benchmarks.sides import Side, Work, live_bytes, speedup, summary, take_turns
 from gkd_rl.step_profile import profile_lines
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_sides_take_turns_and_the_first_round_does_not_count() -> None:
@@ -58,6 +57,12 @@ def test_a_profile_by_hand() -> None:
 
 
 SMALL_HEAD = ["--tokens=32", "--vocabulary=3000", "--width=16", "--teacher-width=24", "--chunk=8"]
+ON_A_GPU = ["--shape=qwen2.5", "--dtype=bfloat16", "--teacher-bits=8", "--setting=rollout.static_cache=true"]
+NARROW = {
+    "smollm2": {"vocab_size": 2000, "hidden_size": 36, "intermediate_size": 64},
+    "qwen2.5": {"vocab_size": 2000, "hidden_size": 56, "intermediate_size": 64, "num_attention_heads": 14},
+    "t5_small": {"vocab_size": 2000, "d_model": 32, "d_kv": 8, "d_ff": 64},
+}
 
 
 @pytest.mark.slow
@@ -66,24 +71,50 @@ SMALL_HEAD = ["--tokens=32", "--vocabulary=3000", "--width=16", "--teacher-width
     [
         ("head", ["--rounds=1", *SMALL_HEAD], 4),
         ("steps", ["joint", "--rounds=1", "--layers=3", "--prompts=2", "--per-prompt=2", "--longest=70"], 3),
+        (
+            "steps",
+            ["rl", "--rounds=1", "--layers=2", "--prompts=2", "--per-prompt=2", "--longest=70", *ON_A_GPU],
+            2,
+        ),
         ("encoder_decoder", ["--rounds=1", "--layers=2", "--prompts=2", "--shortest=20", "--longest=40"], 2),
         ("teacher_cache", ["--rounds=1", "--layers=3", "--prompts=2", "--longest=70"], 3),
-        ("memory", ["--layers=3", "--texts=2", "--completion=16"], 4),
+        ("memory", ["--layers=3", "--prompts=2", "--completion=16"], 4),
         ("linear", ["--rounds=1", "--layers=3", "--prompts=1", "--times=1,2", "--lengths=64"], 3),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_benchmark_writes_its_table_and_numbers(name: str, arguments: list[str], sides: int, tmp_path: Path) -> None:
+def test_a_benchmark_writes_its_table_and_numbers(
+    name: str,
+    arguments: list[str],
+    sides: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With few words and narrow layers, but for the head, whose sizes are arguments."""
+    module = importlib.import_module(f"experiments.benchmarks.{name}")
+    for pair, narrow in NARROW.items():
+        for shape in filter(None, (shapes.PAIRS[pair].teacher, shapes.PAIRS[pair].student)):
+            for key, value in narrow.items():
+                monkeypatch.setitem(shape, key, value)
     out = tmp_path / "out.json"
-    run = [sys.executable, "-m", f"experiments.benchmarks.{name}", *arguments, "--device", "cpu"]
-    done = subprocess.run([*run, "--threads", "1", "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.setattr(sys, "argv", [name, *arguments, "--device", "cpu", "--threads", "1", "--out", str(out)])
+    module.main()
+    printed = capsys.readouterr().out
     written = json.loads(out.read_text(encoding="utf-8"))
     assert len(written["rows"]) == sides and written["settings"]["threads"] == 1
     assert written["environment"]["packages"]["trl"] and written["environment"]["cpu"]
     for row in written["rows"]:
-        assert f"| {next(iter(row.values()))} |" in done.stdout
+        assert f"| {next(iter(row.values()))} |" in printed
         for value in row.values():
             if isinstance(value, dict):
                 middle, low, high = value.values()
                 assert low <= middle <= high
+
+
+def test_the_benchmarks_are_commands() -> None:
+    """The tests above call `main`, which `python -m` does by the last lines of a file."""
+    files = [file for file in Path(shapes.__file__).parent.glob("*.py") if "def main()" in file.read_text("utf-8")]
+    assert len(files) == 6
+    for file in files:
+        assert file.read_text("utf-8").endswith('\n\n\nif __name__ == "__main__":\n    main()\n'), file

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked import run_forked
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from test_run import SMALL, lines
@@ -106,7 +107,7 @@ def test_a_failed_run_is_named_and_run_again(stub: Path, tmp_path: Path) -> None
     assert named[-1].endswith("sweep.resume=s") and "Traceback" not in done.stderr
     assert "RewardError" in (tmp_path / "s" / "1" / "error.txt").read_text(encoding="utf-8")
 
-    done = sweep(stub, tmp_path, "sweep.resume=s", "seed=0,1,2")
+    done = run_forked(["sweep.resume=s", "seed=0,1,2"], tmp_path, STUB)
     assert done.returncode == 0, done.stderr
     assert times_run(tmp_path) == {"0": 1, "1": 2, "2": 1}
     again = tmp_path / "s" / "1"
@@ -127,7 +128,7 @@ def test_a_job_of_submitit_that_fails_does_not_stop_the_others(stub: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_search_that_was_killed_finds_what_an_undisturbed_one_finds(stub: Path, tmp_path: Path) -> None:
+def test_a_search_that_was_killed_finds_what_an_undisturbed_one_finds(tmp_path: Path) -> None:
     undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"
     for folder in (undisturbed, broken):
         folder.mkdir()
@@ -138,10 +139,10 @@ def test_a_search_that_was_killed_finds_what_an_undisturbed_one_finds(stub: Path
         "hydra.sweeper.sampler.n_startup_trials=2",
         "hydra.sweep.dir=s",
     ]
-    done = sweep(stub, undisturbed, *command)
+    done = run_forked(command, undisturbed, STUB)
     assert done.returncode == 0, done.stderr
-    assert sweep(stub, broken, *command, DIES="3").returncode == -signal.SIGKILL
-    done = sweep(stub, broken, "sweep.resume=s")
+    assert run_forked(command, broken, STUB, DIES="3").returncode == -signal.SIGKILL
+    done = run_forked(["sweep.resume=s"], broken, STUB)
     assert done.returncode == 0, done.stderr
     assert times_run(broken) == {str(number): 2 if number == 3 else 1 for number in range(5)}
     found = [
@@ -405,10 +406,12 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def output_of(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-3000:]
-    return output
+def trained(folder: Path, *arguments: str) -> str:
+    """What a command in `folder` printed."""
+    folder.mkdir(exist_ok=True)
+    done = run_forked(list(arguments), folder, GKD_RL_CACHE=str(folder / "cache"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 def untimed(values: dict[str, Any]) -> dict[str, Any]:
@@ -431,7 +434,7 @@ def log_of(run: Path) -> str:
 @pytest.mark.slow
 def test_two_jobs_at_once_and_a_sweep_that_was_killed_give_the_numbers_of_one_after_the_other(tmp_path: Path) -> None:
     plain, broken = tmp_path / "plain", tmp_path / "broken"
-    output_of(start(plain, *TRAINED))
+    trained(plain, *TRAINED)
 
     third = broken / "s" / "2" / "metrics.jsonl"
     firsts = [broken / "s" / number for number in "01"]
@@ -453,7 +456,7 @@ def test_two_jobs_at_once_and_a_sweep_that_was_killed_give_the_numbers_of_one_af
         assert sum(f"{model}: kept the supervised model" in log for log in logs) == 1
         assert sum(f"{model}: reused the supervised model" in log for log in logs) == 1
 
-    output = output_of(start(broken, "sweep.resume=s", "hydra/launcher=basic"))
+    output = trained(broken, "sweep.resume=s", "hydra/launcher=basic")
     assert output.count("Finished before, not run again") == len(done)
     for number in "012":
         assert numbers(broken / "s" / number) == numbers(plain / "s" / number)

@@ -1,10 +1,11 @@
 """Whole steps of a T5, ours beside a straightforward loop over transformers: generate, two forwards, JSD, backward.
 
     python -m experiments.benchmarks.encoder_decoder                     # T5-small's shapes, 512-token documents, K = 4
+    python -m experiments.benchmarks.encoder_decoder --shape t5_xl --dtype bfloat16      # base and XL, for a GPU
 
-Random weights; the student has half of the teacher's layers. The loop repeats each prompt for its completions, as
-`generate` with num_return_sequences does, and takes the logits of all of them at once. Completions end by themselves or
-at 48 tokens. A side's speed is counted in valid completion tokens a second.
+Random weights; T5-small's student has half of its teacher's layers. The loop repeats each prompt for its completions,
+as `generate` with num_return_sequences does, and takes the logits of all of them at once. Completions end by themselves
+or at 48 tokens. A side's speed is counted in valid completion tokens a second.
 """
 
 from __future__ import annotations
@@ -13,41 +14,17 @@ import argparse
 import copy
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
 
-from experiments.benchmarks.ours import (
-    BETA,
-    COMPLETION,
-    LEARNING_RATE,
-    Model,
-    ending,
-    our_step,
-    our_trainer,
-    random_texts,
-    reward,
-)
-from experiments.benchmarks.sides import Side, Work, parser_of, speedup, summary, take_turns, write
+from experiments.benchmarks.ours import BETA, LEARNING_RATE, our_step, our_trainer, random_texts, reward
+from experiments.benchmarks.shapes import Model, models, vocabulary
+from experiments.benchmarks.sides import Side, Work, parser_of, step_rows, take_turns, write
 from gkd_rl.choices import DivergenceName
-from gkd_rl.depth_pruning import prune
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.masking import completion_mask, sequence_mean, shift_right
 from gkd_rl.rollout import TextCodec
 from gkd_rl.types import Example
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 32128,
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_heads": 8,
-    "dropout_rate": 0.0,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 0,
-}
 
 
 class Loop:
@@ -57,7 +34,7 @@ class Loop:
         self, arguments: argparse.Namespace, student: Model, teacher: Model, codec: TextCodec, examples: list[Example]
     ) -> None:
         self.arguments, self.teacher, self.codec, self.examples = arguments, teacher, codec, examples
-        self.student = copy.deepcopy(student).to(arguments.device)
+        self.student = copy.deepcopy(student)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), LEARNING_RATE, weight_decay=0.0)
         self.divergence = TokenDivergence(DivergenceName.jsd, BETA)
 
@@ -68,7 +45,7 @@ class Loop:
         prompts = self.codec.prompts(rows)
         words = {"input_ids": prompts.ids_PS, "attention_mask": prompts.mask_PS.long()}
         ids_BT = self.student.generate(
-            **words, do_sample=True, top_k=0, num_return_sequences=K, max_new_tokens=COMPLETION
+            **words, do_sample=True, top_k=0, num_return_sequences=K, max_new_tokens=self.arguments.completion
         )[:, 1:]
         mask_BT, _ = completion_mask(ids_BT, self.codec.eos_ids)
         repeated = {name: value.repeat_interleave(K, 0) for name, value in words.items()}
@@ -76,9 +53,11 @@ class Loop:
         logits_BTV = self.student(**repeated, use_cache=False).logits
         with torch.no_grad():
             teacher_BTV = self.teacher(**repeated, use_cache=False).logits
-        divergence_N = self.divergence(teacher_BTV.flatten(0, 1), logits_BTV.flatten(0, 1), ids_BT.flatten())
+        divergence_N = self.divergence(
+            teacher_BTV.flatten(0, 1).float(), logits_BTV.flatten(0, 1).float(), ids_BT.flatten()
+        )
         divergence_B = sequence_mean(divergence_N.view_as(ids_BT), mask_BT)
-        logp_BT = logits_BTV.log_softmax(dim=-1).gather(2, ids_BT.unsqueeze(2)).squeeze(2)
+        logp_BT = logits_BTV.float().log_softmax(dim=-1).gather(2, ids_BT.unsqueeze(2)).squeeze(2)
         texts = self.codec.decode(ids_BT, mask_BT)
         rewards_PK = torch.tensor(reward([""] * len(texts), texts), device=ids_BT.device).view(count, K)
         advantage_B = (rewards_PK - (rewards_PK.sum(1, keepdim=True) - rewards_PK) / (K - 1)).flatten()
@@ -97,18 +76,25 @@ def main() -> None:
     parser.add_argument("--per-prompt", type=int, default=4, help="completions of each, K > 1")
     parser.add_argument("--shortest", type=int, default=512, help="tokens of the shortest document")
     parser.add_argument("--longest", type=int, default=512, help="tokens of the longest document")
-    parser.add_argument("--layers", type=int, default=6, help="of the teacher's encoder and of its decoder")
+    parser.add_argument("--completion", type=int, default=48, help="tokens of the longest completion")
+    parser.add_argument("--shape", choices=["t5_small", "t5_xl"], default="t5_small")
+    parser.add_argument("--layers", type=int, help="of the teacher's encoder and of its decoder, instead of its own")
+    parser.add_argument("--teacher-bits", type=int, choices=[8, 4], help="of its matrices, through bitsandbytes")
     parser.add_argument("--tokens", type=int, default=4096, help="the most in one of our micro-batches")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     sizes = arguments.prompts * 16, arguments.shortest - 1, arguments.longest - 1  # and an end
-    tokenizer, examples = random_texts(SHAPE["vocab_size"], *sizes, arguments.seed)
-    shape = SHAPE | {"num_layers": arguments.layers, "num_decoder_layers": arguments.layers}
-    teacher: Model = T5ForConditionalGeneration(T5Config(**shape))
-    student = ending(prune(copy.deepcopy(teacher), list(range(0, arguments.layers, 2))), 1 / 24, size=200.0)
-    teacher = ending(teacher, 1 / 24, size=200.0).requires_grad_(False).eval().to(arguments.device)
-    codec = TextCodec(tokenizer, arguments.longest, COMPLETION, torch.device(arguments.device))
+    tokenizer, examples = random_texts(vocabulary(arguments.shape), *sizes, arguments.seed)
+    student, teacher = models(
+        arguments.shape,
+        arguments.layers,
+        2 / arguments.completion,
+        arguments.device,
+        arguments.dtype,
+        arguments.teacher_bits,
+    )
+    codec = TextCodec(tokenizer, arguments.longest, arguments.completion, torch.device(arguments.device))
     loop, steps = Loop(arguments, student, teacher, codec, examples), itertools.count()
     work: dict[str, Callable[[], Work]] = {
         "transformers, full logits": lambda: loop.run(next(steps)),
@@ -116,16 +102,7 @@ def main() -> None:
     }
     sides = [Side(name, run) for name, run in work.items()]
     take_turns(sides, arguments.rounds)
-    rows = [
-        {
-            "side": side.name,
-            "seconds a step": summary(side.seconds),
-            "valid tokens a second": side.rate,
-            "times as fast": speedup(side, sides[0]),
-        }
-        for side in sides
-    ]
-    write(arguments, rows)
+    write(arguments, step_rows(sides, arguments.device))
 
 
 if __name__ == "__main__":

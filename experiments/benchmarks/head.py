@@ -4,13 +4,17 @@
     python -m experiments.benchmarks.head --dtype bfloat16 --out FILE
 
 Both give the gradients of the student's hidden states and of its output embedding, of the sum of JSD(0.9) over tokens.
-Memory is what the tensors of one forward and backward take at most, beside hidden states and weights.
+Memory is what the tensors of one forward and backward take at most, beside hidden states and weights. On CUDA our
+head compiled, and liger's (where it is installed), run too.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -33,83 +37,116 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=49152)
     parser.add_argument("--width", type=int, default=576)
     parser.add_argument("--teacher-width", type=int, default=576)
-    parser.add_argument("--chunk", type=int, default=128, help="tokens whose logits we hold at one time")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--chunk", type=int, default=128, help="tokens whose logits we hold; 0: as in a run")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    work = _works(arguments)
+    case = Case(arguments)
+    work = case.works()
     sides = [Side(name, run) for name, run in work.items()]
     take_turns(sides, arguments.rounds)
+    work[sides[0].name]()
+    expected = case.gradient().clone()
     rows = [
         {
             "side": side.name,
             "seconds": summary(side.seconds),
             "times as fast as trl": speedup(side, sides[0]),
-            "MiB": live_bytes(work[side.name]) / 2**20,
+            "MiB": live_bytes(work[side.name], arguments.device) / 2**20,
+            "gradient's distance": _distance(case.gradient(), expected) if "policy" not in side.name else None,
         }
         for side in sides
     ]
     write(arguments, rows)
 
 
-def _works(arguments: argparse.Namespace) -> dict[str, Callable[[], Work]]:
-    """Each side's forward and backward."""
-    generator = torch.Generator().manual_seed(arguments.seed)
-    tokens, device, dtype = arguments.tokens, arguments.device, getattr(torch, arguments.dtype)
+def _distance(gradient: Tensor, expected: Tensor) -> float:
+    """From the expected one, as a share of it."""
+    return float((gradient - expected).norm() / expected.norm())
 
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(*shape, generator=generator)).to(device, dtype)
 
-    own, other = arguments.width, arguments.teacher_width
-    hidden, told = normal(1, tokens, own).requires_grad_(), normal(1, tokens, other)
-    weight = normal(arguments.vocabulary, own, scale=2 * own**-0.5).requires_grad_()
-    teacher_weight = normal(arguments.vocabulary, other, scale=2 * other**-0.5)
-    ids = torch.randint(arguments.vocabulary, (1, tokens), generator=generator).to(device)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    student, teacher = Projection(hidden, OutputHead(weight)), Projection(told, OutputHead(teacher_weight))
+class Case:
+    """Random hidden states and output embeddings; each side's forward and backward."""
 
-    def reset() -> None:
-        hidden.grad = weight.grad = None
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        generator = torch.Generator().manual_seed(arguments.seed)
+        self.tokens, device, dtype = arguments.tokens, arguments.device, getattr(torch, arguments.dtype)
 
-    def theirs() -> Work:
-        reset()
-        divergence, _ = ChunkedDivergenceFunction.apply(
-            hidden[0], weight, None, told[0], teacher_weight, None, BETA, 1.0, 1.0, None, 1.0, None
-        )
-        divergence.sum().backward()
-        return Work(tokens)
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            return (scale * torch.randn(*shape, generator=generator)).to(device, dtype)
 
-    def ours(loss: LossOfTokens) -> Callable[[], Work]:
-        head = FusedHead(TokenDivergence(DivergenceName.jsd, BETA), 1.0, arguments.chunk)
+        own, other = arguments.width, arguments.teacher_width
+        self.hidden, self.told = normal(1, self.tokens, own).requires_grad_(), normal(1, self.tokens, other)
+        self.weight = normal(arguments.vocabulary, own, scale=2 * own**-0.5).requires_grad_()
+        self.teacher_weight = normal(arguments.vocabulary, other, scale=2 * other**-0.5)
+        self.ids = torch.randint(arguments.vocabulary, (1, self.tokens), generator=generator).to(device)
+        self.head = FusedHead(TokenDivergence(DivergenceName.jsd, BETA), 1.0, arguments.chunk or None)
+        self.on_cuda = torch.device(device).type == "cuda"
 
+    def works(self) -> dict[str, Callable[[], Work]]:
+        """All sides, trl first."""
+        sides = {
+            "trl, chunked divergence": self._trl,
+            "gkd_rl, one pass": self._fused(self.head, _divergence_alone),
+            "gkd_rl, one pass with the policy gradient": self._fused(self.head, _both),
+            "gkd_rl, autograd (the oracle)": self._autograd,
+        }
+        if self.on_cuda:
+            compiled = replace(self.head, compiled=True)
+            sides["gkd_rl, one pass, compiled"] = self._fused(compiled, _divergence_alone)
+            sides["gkd_rl, one pass with the policy gradient, compiled"] = self._fused(compiled, _both)
+            if find_spec("liger_kernel") is not None:
+                sides["liger, fused linear JSD"] = self._liger
+        return {name: self._from_nothing(side) for name, side in sides.items()}
+
+    def gradient(self) -> Tensor:
+        """Of the student's hidden states, after a side has run."""
+        assert self.hidden.grad is not None
+        return self.hidden.grad
+
+    def _from_nothing(self, loss: Callable[[], Tensor]) -> Callable[[], Work]:
         def run() -> Work:
-            reset()
-            FusedLoss(head, loss)(student, teacher, ids, mask)[0].backward()
-            return Work(tokens)
+            self.hidden.grad = self.weight.grad = None
+            loss().backward()
+            return Work(self.tokens)
 
         return run
 
-    def divergence_alone(_: Tensor, divergence_N: Tensor | None, __: slice) -> Tensor:
-        assert divergence_N is not None
+    def _trl(self) -> Tensor:
+        told, weights = self.told[0], (self.weight, self.teacher_weight)
+        divergence_N, _ = ChunkedDivergenceFunction.apply(
+            self.hidden[0], weights[0], None, told, weights[1], None, BETA, 1.0, 1.0, None, 1.0, None
+        )
         return divergence_N.sum()
 
-    def both(logp_N: Tensor, divergence_N: Tensor | None, rows: slice) -> Tensor:
-        return divergence_alone(logp_N, divergence_N, rows) - 0.5 * logp_N.sum()
+    def _liger(self) -> Tensor:
+        kernel = import_module("liger_kernel.transformers.fused_linear_jsd").LigerFusedLinearJSD(jsd_beta=BETA)
+        return self.tokens * kernel(self.hidden[0], self.weight, self.told[0], self.teacher_weight, None)
 
-    def by_autograd() -> Work:
-        reset()
-        head = FusedHead(TokenDivergence(DivergenceName.jsd, BETA), 1.0, arguments.chunk)
-        terms = head(student, teacher, ids, mask)
-        assert terms.divergence_BT is not None
-        terms.divergence_BT.sum().backward()
-        return Work(tokens)
+    def _models(self) -> tuple[Projection, Projection, Tensor, Tensor]:
+        student = Projection(self.hidden, OutputHead(self.weight))
+        return (
+            student,
+            Projection(self.told, OutputHead(self.teacher_weight)),
+            self.ids,
+            torch.ones_like(self.ids, dtype=torch.bool),
+        )
 
-    return {
-        "trl, chunked divergence": theirs,
-        "gkd_rl, one pass": ours(divergence_alone),
-        "gkd_rl, one pass with the policy gradient": ours(both),
-        "gkd_rl, autograd (the oracle)": by_autograd,
-    }
+    def _fused(self, head: FusedHead, loss: LossOfTokens) -> Callable[[], Tensor]:
+        return lambda: FusedLoss(head, loss)(*self._models())[0]
+
+    def _autograd(self) -> Tensor:
+        divergence_BT = self.head(*self._models()).divergence_BT
+        assert divergence_BT is not None
+        return divergence_BT.sum()
+
+
+def _divergence_alone(_: Tensor, divergence_N: Tensor | None, __: slice) -> Tensor:
+    assert divergence_N is not None
+    return divergence_N.sum()
+
+
+def _both(logp_N: Tensor, divergence_N: Tensor | None, rows: slice) -> Tensor:
+    return _divergence_alone(logp_N, divergence_N, rows) - 0.5 * logp_N.sum()
 
 
 if __name__ == "__main__":

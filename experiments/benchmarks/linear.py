@@ -17,7 +17,7 @@ import torch
 
 from experiments.benchmarks.ours import our_trainer
 from experiments.benchmarks.sides import Side, Work, parser_of, summary, take_turns, write
-from experiments.benchmarks.steps import Bench
+from experiments.benchmarks.steps import Bench, add_sizes
 from gkd_rl.cost import ModelCost
 from gkd_rl.rollout import TextCodec
 from gkd_rl.types import Example
@@ -34,7 +34,7 @@ class Updates:
     """
 
     def __init__(self, arguments: argparse.Namespace, prompts: int, shortest: int, longest: int) -> None:
-        settings = {"prompts": prompts, "per_prompt": 1, "shortest": shortest, "longest": longest, "teacher": "deep"}
+        settings = {"prompts": prompts, "per_prompt": 1, "shortest": shortest, "longest": longest}
         arguments = argparse.Namespace(**vars(arguments) | settings)
         bench = Bench(arguments)
         draw = np.random.default_rng(arguments.seed)
@@ -69,12 +69,9 @@ class Updates:
 def main() -> None:
     """Command line."""
     parser = parser_of(__doc__)
-    parser.add_argument("--prompts", type=int, default=8, help="of the smallest batch")
-    parser.add_argument("--times", default="1,4,16", help="sizes of the batch, in smallest ones")
+    add_sizes(parser)
+    parser.add_argument("--times", default="1,4,16", help="sizes of the batch, in those of --prompts")
     parser.add_argument("--lengths", default="64,256,1024", help="tokens of prompts that are all alike")
-    parser.add_argument("--completion", type=int, default=48, help="tokens of the longest completion")
-    parser.add_argument("--layers", type=int, default=30, help="of the teacher; the student has every third")
-    parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     works = {

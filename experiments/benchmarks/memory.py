@@ -1,7 +1,7 @@
 """Memory of one update: the most bytes of tensors at one time, beside weights and optimiser; ours and trl's.
 
     python -m experiments.benchmarks.memory                                # 8 texts of 64 + 448 tokens
-    python -m experiments.benchmarks.memory --texts 16 --completion 192
+    python -m experiments.benchmarks.memory --prompts 16 --completion 192
 
 One forward of both models, JSD(0.9) on the completions, and backward, on the same texts, without gradient
 checkpointing. trl computes them as one batch; so do we in our second row. The first cuts them into micro-batches, as a
@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from experiments.benchmarks.ours import our_trainer
+from experiments.benchmarks.shapes import SPECIAL, vocabulary
 from experiments.benchmarks.sides import live_bytes, parser_of, write
-from experiments.benchmarks.steps import SHAPE, VOCABULARY, Bench
+from experiments.benchmarks.steps import Bench, add_sizes
 from gkd_rl.rollout import TextCodec
 from gkd_rl.types import Example
 
@@ -29,18 +30,15 @@ Update = Callable[[], object]
 def main() -> None:
     """Command line."""
     parser = parser_of(__doc__)
-    parser.add_argument("--texts", type=int, default=8)
+    add_sizes(parser)
+    parser.set_defaults(completion=448)
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
-    parser.add_argument("--completion", type=int, default=448, help="tokens of each completion")
-    parser.add_argument("--layers", type=int, default=30, help="of the teacher; the student has every third")
-    parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    arguments.prompts, arguments.per_prompt, arguments.teacher = arguments.texts, 1, "deep"
     arguments.shortest = arguments.longest = arguments.prompt
     bench = Bench(arguments)
     draw = torch.Generator().manual_seed(arguments.seed)
-    ids_BT = torch.randint(3, VOCABULARY, (arguments.texts, arguments.completion), generator=draw)
+    ids_BT = torch.randint(3, vocabulary(arguments.shape), (arguments.prompts, arguments.completion), generator=draw)
     sides = {
         "trl GKDTrainer": _gkd(bench, ids_BT),
         "trl DistillationTrainer": _distillation(bench, ids_BT),
@@ -50,7 +48,7 @@ def main() -> None:
     rows = []
     for name, update in sides.items():
         update()  # the optimiser's state, lazy buffers
-        rows.append({"side": name, "MiB": live_bytes(update) / 2**20})
+        rows.append({"side": name, "MiB": live_bytes(update, arguments.device) / 2**20})
     write(arguments, rows)
 
 
@@ -60,7 +58,7 @@ def _texts(bench: Bench, ids_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     ids: Any = bench.tokenizer([one.prompt for one in prompts], add_special_tokens=False)["input_ids"]
     ids_PS = torch.tensor(ids)
     ids_BT = ids_BT.clone()
-    ids_BT[:, -1] = SHAPE["eos_token_id"]
+    ids_BT[:, -1] = SPECIAL["eos_token_id"]
     return ids_PS.to(bench.arguments.device), ids_BT.to(bench.arguments.device)
 
 

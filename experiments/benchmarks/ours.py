@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from experiments.benchmarks.shapes import Model
 from experiments.benchmarks.sides import Work
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.build import Models
@@ -28,30 +29,8 @@ from gkd_rl.trainer import Trainer
 from gkd_rl.types import Example
 from reward_models.composite import Composite
 
-COMPLETION = 48
 BETA = 0.9
 LEARNING_RATE = 1e-5
-Model = Any  # transformers' classes hide the methods of torch's
-
-
-def ending(model: Model, chance: float, size: float) -> Model:
-    """The model with a probability of some `chance` that a text ends, at every place.
-
-    One dimension of all embeddings is `size`, so large that it stays nearly constant through the layers; along it, the
-    end-of-sequence token's output is raised, everything else's stays level.
-    """
-    with torch.no_grad():
-        embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        output[:, 0] = 0.0
-        embedding[:, 0] = size  # which is the output's as well where both are one
-        ids = torch.arange(3, 67).unsqueeze(0)
-        prompt = (
-            {"encoder_hidden_states": torch.zeros(1, 1, embedding.shape[1])} if model.config.is_encoder_decoder else {}
-        )
-        hidden = model.get_decoder()(input_ids=ids, **prompt).last_hidden_state[0, :, 0].mean()
-        scale = HiddenStateModel(model).head().scale  # T5's, where input and output embedding are one
-        output[1, 0] += float(np.log(chance * len(output)) / (scale * hidden))
-    return model
 
 
 def random_texts(
@@ -79,7 +58,7 @@ def our_trainer(
     """A trainer as a run has it.
 
     Args:
-        arguments: prompts of a step, completions of each, tokens of a micro-batch, seed, device.
+        arguments: prompts of a step, completions of each, tokens of a micro-batch, seed, device; further settings.
         models: student, of which a copy is trained, and teacher.
         codec: text <-> ids.
         examples: prompts.
@@ -90,8 +69,9 @@ def our_trainer(
         f"rollout.per_prompt={arguments.per_prompt}", f"trainer.prompts_per_step={arguments.prompts}",
         "trainer.micro_batch_size=null", f"trainer.tokens_per_micro_batch={arguments.tokens}",
         "trainer.diagnose_every=0", f"trainer.learning_rate={LEARNING_RATE}", "trainer.steps=1000000",
-        "trainer.warmup_steps=0", "trainer.weight_decay=0", *overrides,
+        "trainer.warmup_steps=0", "trainer.weight_decay=0", *arguments.setting, *overrides,
     ]  # fmt: skip
+    torch._dynamo.config.recompile_limit = 64  # of all trainers of the process, where something is compiled
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         config = OmegaConf.to_object(compose("config", settings))
     assert isinstance(config, Config)
@@ -111,6 +91,8 @@ def our_step(trainer: Trainer) -> Callable[[], Work]:
     steps = itertools.count()
 
     def run() -> Work:
-        return Work(trainer.step(next(steps)).metrics["tokens/student_trained"])
+        metrics = trainer.step(next(steps)).metrics
+        flops = sum(value for name, value in metrics.items() if name.startswith("flops/"))
+        return Work(metrics["tokens/student_trained"], flops=flops)
 
     return run

@@ -30,10 +30,12 @@ class Work:
     Attributes:
         amount: tokens, say.
         seconds: that count; None: all of the run.
+        flops: that the models' shapes make necessary; None: not known.
     """
 
     amount: float
     seconds: float | None = None
+    flops: float | None = None
 
 
 @dataclass
@@ -45,12 +47,16 @@ class Side:
         run: does the work once.
         seconds: of every counted round.
         work: of every counted round.
+        flops: of every counted round, where they are known.
+        peak: the most bytes of a CUDA device in a round, beside what was there before it.
     """
 
     name: str
     run: Callable[[], Work]
     seconds: list[float] = field(default_factory=list)
     work: list[float] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
+    peak: int = 0
 
     @property
     def rate(self) -> float:
@@ -63,13 +69,15 @@ def take_turns(sides: Sequence[Side], rounds: int, warmup: int = 1) -> None:
     for turn in range(warmup + rounds):
         for side in sides if turn % 2 == 0 else list(reversed(sides)):
             _wait()
-            start = time.perf_counter()
+            before, start = _allocated(), time.perf_counter()
             work = side.run()
             _wait()
             seconds = time.perf_counter() - start
             if turn >= warmup:
                 side.seconds.append(seconds if work.seconds is None else work.seconds)
                 side.work.append(work.amount)
+                side.flops += [] if work.flops is None else [work.flops]
+                side.peak = max(side.peak, _peak() - before)
 
 
 def speedup(side: Side, baseline: Side) -> dict[str, float]:
@@ -86,13 +94,47 @@ def speedup(side: Side, baseline: Side) -> dict[str, float]:
     return {"overall": side.rate / baseline.rate, "low": float(low), "high": float(high)}
 
 
+def step_rows(sides: Sequence[Side], device: str) -> list[dict[str, Any]]:
+    """A table of whole steps, beside the first side; on CUDA with memory and the share of the card's FLOPs."""
+    fastest = matmul_flops(device) if torch.device(device).type == "cuda" else None
+    return [
+        {
+            "side": side.name,
+            "seconds a step": summary(side.seconds),
+            "valid tokens a second": side.rate,
+            "times as fast": speedup(side, sides[0]),
+        }
+        | ({} if fastest is None else {"GiB beside": side.peak / 2**30, "utilisation": _utilisation(side, fastest)})
+        for side in sides
+    ]
+
+
+def _utilisation(side: Side, fastest: float) -> float | None:
+    return sum(side.flops) / sum(side.seconds) / fastest if side.flops else None
+
+
+def matmul_flops(device: str, size: int = 8192, rounds: int = 20) -> float:
+    """FLOPs a second of a large bfloat16 matrix product, the median of some: what the card can do."""
+    one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    side = Side("", lambda: Work(float((one @ other).shape[0])))
+    take_turns([side], rounds, warmup=5)
+    return 2 * size**3 / statistics.median(side.seconds)
+
+
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Median, and the least and the greatest."""
     return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
 
 
-def live_bytes(run: Callable[[], object]) -> int:
-    """The most bytes of tensors that a piece of work holds at one time, beside what is there before it."""
+def live_bytes(run: Callable[[], object], device: str = "cpu") -> int:
+    """The most bytes of tensors that a piece of work holds at one time, beside what is there before it.
+
+    On a CUDA device those of its allocator.
+    """
+    if torch.device(device).type == "cuda":
+        before = _allocated()
+        run()
+        return _peak() - before
     memory = LiveMemory()
     with memory:
         run()
@@ -105,7 +147,9 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds of each side")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--setting", action="append", default=[], help="of gkd_rl, e.g. rollout.static_cache=true")
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     return parser
 
@@ -125,6 +169,18 @@ def _shown(value: Any) -> str:
         middle, low, high = value.values()
         return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _allocated() -> int:
+    """Bytes of a CUDA device that are taken now; its peak is counted anew from here."""
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
 def _wait() -> None:

@@ -5,10 +5,11 @@
     python -m experiments.benchmarks.steps joint --per-prompt 4  # alpha = 0.5, beside one step of each of these
     python -m experiments.benchmarks.steps teacher --per-prompt 4 --teacher as_student  # alpha = 0.5 beside alpha = 0
 
-The shapes are SmolLM2-135M's: the teacher has its 30 layers, the student every third of them. Prompts have 64 to 384
-tokens, completions end by themselves or at 48: the end-of-sequence token has a probability of some 1/24 at each place.
-Every side takes the same prompts, learning rate, temperature and dtype, without gradient checkpointing; all completions
-of a step are one batch for trl. A side's speed is counted in valid completion tokens a second.
+The shapes are SmolLM2-135M's: the teacher has its 30 layers, the student every third of them; or others of `shapes.py`.
+Prompts have 64 to 384 tokens, completions end by themselves or at 48: the end-of-sequence token has a probability of
+some 2/48 at each place. Every side takes the same prompts, learning rate, temperature and dtype, without gradient
+checkpointing; all completions of a step are one batch for trl. A side's speed is counted in valid completion tokens a
+second.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl.experimental.gkd.gkd_config import GKDConfig
 from trl.experimental.gkd.gkd_trainer import GKDTrainer
 from trl.trainer.distillation_config import DistillationConfig
@@ -30,37 +31,13 @@ from trl.trainer.distillation_trainer import DistillationTrainer
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from experiments.benchmarks.ours import (
-    BETA,
-    COMPLETION,
-    LEARNING_RATE,
-    ending,
-    our_step,
-    our_trainer,
-    random_texts,
-    reward,
-)
-from experiments.benchmarks.sides import Side, Work, parser_of, speedup, summary, take_turns, write
-from gkd_rl.depth_pruning import prune
+from experiments.benchmarks.ours import BETA, LEARNING_RATE, our_step, our_trainer, random_texts, reward
+from experiments.benchmarks.shapes import models, vocabulary
+from experiments.benchmarks.sides import Side, Work, parser_of, step_rows, take_turns, write
 from gkd_rl.rollout import TextCodec
 from gkd_rl.trainer import Trainer
 
 TrlTrainer = Any  # GRPOTrainer, DistillationTrainer, GKDTrainer
-VOCABULARY = 49152
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-    "rope_theta": 100_000.0,
-    "max_position_embeddings": 2048,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-}
 
 
 class Watch(TrainerCallback):
@@ -90,14 +67,22 @@ class Bench:
         self.arguments = arguments
         torch.manual_seed(arguments.seed)
         self.tokenizer, self.examples = random_texts(
-            VOCABULARY, arguments.prompts * 16, arguments.shortest, arguments.longest, arguments.seed
+            vocabulary(arguments.shape),
+            arguments.prompts * 16,
+            arguments.shortest,
+            arguments.longest,
+            arguments.seed,
         )
-        teacher = LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": arguments.layers}))
-        kept = list(range(0, arguments.layers, 3))
-        self.student = ending(prune(copy.deepcopy(teacher), kept), 1 / 24, size=20.0)
-        same = arguments.teacher == "as_student"
-        teacher = copy.deepcopy(self.student) if same else ending(teacher, 1 / 24, size=20.0)
-        self.teacher = teacher.requires_grad_(False).eval().to(arguments.device)
+        self.student, self.teacher = models(
+            arguments.shape,
+            arguments.layers,
+            2 / arguments.completion,
+            arguments.device,
+            arguments.dtype,
+            arguments.teacher_bits,
+        )
+        if arguments.teacher == "as_student":
+            self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def ours(self, alpha: float) -> Callable[[], Work]:
         """A step of our trainer."""
@@ -107,7 +92,7 @@ class Bench:
         """Our trainer with further settings."""
         arguments = self.arguments
         device = torch.device(arguments.device)
-        codec = TextCodec(self.tokenizer, arguments.longest, COMPLETION, device, decoder_only=True)
+        codec = TextCodec(self.tokenizer, arguments.longest, arguments.completion, device, decoder_only=True)
         return our_trainer(arguments, (self.student, self.teacher), codec, self.examples, *overrides)
 
     def theirs(self, kind: str) -> Callable[[], Work]:
@@ -152,17 +137,36 @@ class Bench:
         score: Any = reward
         if kind == "rl":
             config = GRPOConfig(
-                num_generations=arguments.per_prompt, beta=0.0, max_completion_length=COMPLETION, **shared
+                num_generations=arguments.per_prompt,
+                beta=0.0,
+                max_completion_length=arguments.completion,
+                cache_implementation=arguments.trl_cache,
+                **shared,
             )
             trainer: TrlTrainer = GRPOTrainer(args=config, reward_funcs=score, **common)
         elif kind == "gkd":
-            settings = GKDConfig(beta=BETA, lmbda=0.0, max_new_tokens=COMPLETION, **shared)
+            settings = GKDConfig(beta=BETA, lmbda=0.0, max_new_tokens=arguments.completion, **shared)
             trainer = GKDTrainer(args=settings, teacher_model=self.teacher, **common)
         else:
-            settings = DistillationConfig(beta=BETA, max_completion_length=COMPLETION, **shared)
+            settings = DistillationConfig(beta=BETA, max_completion_length=arguments.completion, **shared)
             trainer = DistillationTrainer(args=settings, teacher_model=self.teacher, **common)
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """What `Bench` reads, beside what all benchmarks do."""
+    parser.add_argument("--shape", choices=["smollm2", "qwen2.5"], default="smollm2")
+    parser.add_argument("--layers", type=int, help="of the teacher, instead of its own")
+    parser.add_argument("--teacher", choices=["deep", "as_student"], default="deep", help="its layers")
+    parser.add_argument("--teacher-bits", type=int, choices=[8, 4], help="of its matrices, through bitsandbytes")
+    parser.add_argument("--prompts", type=int, default=8, help="of a step")
+    parser.add_argument("--per-prompt", type=int, default=1, help="completions of each, K")
+    parser.add_argument("--shortest", type=int, default=64, help="tokens of the shortest prompt")
+    parser.add_argument("--longest", type=int, default=384, help="tokens of the longest prompt")
+    parser.add_argument("--completion", type=int, default=48, help="tokens of the longest completion")
+    parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
+    parser.add_argument("--trl-cache", help="cache_implementation of trl's GRPOTrainer, e.g. static")
 
 
 def both(one: Callable[[], Work], other: Callable[[], Work]) -> Callable[[], Work]:
@@ -180,13 +184,7 @@ def main() -> None:
     """Command line."""
     parser = parser_of(__doc__)
     parser.add_argument("what", choices=["distillation", "rl", "joint", "teacher"])
-    parser.add_argument("--prompts", type=int, default=8, help="of a step")
-    parser.add_argument("--per-prompt", type=int, default=1, help="completions of each, K")
-    parser.add_argument("--shortest", type=int, default=64, help="tokens of the shortest prompt")
-    parser.add_argument("--longest", type=int, default=384, help="tokens of the longest prompt")
-    parser.add_argument("--layers", type=int, default=30, help="of the teacher; the student has every third")
-    parser.add_argument("--teacher", choices=["deep", "as_student"], default="deep", help="its layers")
-    parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
+    add_sizes(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     bench = Bench(arguments)
@@ -207,16 +205,7 @@ def main() -> None:
             Side("gkd_rl, alpha=0", bench.ours(0.0)),
         ]
     take_turns(sides, arguments.rounds)
-    rows = [
-        {
-            "side": side.name,
-            "seconds a step": summary(side.seconds),
-            "valid tokens a second": side.rate,
-            "times as fast": speedup(side, sides[0]),
-        }
-        for side in sides
-    ]
-    write(arguments, rows)
+    write(arguments, step_rows(sides, arguments.device))
 
 
 if __name__ == "__main__":

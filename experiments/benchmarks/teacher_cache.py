@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.sides import Side, Work, parser_of, speedup, summary, take_turns, write
-from experiments.benchmarks.steps import COMPLETION, Bench
+from experiments.benchmarks.steps import Bench, add_sizes
 from gkd_rl.teacher_outputs import TeacherOutputs
 from gkd_rl.tensor_shards import TensorShards
 from gkd_rl.trainer import Trainer
@@ -32,7 +32,8 @@ class CacheBench(Bench):
         super().__init__(arguments)
         draw, words = np.random.default_rng(arguments.seed), [f"w{i}" for i in range(1000)]
         self.examples = [
-            replace(one, reference=" ".join(draw.choice(words, draw.integers(8, COMPLETION)))) for one in self.examples
+            replace(one, reference=" ".join(draw.choice(words, draw.integers(8, arguments.completion))))
+            for one in self.examples
         ]
 
     def on_references(self) -> Trainer:
@@ -79,13 +80,8 @@ def _step(trainer: Trainer, number: int) -> Work:
 def main() -> None:
     """Command line."""
     parser = parser_of(__doc__)
-    parser.add_argument("--prompts", type=int, default=8, help="of a step")
-    parser.add_argument("--shortest", type=int, default=64, help="tokens of the shortest prompt")
-    parser.add_argument("--longest", type=int, default=384, help="tokens of the longest prompt")
-    parser.add_argument("--layers", type=int, default=30, help="of the teacher; the student has every third")
-    parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
+    add_sizes(parser)
     arguments = parser.parse_args()
-    arguments.per_prompt, arguments.teacher = 1, "deep"
     torch.set_num_threads(arguments.threads)
     bench = CacheBench(arguments)
     with tempfile.TemporaryDirectory() as folder:
