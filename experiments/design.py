@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments import studies
 from experiments.verdicts import Claim, Series
 
 Overrides = tuple[str, ...]
@@ -184,7 +185,6 @@ def _total(cost: Mapping[str, float], name: str) -> float | None:
 
 def all_studies() -> dict[str, Study]:
     """Every study of `experiments/studies/`, by name."""
-    folder = Path(__file__).parent / "studies"
-    names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+    names = sorted(module.name for module in pkgutil.iter_modules(studies.__path__))
     modules = [importlib.import_module(f"experiments.studies.{name}") for name in names]
     return {module.STUDY.name: module.STUDY for module in modules}

@@ -57,7 +57,7 @@ def paper_markdown(found: Outcome, studies: Mapping[str, Study]) -> str:
     hours = facts["run seconds"] / 3600
     lines = [
         f"{facts['finished']} of {facts['runs']} runs are finished (revisions: {revisions}), "
-        f"{hours:.1f} hours of one thread. Differences are paired by seed; brackets are 95% Student intervals over seeds.",
+        f"{hours:.1f} hours of one thread. Differences are paired by seed; in brackets: 95% Student intervals.",
         "",
         statements_markdown(statement_table(found.summaries)),
         "",
