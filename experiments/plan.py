@@ -64,8 +64,8 @@ class Plan:
 def plan_of(asked: Iterable[tuple[str, Cell]], extra: Overrides) -> Plan:
     """The union of the runs that studies ask for.
 
-    The first run of each kind of model goes first, so that no two workers wait for one teacher; then seed by seed, so
-    that what is there after an interruption is whole.
+    The first run of each task goes first, so that no two workers wait for one teacher; then task by task and seed by
+    seed, so that what is there after an interruption is whole.
 
     Args:
         asked: study and run, in the order in which the studies name them.
@@ -81,8 +81,10 @@ def plan_of(asked: Iterable[tuple[str, Cell]], extra: Overrides) -> Plan:
         cells.setdefault(full.folder, full)
         if name not in users.setdefault(full.folder, []):
             users[full.folder].append(name)
-    ordered = sorted(cells.values(), key=lambda cell: cell.seed)
-    firsts = list({_kind(composed(cell.typed)): cell for cell in reversed(ordered)}.values())
+    kinds = {cell: _kind(composed(cell.typed)) for cell in cells.values()}
+    places = list(dict.fromkeys(kinds.values()))
+    ordered = sorted(kinds, key=lambda cell: (places.index(kinds[cell]), cell.seed))
+    firsts = [next(cell for cell in ordered if kinds[cell] == kind) for kind in places]
     ordered = firsts + [cell for cell in ordered if cell not in firsts]
     return Plan(tuple(ordered), {key: tuple(names) for key, names in users.items()}, _estimates(ordered))
 
@@ -94,8 +96,8 @@ def asked_by(studies: Sequence[Study], seeds: Mapping[str, Sequence[int]]) -> li
         studies: all of them.
         seeds: study -> seeds of its conditions.
     """
-    asked = [(study.name, cell) for study in studies for cell in study.gate_cells()]
-    return asked + [(study.name, cell) for study in studies for cell in study.cells(seeds[study.name])]
+    asked = [(study.name, cell) for study in studies for cell in study.cells(seeds[study.name])]
+    return asked + [(study.name, cell) for study in studies for cell in study.gate_cells()]
 
 
 def seeds_before(studies: Sequence[Study], ungated: bool) -> dict[str, tuple[int, ...]]:
@@ -108,9 +110,7 @@ def seeds_before(studies: Sequence[Study], ungated: bool) -> dict[str, tuple[int
     return {
         study.name: study.seeds
         if study.gate is None
-        else ()
-        if ungated
-        else study.gate.candidates[: study.gate.students]
+        else study.gate.candidates[: 0 if ungated else study.gate.students]
         for study in studies
     }
 
@@ -155,7 +155,7 @@ def composed(overrides: Overrides) -> Config:
 
 
 def _kind(config: Config) -> str:
-    """What models of a run are: those of one kind share a teacher."""
+    """What a run's models are, which tells the tasks apart: runs of one share a teacher."""
     return str((config.student.architecture or {}).get("model_type"))
 
 
@@ -165,17 +165,13 @@ def _estimates(cells: Sequence[Cell]) -> dict[str, float]:
     seconds = {}
     for cell in cells:
         config, kind = composed(cell.typed), _kind(composed(cell.typed))
-        step = config.lmbda * SAMPLED_STEP.get(kind, UNKNOWN_STEP) + (1 - config.lmbda) * FIXED_STEP.get(
-            kind, UNKNOWN_STEP
-        )
+        sampled, fixed = (table.get(kind, UNKNOWN_STEP) for table in (SAMPLED_STEP, FIXED_STEP))
+        step = config.lmbda * sampled + (1 - config.lmbda) * fixed
         step += ENTAILMENT_STEP if config.reward.weights.get("entailment") and config.alpha < 1 else 0.0
         total = START.get(kind, 40.0) + config.trainer.steps * step
         for model, seed in ((config.student, cell.seed), (config.teacher, -1)):
-            if (
-                model is not None
-                and model.sft is not None
-                and (key := f"{model.architecture} {model.sft} {seed}") not in trained
-            ):
+            key = "" if model is None or model.sft is None else f"{model.architecture} {model.sft} {seed}"
+            if model is not None and key and key not in trained:
                 trained.add(key)
                 total += _supervised(model)
         seconds[cell.folder] = total

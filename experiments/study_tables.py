@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.design import Results, Study
 from experiments.study import markdown_rows, shown
-from experiments.verdicts import Claim, Series, Verdict
+from experiments.verdicts import Series
 
 COSTS = ("time/total", "flops", "tokens/student_trained")
 
@@ -59,6 +59,12 @@ def markdown(summary: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
         found = summary["students"]["candidates"].items()
         cells = [[str(seed), "-" if one["value"] is None else f"{one['value']:.3f}", one[""]] for seed, one in found]
         lines += [f"Students: {summary['students']['rule']}.", "", *markdown_rows(["seed", "value", ""], cells), ""]
+        lines += [
+            "Each student after training (in brackets D, forward KL on own samples):",
+            "",
+            *_by_student(summary),
+            "",
+        ]
     lines += ["Trained students (mean over seeds, 95% interval):", "", *_table(summary["student after"], metrics), ""]
     lines += ["After minus before:", "", *_table(summary["change"], metrics), ""]
     lines += [*claim_rows(summary["claims"])]
@@ -89,11 +95,6 @@ def cell(entry: Mapping[str, Any]) -> str:
     return shown(dict(entry)) if entry["n"] else "-"
 
 
-def counted(claims: Sequence[Claim]) -> dict[str, int]:
-    """How many claims have each verdict."""
-    return {verdict.value: sum(claim.verdict is verdict for claim in claims) for verdict in Verdict}
-
-
 def _entries(study: Study, read: Any) -> dict[str, Any]:
     """Every metric of the study that some run has."""
     found = {key: read(key) for key in study.metrics}
@@ -103,6 +104,21 @@ def _entries(study: Study, read: Any) -> dict[str, Any]:
 def _entry(series: Series) -> dict[str, Any]:
     """A series as JSON."""
     return {**series.estimate.as_dict(), "by_seed": dict(series.by_seed)}
+
+
+def _by_student(summary: Mapping[str, Any]) -> list[str]:
+    """The first metric and the forward KL of every student under every condition."""
+
+    def numbers(name: str, seed: int) -> str:
+        row = summary["student after"][name]
+        metric = next(iter(row), "")
+        found = [row[key]["by_seed"].get(seed) if key in row else None for key in (metric, "sampled/forward_kl")]
+        return "-" if found[0] is None else f"{found[0]:.3f}" + (f" ({found[1]:.3f})" if found[1] is not None else "")
+
+    names = list(summary["conditions"])
+    return markdown_rows(
+        ["seed", *names], [[str(seed), *(numbers(name, seed) for name in names)] for seed in summary["seeds"]]
+    )
 
 
 def _table(rows: Mapping[str, Any], metrics: Mapping[str, str]) -> list[str]:

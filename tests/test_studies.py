@@ -88,7 +88,7 @@ def test_every_condition_is_valid_and_on_its_tasks_budget() -> None:
             config = composed(Cell(overrides, 0).typed)
             sequences = config.trainer.prompts_per_step * config.rollout.per_prompt
             assert sequences == 64 and config.scale.threads == 1, name
-            steps = 150 if "xsum" in config.task["_target_"] else 500 if name == walk.LONGER else 250
+            steps = 120 if "xsum" in config.task["_target_"] else 500 if name == walk.LONGER else 250
             assert config.trainer.steps == steps, name
 
 
@@ -210,7 +210,9 @@ def test_a_gate_lets_in_the_first_students_with_room_and_lists_the_others(tmp_pa
         **{0: "failed", 2: "at the ceiling", 5: "not needed"},
     }
     assert len(typed.seen) == 6 + 3 * 2
-    assert "| 2 | 0.950 | at the ceiling |" in suite.study_tables.markdown(found.summaries["planted"], one.metrics)
+    text = suite.study_tables.markdown(found.summaries["planted"], one.metrics)
+    assert "| 2 | 0.950 | at the ceiling |" in text
+    assert "| 3 | 1.000 | 1.000 |" in text
 
 
 def test_statements_have_one_verdict_of_all_their_claims() -> None:

@@ -21,7 +21,7 @@ from experiments.verdicts import About, Claim, combined
 
 QUALITY, REWARD = "rouge2", "reward/all_supported"
 TEACHER = {f"RL + GKD, alpha {alpha:g}": alpha for alpha in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)}
-OWN = {f"RLEF*, alpha {alpha:g}": alpha for alpha in (0.1, 0.25, 0.5, 0.75)}
+OWN = {f"RLEF*, alpha {alpha:g}": alpha for alpha in (0.1, 0.25, 0.5)}
 
 
 def gap(*numbers: float) -> float:
