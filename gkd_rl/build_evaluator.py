@@ -44,6 +44,7 @@ def build_evaluator(config: Config, models: Models, reward: Composite | None, ex
             self_bleu_prompts=evaluation.self_bleu_prompts,
             self_bleu_samples=evaluation.self_bleu_samples,
             self_bleu_temperature=evaluation.self_bleu_temperature,
+            temperatures=tuple(evaluation.temperatures),
             bootstrap_samples=evaluation.bootstrap_samples,
             seed=config.seed,
         ),

@@ -232,6 +232,7 @@ class EvaluationConfig:
     self_bleu_prompts: int = number(0)
     self_bleu_samples: int = number(2)
     self_bleu_temperature: float = number(0, open_low=True)
+    temperatures: list[float] = number(0, open_low=True)  # noqa: RUF009 (it is MISSING)
     bootstrap_samples: int = number(100)
 
 

@@ -43,6 +43,7 @@ class EvaluationSettings:
     self_bleu_prompts: int
     self_bleu_samples: int
     self_bleu_temperature: float
+    temperatures: Sequence[float]
     bootstrap_samples: int
     seed: int
 
@@ -107,7 +108,8 @@ class Evaluator:
     def _batches(self) -> int:
         """Decoded batches of one evaluation."""
         settings = self.settings
-        parts = [self.examples[:count] for count in (None, settings.rollout_prompts, settings.self_bleu_prompts)]
+        again = [settings.self_bleu_prompts] * (1 + len(settings.temperatures))
+        parts = [self.examples[:count] for count in (None, settings.rollout_prompts, *again)]
         return sum(-(-len(share(part)) // settings.batch_size) for part in parts)
 
     def _evaluate(self, model: HiddenStateModel, bar: tqdm) -> Evaluation:
@@ -123,7 +125,12 @@ class Evaluator:
         values |= _of_all(numbers, len(prompts))
         if self.settings.self_bleu_prompts > 0:
             prompts = self.examples[: self.settings.self_bleu_prompts]
-            values |= _of_all({"self_bleu": self._self_bleu(model, prompts, bar)}, len(prompts))
+            own_temperature = self._diversity(model, prompts, self.settings.self_bleu_temperature, bar)
+            diversity = {"self_bleu": own_temperature["self_bleu"]}
+            for temperature in self.settings.temperatures:
+                found = self._diversity(model, prompts, temperature, bar)
+                diversity |= {f"temperature_{temperature:g}/{name}": numbers for name, numbers in found.items()}
+            values |= _of_all(diversity, len(prompts))
         own = [text for rollout in greedy for text in rollout.texts]
         texts = interleaved(from_all(own), len(self.examples))
         references = [example.reference for example in self.examples]
@@ -200,13 +207,20 @@ class Evaluator:
                 parts[f"sampled/{name}"].append(sequence_mean(terms.divergence_BT, rollout.mask_BT).cpu().numpy())
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
-    def _self_bleu(self, model: HiddenStateModel, prompts: Sequence[Example], bar: tqdm) -> np.ndarray:
-        """Self-BLEU of each prompt's samples, 0..100."""
+    def _diversity(
+        self, model: HiddenStateModel, prompts: Sequence[Example], temperature: float, bar: tqdm
+    ) -> dict[str, np.ndarray]:
+        """Of each prompt's samples: Self-BLEU, 0..100, and their mean ROUGE-2 where ROUGE is measured."""
         samples = self.settings.self_bleu_samples
-        rollouts = self._decode(model, prompts, Sampling(self.settings.self_bleu_temperature), samples, bar)
+        rollouts = self._decode(model, prompts, Sampling(temperature), samples, bar)
         texts = [text for rollout in rollouts for text in rollout.texts]
         groups = [texts[start : start + samples] for start in range(0, len(texts), samples)]
-        return np.array([self_bleu([group]) for group in groups])
+        values = {"self_bleu": np.array([self_bleu([group]) for group in groups])}
+        if Metric.rouge in self.settings.metrics:
+            examples = [example for rollout in rollouts for example in rollout.prompts.examples]
+            references = [example.reference for example in examples for _ in range(samples)]
+            values["rouge2"] = rouge_scores(texts, references)["rouge2"].reshape(-1, samples).mean(axis=1)
+        return values
 
 
 def _of_all(values: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:

@@ -75,6 +75,7 @@ def _describe_type(hint: Any, metadata: dict[str, Any]) -> str:
         inner = get_args(hint)[0]
         if isinstance(inner, type) and issubclass(inner, Enum):
             return "a list of " + ", ".join(member.name for member in inner)
-        return f"a list of {'whole numbers' if inner is int else 'names'}"
+        words = {int: "whole numbers", float: "numbers"}.get(inner, "names")
+        return " ".join(["a list of", words, *([describe_range(metadata["range"])] if "range" in metadata else [])])
     named = {bool: "true or false", str: "text", Any: "any value"}
     return named.get(hint, "a mapping of names to values")

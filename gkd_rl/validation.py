@@ -104,14 +104,18 @@ def _limits(config: Any) -> Iterator[str]:
         if value is None:
             continue
         if "range" in metadata:
-            low, high, open_low, open_high = metadata["range"]
-            above = value > low if open_low else value >= low
-            below = value < high if open_high else value <= high
-            inside = above and below and math.isfinite(value)  # NaN and infinity are in no range
-            if not inside:
+            if not all(_inside(one, metadata["range"]) for one in (value if isinstance(value, list) else [value])):
                 yield f"{key}={value} is out of range: {key} takes {describe_setting(key, type(config))}."
         elif "choices" in metadata and value not in metadata["choices"]:
             yield f"{key}={value} is not a choice: {key} takes {describe_setting(key, type(config))}."
+
+
+def _inside(value: float, limits: tuple[float, float, bool, bool]) -> bool:
+    """Whether a number is in a range; NaN and infinity are in none."""
+    low, high, open_low, open_high = limits
+    above = value > low if open_low else value >= low
+    below = value < high if open_high else value <= high
+    return above and below and math.isfinite(value)
 
 
 def _names(config: Config) -> Iterator[str]:

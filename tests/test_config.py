@@ -192,6 +192,7 @@ def test_alpha_has_one_home() -> None:
         ("student.sft.steps=0", "a whole number >= 1"),
         ("evaluation.self_bleu_samples=1", "a whole number >= 2"),
         ("evaluation.split=dev", "one of train, validation, test"),
+        ("evaluation.temperatures=[1.0,0.0]", "a list of numbers > 0"),
     ],
 )
 def test_ranges(override: str, allowed: str) -> None:

@@ -1,0 +1,186 @@
+"""Which runs a set of studies needs, each of them once, and how long that takes.
+
+Two stages: runs that need no gate and the gates themselves, then the runs of the students that the gates admit. The
+estimate is of one thread on the machine of README's tables; runs that are finished correct it by what they took.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.design import Cell, Overrides, Study
+from experiments.runs import Status, read_run
+from experiments.study import Job
+from gkd_rl.config import Config, ModelConfig
+from gkd_rl.errors import ConfigError
+from gkd_rl.run import find_config_dir
+from gkd_rl.run_record import RECORD
+from gkd_rl.validation import validate
+
+START = {"t5": 30.0, "llama": 40.0}  # seconds for imports, data and the evaluation of three models
+SAMPLED_STEP = {"t5": 0.25, "llama": 0.27}  # of 64 sequences on student rollouts
+FIXED_STEP = {"t5": 0.13, "llama": 0.13}  # on given text
+ENTAILMENT_STEP = 0.1  # more, where a model gives the reward
+SUPERVISED_STEP = {("t5", 16): 0.03, ("t5", 24): 0.035, ("t5", 64): 0.14, ("llama", 32): 0.076, ("llama", 64): 0.2}
+UNKNOWN_STEP = 0.2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs in the order in which they are started.
+
+    Attributes:
+        cells: each run once.
+        users: folder -> names of the studies that read it.
+        seconds: folder -> estimate, the supervised stages that it is the first to need included.
+    """
+
+    cells: tuple[Cell, ...]
+    users: dict[str, tuple[str, ...]]
+    seconds: dict[str, float]
+
+    def jobs(self) -> list[Job]:
+        """For `study.run_jobs`."""
+        return [Job(cell.folder, (*cell.typed, f"seed={cell.seed}")) for cell in self.cells]
+
+    def left(self, folder: Path) -> float:
+        """Seconds that the runs without an eval.json take, by the estimate and by what the finished ones took."""
+        took = {cell.folder: wall_seconds(folder / cell.folder) for cell in self.cells}
+        known = {name: value for name, value in took.items() if value is not None}
+        factor = sum(known.values()) / sum(self.seconds[name] for name in known) if known else 1.0
+        open_ = [name for name in self.seconds if not (folder / name / "eval.json").is_file()]
+        return factor * sum(self.seconds[name] for name in open_)
+
+
+def plan_of(asked: Iterable[tuple[str, Cell]], extra: Overrides) -> Plan:
+    """The union of the runs that studies ask for.
+
+    The first run of each task goes first, so that no two workers wait for one teacher; then task by task and seed by
+    seed, so that what is there after an interruption is whole.
+
+    Args:
+        asked: study and run, in the order in which the studies name them.
+        extra: overrides of every run, which win.
+
+    Raises:
+        SystemExit: a condition is no valid configuration; every problem is named.
+    """
+    users: dict[str, list[str]] = {}
+    cells: dict[str, Cell] = {}
+    for name, cell in asked:
+        full = cell.plus(extra)
+        cells.setdefault(full.folder, full)
+        if name not in users.setdefault(full.folder, []):
+            users[full.folder].append(name)
+    kinds = {cell: _kind(composed(cell.typed)) for cell in cells.values()}
+    places = list(dict.fromkeys(kinds.values()))
+    ordered = sorted(kinds, key=lambda cell: (places.index(kinds[cell]), cell.seed))
+    firsts = [next(cell for cell in ordered if kinds[cell] == kind) for kind in places]
+    ordered = firsts + [cell for cell in ordered if cell not in firsts]
+    return Plan(tuple(ordered), {key: tuple(names) for key, names in users.items()}, _estimates(ordered))
+
+
+def asked_by(studies: Sequence[Study], seeds: Mapping[str, Sequence[int]]) -> list[tuple[str, Cell]]:
+    """Study and run of everything that the studies need: all gates, and every condition with the given seeds.
+
+    Args:
+        studies: all of them.
+        seeds: study -> seeds of its conditions.
+    """
+    asked = [(study.name, cell) for study in studies for cell in study.cells(seeds[study.name])]
+    return asked + [(study.name, cell) for study in studies for cell in study.gate_cells()]
+
+
+def seeds_before(studies: Sequence[Study], ungated: bool) -> dict[str, tuple[int, ...]]:
+    """Seeds of each study before its gate has decided.
+
+    Args:
+        studies: all of them.
+        ungated: a gated study has none yet; otherwise as many as it may admit, to know the cost.
+    """
+    return {
+        study.name: study.seeds
+        if study.gate is None
+        else study.gate.candidates[: 0 if ungated else study.gate.students]
+        for study in studies
+    }
+
+
+def admitted(study: Study, folder: Path, extra: Overrides) -> tuple[int, ...]:
+    """Seeds that take part in a study: its own, or those that its gate admits."""
+    return study.seeds if study.gate is None else study.gate.admitted(gate_values(study, folder, extra))
+
+
+def gate_values(study: Study, folder: Path, extra: Overrides) -> dict[int, float]:
+    """What the gate measured of each candidate whose run is finished."""
+    if study.gate is None:
+        return {}
+    paths = {cell.seed: folder / cell.plus(extra).folder for cell in study.gate_cells()}
+    found = {seed: read_run(path).results for seed, path in paths.items() if path.is_dir()}
+    return {seed: results["student before"][study.gate.metric]["mean"] for seed, results in found.items() if results}
+
+
+def wall_seconds(path: Path) -> float | None:
+    """How long a finished run took, supervised stages included; None where it has not finished here."""
+    if not path.is_dir() or read_run(path).status is not Status.finished or not (path / RECORD).is_file():
+        return None
+    record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    return None if record["ended"] is None else float(record["ended"] - record["started"])
+
+
+@functools.cache
+def composed(overrides: Overrides) -> Config:
+    """A condition as a configuration, checked before any run.
+
+    Raises:
+        SystemExit: it is not valid; every problem is named.
+    """
+    try:
+        with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+            config = OmegaConf.to_object(compose("config", [*overrides, "seed=0"]))
+        assert isinstance(config, Config)
+        validate(config)
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        raise SystemExit(f"{' '.join(overrides)}:\n{error}") from error
+    return config
+
+
+def _kind(config: Config) -> str:
+    """What a run's models are, which tells the tasks apart: runs of one share a teacher."""
+    return str((config.student.architecture or {}).get("model_type"))
+
+
+def _estimates(cells: Sequence[Cell]) -> dict[str, float]:
+    """Seconds of each run; a supervised model counts for the first run that needs it."""
+    trained: set[str] = set()
+    seconds = {}
+    for cell in cells:
+        config, kind = composed(cell.typed), _kind(composed(cell.typed))
+        sampled, fixed = (table.get(kind, UNKNOWN_STEP) for table in (SAMPLED_STEP, FIXED_STEP))
+        step = config.lmbda * sampled + (1 - config.lmbda) * fixed
+        step += ENTAILMENT_STEP if config.reward.weights.get("entailment") and config.alpha < 1 else 0.0
+        total = START.get(kind, 40.0) + config.trainer.steps * step
+        for model, seed in ((config.student, cell.seed), (config.teacher, -1)):
+            key = "" if model is None or model.sft is None else f"{model.architecture} {model.sft} {seed}"
+            if model is not None and key and key not in trained:
+                trained.add(key)
+                total += _supervised(model)
+        seconds[cell.folder] = total
+    return seconds
+
+
+def _supervised(model: ModelConfig) -> float:
+    """Seconds of a supervised stage."""
+    shape = model.architecture or {}
+    width = shape.get("d_model", shape.get("hidden_size"))
+    steps = 0 if model.sft is None else model.sft.steps
+    return steps * SUPERVISED_STEP.get((str(shape.get("model_type")), int(width or 0)), UNKNOWN_STEP)
