@@ -347,6 +347,7 @@ def test_what_a_model_writes_is_inert(browser: Browser, tmp_path: Path) -> None:
     assert "hacked" in page.inner_text("#runs thead")
     page.locator("#figure-tradeoff .plot").focus()
     page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
     assert "<img" in page.inner_text("#tip")
     assert page.evaluate("[window.hacked ?? null, document.querySelectorAll('img, script, iframe').length]") == [
         None,
