@@ -3,8 +3,9 @@
     python -m experiments.benchmarks.linear                     # 1 to 16 times 8 texts; prompts of 64 to 1,024 tokens
 
 alpha = 1 on given texts: student's forward and backward and teacher's forward, in seconds of these phases. Tokens are
-those of prompts and completions, without padding. Attention looks at pairs of tokens: the last column takes its FLOPs
-out, by counting only the share of the seconds that the other FLOPs have.
+those of prompts and completions, without padding. Attention looks at pairs of tokens: "without attention" takes its
+FLOPs out, by counting only the share of the seconds that the other FLOPs have. The output heads read completions only,
+which are a larger part of short texts: the last column counts those other FLOPs instead of tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gkd_rl.cost import ModelCost
 from gkd_rl.rollout import TextCodec
 from gkd_rl.types import Example
 
-PHASES = ("time/student", "time/teacher")
+PHASES = ("student", "teacher")
 
 
 class Updates:
@@ -31,6 +32,7 @@ class Updates:
     Attributes:
         padding: share of padding in what the student was trained on, of each step.
         linear: share of the FLOPs that are not attention's.
+        flops: of the phases, attention's not counted, a token that is read.
     """
 
     def __init__(self, arguments: argparse.Namespace, prompts: int, shortest: int, longest: int) -> None:
@@ -51,7 +53,7 @@ class Updates:
         self._trainer = our_trainer(arguments, models, codec, examples, "alpha=1", "lmbda=0")
         self._step = 0
         self.padding: list[float] = []
-        self.linear = 1.0
+        self.linear, self.flops = 1.0, 0.0
 
     def run(self) -> Work:
         """One step, for the tokens that it reads."""
@@ -63,7 +65,9 @@ class Updates:
         lengths = (rollout.prompts.mask_PS.sum(1) + rollout.mask_BT.sum(1)).double().cpu()
         attention = float(4 * cost.decoder.attention * lengths.square().sum())
         self.linear = 1 - attention / cost.forward(rollout)
-        return Work(float(lengths.sum()), sum(record.metrics[name] for name in PHASES))
+        tokens, seconds = float(lengths.sum()), sum(record.metrics[f"time/{name}"] for name in PHASES)
+        self.flops = self.linear * sum(record.metrics[f"flops/{name}"] for name in PHASES) / tokens
+        return Work(tokens, seconds)
 
 
 def main() -> None:
@@ -92,6 +96,7 @@ def main() -> None:
             "seconds": summary(side.seconds),
             "tokens a second": side.rate,
             "without attention": side.rate / work.linear,
+            "GFLOP/s without it": side.rate / work.linear * work.flops / 1e9,
             "padding": summary(work.padding),
         }
         for side, work in zip(sides, works.values(), strict=True)
