@@ -5,7 +5,7 @@
 alpha = 1 on given texts: student's forward and backward and teacher's forward, in seconds of these phases. Tokens are
 those of prompts and completions, without padding. Attention looks at pairs of tokens: "without attention" takes its
 FLOPs out, by counting only the share of the seconds that the other FLOPs have. The output heads read completions only,
-which are a larger part of short texts: the last column counts those other FLOPs instead of tokens.
+which are a larger part of short texts: the last column counts FLOPs, attention's too, instead of tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Updates:
     Attributes:
         padding: share of padding in what the student was trained on, of each step.
         linear: share of the FLOPs that are not attention's.
-        flops: of the phases, attention's not counted, a token that is read.
+        flops: of the phases, a token that is read.
     """
 
     def __init__(self, arguments: argparse.Namespace, prompts: int, shortest: int, longest: int) -> None:
@@ -66,7 +66,7 @@ class Updates:
         attention = float(4 * cost.decoder.attention * lengths.square().sum())
         self.linear = 1 - attention / cost.forward(rollout)
         tokens, seconds = float(lengths.sum()), sum(record.metrics[f"time/{name}"] for name in PHASES)
-        self.flops = self.linear * sum(record.metrics[f"flops/{name}"] for name in PHASES) / tokens
+        self.flops = sum(record.metrics[f"flops/{name}"] for name in PHASES) / tokens
         return Work(tokens, seconds)
 
 
@@ -96,7 +96,7 @@ def main() -> None:
             "seconds": summary(side.seconds),
             "tokens a second": side.rate,
             "without attention": side.rate / work.linear,
-            "GFLOP/s without it": side.rate / work.linear * work.flops / 1e9,
+            "GFLOP/s": side.rate * work.flops / 1e9,
             "padding": summary(work.padding),
         }
         for side, work in zip(sides, works.values(), strict=True)
