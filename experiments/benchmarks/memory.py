@@ -1,12 +1,11 @@
-"""Memory of one update: the most bytes of tensors at one time, beside weights and optimiser; ours and trl's.
+"""Memory and seconds of one update, ours and trl's: the most bytes of tensors at one time beside weights and optimiser.
 
     python -m experiments.benchmarks.memory                                # 8 texts of 64 + 448 tokens
     python -m experiments.benchmarks.memory --prompts 16 --completion 192
 
 One forward of both models, JSD(0.9) on the completions, and backward, on the same texts, without gradient
 checkpointing. trl computes them as one batch; so do we in our second row. The first cuts them into micro-batches, as a
-run does.
-Gradients of the weights are part of each number.
+run does. Gradients of the weights are part of each number; the optimiser's step is part of our seconds only.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 
 from experiments.benchmarks.ours import our_trainer
 from experiments.benchmarks.shapes import SPECIAL, vocabulary
-from experiments.benchmarks.sides import live_bytes, parser_of, write
+from experiments.benchmarks.sides import Side, Work, live_bytes, parser_of, speedup, summary, take_turns, write
 from experiments.benchmarks.steps import Bench, add_sizes
 from gkd_rl.rollout import TextCodec
 from gkd_rl.types import Example
@@ -45,11 +44,26 @@ def main() -> None:
         "gkd_rl": _ours(bench, ids_BT, arguments.tokens),
         "gkd_rl, one batch": _ours(bench, ids_BT, 10 * ids_BT.numel()),
     }
-    rows = []
-    for name, update in sides.items():
-        update()  # the optimiser's state, lazy buffers
-        rows.append({"side": name, "MiB": live_bytes(update, arguments.device) / 2**20})
+    timed = [Side(name, _counted(update, ids_BT.numel())) for name, update in sides.items()]
+    take_turns(timed, arguments.rounds)  # the first round makes the optimiser's state and lazy buffers
+    rows = [
+        {
+            "side": side.name,
+            "MiB": live_bytes(sides[side.name], arguments.device) / 2**20,
+            "seconds": summary(side.seconds),
+            "times as fast": speedup(side, timed[0]),
+        }
+        for side in timed
+    ]
     write(arguments, rows)
+
+
+def _counted(update: Update, tokens: int) -> Callable[[], Work]:
+    def run() -> Work:
+        update()
+        return Work(tokens)
+
+    return run
 
 
 def _texts(bench: Bench, ids_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
