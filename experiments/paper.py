@@ -6,7 +6,8 @@
     python -m experiments.paper --studies walk,alpha     # some studies only
 
 Verdicts are computed from the runs by rules that stand in `verdicts.py` and in each study's docstring. A statement with
-several claims is shown if all of them are, not shown if one is not, and undecided otherwise.
+several claims is shown if all of them are, not shown if one is not, and undecided otherwise. The results stand in the
+folder of --out: paper.md and paper.json, a file for each study, and report.html about all runs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.design import Study, all_studies
+from experiments.report.__main__ import main as write_report
 from experiments.statements import STATEMENTS
 from experiments.study import markdown_rows
 from experiments.study_tables import claim_rows, markdown, measured
@@ -90,6 +92,8 @@ def main() -> None:
     write_json(out / "paper.json", {"facts": found.facts, "statements": table})
     (out / "paper.md").write_text(paper_markdown(found, studies) + "\n", encoding="utf-8")
     sys.stdout.write(statements_markdown(table) + f"\nwritten to {out}\n")
+    if found.facts["finished"]:
+        write_report([str(arguments.folder), "--out", str(out / "report.html")])
     stop_if_failed(found)
 
 

@@ -187,6 +187,21 @@ def test_finished_runs_are_kept_and_the_others_run_again(tmp_path: Path, typed: 
     assert json.loads((tmp_path / "results" / "planted.json").read_text())["expected"] == "yes, it does."
 
 
+def test_the_command_writes_statements_and_the_report(
+    tmp_path: Path, typed: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(paper, "all_studies", lambda: {"planted": planted(on_beats_off)})
+    typed.value = lambda words: float("lmbda=0" not in words) + 0.1 * ("seed=1" in words)
+    monkeypatch.setattr(sys, "argv", ["paper", "scale=embedded", "--folder", str(tmp_path / "runs")])
+    paper.main()
+    assert "6 runs" in capsys.readouterr().out
+    out = tmp_path / "runs" / "results"
+    assert "6 of 6 runs are finished" in (out / "paper.md").read_text(encoding="utf-8")
+    (first, *_) = json.loads((out / "paper.json").read_text(encoding="utf-8"))["statements"]
+    assert first["verdict"] == first["claims"][0]["verdict"]
+    assert (out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 def test_a_plan_alone_runs_nothing(tmp_path: Path, typed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert suite.conduct([planted(on_beats_off)], arguments(tmp_path, plan=True)) is None
     assert "2 conditions x 3 seeds: 6 runs" in capsys.readouterr().err and not typed.seen
