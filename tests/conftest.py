@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from gkd_rl import checkup, doctor
+from gkd_rl import checkup, doctor, precheck
 from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import DECODER_ONLY, HiddenStateModel
 from gkd_rl.build import Models, build_critic
@@ -277,6 +277,28 @@ def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return config
 
     monkeypatch.setattr(doctor, "_configured", settings)
+
+
+COMPOSED: dict[str, DictConfig | Exception] = {}
+
+
+@pytest.fixture
+def commands_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Hydra made of the same overrides is made no second time, which is most of a refusal's seconds."""
+
+    def composed(name: str, overrides: Sequence[str] = (), **more: Any) -> DictConfig:
+        refused, key = repr((name, *overrides)), repr((name, *overrides, more))
+        if key not in COMPOSED and refused not in COMPOSED:
+            try:
+                COMPOSED[key] = compose(name, list(overrides), **more)
+            except Exception as error:
+                COMPOSED[refused] = error
+        found = COMPOSED.get(refused) or COMPOSED[key]
+        if isinstance(found, Exception):
+            raise found
+        return copy.deepcopy(found)
+
+    monkeypatch.setattr(precheck, "compose", composed)
 
 
 @pytest.fixture
