@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from gkd_rl import checkup, doctor, precheck
 from gkd_rl.adapter import AdaptedModel, InitialView
 from gkd_rl.architecture import DECODER_ONLY, HiddenStateModel
 from gkd_rl.build import Models, build_critic
@@ -38,6 +39,7 @@ from gkd_rl.run import find_config_dir
 from gkd_rl.teacher_samples import TeacherSamples
 from gkd_rl.trainer import StepRecord, Trainer
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
+from gkd_rl.validation import validate
 from reward_models.composite import Composite
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -263,6 +265,46 @@ def configured(*overrides: str) -> Config:
     config = OmegaConf.to_object(OmegaConf.merge(_composed(*groups), values))
     assert isinstance(config, Config)
     return config
+
+
+@pytest.fixture
+def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor's settings are `configured`: Hydra composes a command line three times, which takes seconds."""
+
+    def settings(arguments: list[str]) -> Config:
+        config = configured(*arguments)
+        validate(config)
+        return config
+
+    monkeypatch.setattr(doctor, "_configured", settings)
+
+
+COMPOSED: dict[str, DictConfig | Exception] = {}
+
+
+@pytest.fixture
+def commands_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Hydra made of the same overrides is made no second time, which is most of a refusal's seconds."""
+
+    def composed(name: str, overrides: Sequence[str] = (), **more: Any) -> DictConfig:
+        refused, key = repr((name, *overrides)), repr((name, *overrides, more))
+        if key not in COMPOSED and refused not in COMPOSED:
+            try:
+                COMPOSED[key] = compose(name, list(overrides), **more)
+            except Exception as error:
+                COMPOSED[refused] = error
+        found = COMPOSED.get(refused) or COMPOSED[key]
+        if isinstance(found, Exception):
+            raise found
+        return copy.deepcopy(found)
+
+    monkeypatch.setattr(precheck, "compose", composed)
+
+
+@pytest.fixture
+def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor plans no memory, which takes seconds."""
+    monkeypatch.setattr(checkup, "_memory", lambda *_: iter(()))
 
 
 @functools.cache

@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from gkd_rl import run
@@ -18,22 +20,42 @@ from gkd_rl import run
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["gkd_rl.pipeline", "hydra_plugins.hydra_optuna_sweeper._impl"])
 SECONDS = 300
+PRINTED = ("stdout", "stderr")
+
+
+@dataclass
+class Started:
+    """A command that goes on, with what it has printed in files."""
+
+    arguments: list[str]
+    process: BaseProcess
+    place: tempfile.TemporaryDirectory[str]
+
+    def finish(self, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
+        """Its end, which is waited for."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(f"{self.arguments}: {seconds} s")
+        with self.place as place:
+            out, err = (Path(place, name).read_text(encoding="utf-8") for name in PRINTED)
+        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, out, err)
+
+
+def start_forked(arguments: list[str], folder: Path, before: str = "", **variables: str) -> Started:
+    """`python -m gkd_rl.run` with `arguments` in `folder`, after the Python statements `before`."""
+    place = tempfile.TemporaryDirectory()
+    printed = [Path(place.name, name) for name in PRINTED]
+    process = SERVER.Process(target=_command, args=(arguments, folder, before, variables, *printed))
+    process.start()
+    return Started(arguments, process, place)
 
 
 def run_forked(
     arguments: list[str], folder: Path, before: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m gkd_rl.run` with `arguments` in `folder`, after the Python statements `before`."""
-    with tempfile.TemporaryDirectory() as place:
-        outputs = [Path(place, name) for name in ("stdout", "stderr")]
-        process = SERVER.Process(target=_command, args=(arguments, folder, before, variables, *outputs))
-        process.start()
-        process.join(SECONDS)
-        if process.exitcode is None:
-            process.kill()
-            raise TimeoutError(f"{arguments}: {SECONDS} s")
-        out, err = (file.read_text(encoding="utf-8") for file in outputs)
-        return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
+    """The same command when it has ended."""
+    return start_forked(arguments, folder, before, **variables).finish()
 
 
 def _command(arguments: list[str], folder: Path, before: str, variables: dict[str, str], out: Path, err: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Adam
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl import checkup, machine_checkup, model_checkup
+from gkd_rl import machine_checkup, model_checkup
 from gkd_rl.architecture import HiddenStateModel
 from gkd_rl.chat import ChatTemplate
 from gkd_rl.checkpoint import save_model
 from gkd_rl.doctor import main
+from gkd_rl.embedded.news import generate
 from gkd_rl.finding import Finding, summary
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.loading import build_model
@@ -170,15 +170,9 @@ NAMES = [
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_server, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("gkd_rl.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
     monkeypatch.setattr(machine_checkup, "slowdown", lambda device: 9.0)
     monkeypatch.setattr(machine_checkup.constants, "HF_HUB_OFFLINE", True)
-
-
-def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*_: Any) -> Iterator[Finding]:
-        yield from ()
-
-    monkeypatch.setattr(checkup, "_memory", none)
 
 
 def states(said: str) -> dict[str, set[str]]:
@@ -202,11 +196,14 @@ def test_a_sound_run_has_no_finding(work: Path, tmp_path: Path, monkeypatch: Any
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("composed_once")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_planted_fault_is_found(name: str, work: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_a_planted_fault_is_found(
+    name: str, work: Path, tmp_path: Path, request: pytest.FixtureRequest, capsys: Any
+) -> None:
     check, overrides = faults(work, tmp_path)[name]
     if check not in ("disk", "memory"):
-        without_memory(monkeypatch)
+        request.getfixturevalue("without_memory")
     typed = {text.partition("=")[0]: text for text in [*sound(work), *overrides]}  # each setting once
     status, said = main(list(typed.values())), capsys.readouterr().out
     assert status == 1, said
@@ -218,8 +215,8 @@ def test_no_other_fault_is_left_out(work: Path, tmp_path: Path) -> None:
     assert list(faults(work, tmp_path)) == NAMES
 
 
+@pytest.mark.usefixtures("composed_once", "without_memory")
 def test_large_weights_are_left_alone_unless_they_are_asked_for(work: Path, monkeypatch: Any, capsys: Any) -> None:
-    without_memory(monkeypatch)
     monkeypatch.setattr(model_checkup, "SMALL_BYTES", 10)
     assert main(sound(work)) == 0
     said = capsys.readouterr().out
@@ -229,14 +226,17 @@ def test_large_weights_are_left_alone_unless_they_are_asked_for(work: Path, monk
 
 
 EXPERIMENTS = sorted(path.stem for path in (find_config_dir() / "experiment").glob("*.yaml"))
-FAMILIES = ("xsum_rl", "wmt_rl", "gsm8k_rl", "instruct_rl")
+PLANNED = ("wmt_rl", "gsm8k_rl", "instruct_rl")  # one of each family; test_doctor.py plans xsum_rl
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("composed_once")
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_nothing_speaks_against_a_shipped_experiment(name: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    if name not in FAMILIES:
-        without_memory(monkeypatch)
+def test_nothing_speaks_against_a_shipped_experiment(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: Any
+) -> None:
+    if name not in PLANNED:
+        request.getfixturevalue("without_memory")
     small = ["task.train_size=200", "task.test_size=20", f"cache_dir={tmp_path}"]
     status, said = main([f"experiment={name}", *small]), capsys.readouterr().out
     assert status == 0, said

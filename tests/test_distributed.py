@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_close, configured
+from forked import Started, start_forked
 from rank_cases import CASES, ENDPOINT, KINDS, everything
 from test_run import SMALL, lines
 
@@ -42,19 +44,46 @@ def run_experiment(config, settings, folder):
 module = types.ModuleType("gkd_rl.pipeline")
 module.run_experiment = run_experiment
 sys.modules["gkd_rl.pipeline"] = module
+"""
+KILLED = """
+import os, signal
+from gkd_rl import pipeline
+from gkd_rl.launched import rank
+from gkd_rl.ranks import from_all
 from gkd_rl.run import cli
+whole = pipeline.run_experiment
+
+def run_experiment(config, settings, folder):
+    if config.seed == 0:
+        return whole(config, settings, folder)
+    if rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    from_all("rank 0 waits for the other here")
+
+pipeline.run_experiment = run_experiment
 cli()
 """
 
 
-def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` of two processes with the configuration that is shipped."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return str(free.getsockname()[1])
+
+
+def start_ranks(*arguments: str, cwd: Path, before: str = "") -> list[Started]:
+    """Two processes with the variables of `accelerate launch`, without its imports and those of new interpreters."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    place |= {"GKD_RL_CACHE": str(cwd / "cache")}
+    ranks = [{"RANK": number, "LOCAL_RANK": number} for number in "01"]
+    return [start_forked(list(arguments), cwd, before, **place, **rank) for rank in ranks]
+
+
+def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` of two processes with the configuration that is shipped."""
     config = find_config_dir() / "accelerate" / "ddp.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}", "--num_processes=2"]
-    command += [f"--main_process_port={port}", *arguments]
+    command += [f"--main_process_port={free_port()}", *arguments]
     paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     variables = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(cwd / "cache")}
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"} | variables
@@ -69,8 +98,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    done = launch(str(ROOT / "tests" / "rank_cases.py"), str(folder), cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+    typed = ["rank_cases.py", str(folder)]
+    cases = f"import runpy, sys; sys.argv = {typed}; runpy.run_module('rank_cases', None, '__main__'); sys.exit()"
+    for started in start_ranks(cwd=folder, before=cases):
+        done = started.finish()
+        assert done.returncode == 0, done.stderr[-3000:]
     assert len(list((folder / "samples").iterdir())) == 5  # of 13 rows in chunks of 3
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
@@ -116,39 +148,61 @@ def test_ranks_share_out_teacher_samples_and_evaluation(alone: dict[str, Any], r
         assert np.array_equal(*(rank["evaluation"].values[key] for rank in ranks)), key
 
 
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A sweep by `accelerate launch`: the first run ends, one of the second's processes is killed."""
+    folder = tmp_path_factory.mktemp("launched")
+    script = folder.with_name(f"{folder.name}.py")
+    script.write_text(KILLED, encoding="utf-8")
+    sweep = ["-m", *SMALL, "seed=0,1", "hydra.sweep.dir=s", "tracking=none", "adapter=lora"]
+    return folder, launch(str(script), *sweep, cwd=folder)
+
+
 @pytest.mark.slow
-def test_a_run_of_two_processes_leaves_one_folder(tmp_path: Path) -> None:
-    done = launch("-m", "gkd_rl.run", *SMALL, "tracking=none", "adapter=lora", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (folder,) = (tmp_path / "outputs" / "xsum_rl").iterdir()
-    assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [1, 2, 3]
+def test_a_run_of_two_processes_leaves_one_folder(launched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    place, done = launched
+    folder = place / "s" / "0"
+    assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [1, 2, 3], done.stderr[-3000:]
     assert json.loads((folder / "eval.json").read_text(encoding="utf-8"))["student after"]["rouge2"]["n"] == 20
     assert json.loads((folder / "environment.json").read_text(encoding="utf-8"))["processes"] == 2
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
     assert (folder / "model" / "adapter_model.safetensors").is_file() and (folder / ".hydra" / "config.yaml").is_file()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "outputs"]
-    kept = [path for path in (tmp_path / "cache" / "supervised").iterdir() if path.is_dir()]  # the others are locks
+    assert sorted(path.name for path in place.iterdir()) == ["cache", "s"]
+    assert {path.name for path in (place / "s").iterdir()} <= {"0", "1", "multirun.yaml", "sweep.json"}
+    kept = [path for path in (place / "cache" / "supervised").iterdir() if path.is_dir()]  # the others are locks
     assert len(kept) == 2  # student and teacher
     assert done.stdout.count("Run folder:") == 1
 
 
 @pytest.mark.slow
-def test_what_cannot_be_shared_out_is_refused_once_and_before_anything(tmp_path: Path) -> None:
-    done = launch("-m", "gkd_rl.run", *SMALL, "trainer.prompts_per_step=5", cwd=tmp_path)
+def test_a_killed_rank_ends_the_others(launched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    place, done = launched
     assert done.returncode != 0
+    assert re.search(r"SIGKILL|exitcode *: -9", done.stderr), done.stderr[-3000:]
+    assert json.loads((place / "s" / "1" / "run.json").read_text(encoding="utf-8"))["status"] != "finished"
+    assert not (place / "s" / "1" / "eval.json").exists()
+
+
+@pytest.mark.slow
+def test_what_cannot_be_shared_out_is_refused_once_and_before_anything(tmp_path: Path) -> None:
+    first, second = start_ranks(*SMALL, "trainer.prompts_per_step=5", cwd=tmp_path)
+    done = first.finish()
+    second.process.kill()  # as the launcher does; it waits for the first
+    assert done.returncode == 2
     assert done.stderr.count("trainer.prompts_per_step=5 cannot be shared out to 2 processes") == 1
+    assert second.finish().stderr == ""
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_an_error_of_one_rank_ends_all_with_one_message(tmp_path: Path) -> None:
-    (tmp_path / "failing.py").write_text(FAILING, encoding="utf-8")
-    done = launch("failing.py", "-m", "seed=7,8", cwd=tmp_path)
-    assert done.returncode != 0
-    told = done.stderr.partition("torch/distributed/elastic")[0]  # then the launcher speaks for itself
+    ended = [one.finish() for one in start_ranks("-m", "seed=7,8", cwd=tmp_path, before=FAILING)]
+    assert [done.returncode for done in ended] == [1, 1]
+    told = "".join(done.stderr for done in ended)
     assert told.count("reward of seed 7 is unusable") == 1
     assert "Traceback" not in told, told
-    assert "seed 8" not in done.stderr and "closed by peer" not in done.stderr
-    assert done.stdout.count("spoken") == 1
+    assert "seed 8" not in told and "closed by peer" not in told
+    assert [done.stdout.count("spoken") for done in ended] == [1, 0]
 
 
 @pytest.mark.parametrize("first", [True, False])

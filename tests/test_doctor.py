@@ -20,6 +20,7 @@ from gkd_rl.choices import Decay, DivergenceName, OptimizerName, Quantization
 from gkd_rl.config import Config
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.doctor import main
+from gkd_rl.embedded.news import generate
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.known_shapes import KNOWN_SHAPES, known_config
 from gkd_rl.live_memory import LiveMemory
@@ -69,9 +70,10 @@ def test_live_memory_counts_storages_once_and_forgets_them() -> None:
     del two
 
 
-@pytest.mark.parametrize("adapted", [False, True], ids=["whole", "adapter"])
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize(
+    ("kind", "recompute", "adapted"),  # every pair of settings
+    [("t5", False, False), ("t5", True, True), ("llama", False, True), ("llama", True, False)],
+)
 def test_the_plan_counts_what_a_step_takes(
     kind: str, recompute: bool, adapted: bool, news_tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -163,9 +165,12 @@ def scaled(checkpoint: str, *overrides: str) -> list[str]:
     return ["experiment=gsm8k_rl", "scale=single_gpu", *paths, *overrides]
 
 
+SHORT = Lengths(32, 16)
+
+
 def planned(*overrides: str) -> tuple[Config, MemoryPlan]:
     config = configured("alpha=0.5", *overrides)
-    return config, plan_memory(config, Lengths(128, 64), CPU, None)
+    return config, plan_memory(config, SHORT, CPU, None)
 
 
 def test_a_plan_needs_no_weights(checkpoint: str) -> None:
@@ -180,13 +185,13 @@ def test_a_plan_needs_no_weights(checkpoint: str) -> None:
     chosen = with_micro_batches(config, plan).trainer.tokens_per_micro_batch
     assert plan.micro_batch_sizes["trainer"] == 32 and chosen == plan.tokens_per_micro_batch["trainer"]
     assert chosen is not None
-    again = plan_memory(with_micro_batches(config, plan), Lengths(128, 64), CPU, None)
+    again = plan_memory(with_micro_batches(config, plan), SHORT, CPU, None)
     assert again.micro_batch_sizes["trainer"] == 32 and not again.tokens_per_micro_batch
 
 
 @pytest.mark.parametrize(("place", "held"), [("cuda:1", False), ("cpu", False), ("cuda:0", True), ("cuda", True)])
 def test_a_teacher_on_another_card_takes_nothing_of_this_one(checkpoint: str, place: str, held: bool) -> None:
-    options = scaled(checkpoint, f"teacher.device={place}", "scale.memory_gib=16")
+    options = scaled(checkpoint, f"teacher.device={place}", "scale.memory_gib=16", "trainer.micro_batch_size=1")
     plan = plan_memory(configured("alpha=0.5", *options), Lengths(16, 8), torch.device("cuda", 0), None)
     assert all(("teacher in int8" in stage.held) == held for stage in plan.stages if stage.name == "training")
 
@@ -250,8 +255,10 @@ def test_less_memory_makes_smaller_micro_batches(checkpoint: str) -> None:
     assert sum(stage.phases["update"].values()) <= update / 2 or size == 1
 
 
+@pytest.mark.usefixtures("composed_once")
 def test_a_run_that_does_not_fit_names_its_largest_part(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(scaled(checkpoint, "scale.memory_gib=0.1")) == 1
+    sizes = ["task.max_prompt_tokens=32", "task.max_completion_tokens=16", "scale.memory_gib=0.1"]
+    assert main(scaled(checkpoint, *sizes)) == 1
     said = capsys.readouterr().out
     assert "failed   memory" in said and "It does not fit, most of it is" in said
     assert "unknown  data" in said  # the Hub
@@ -261,15 +268,20 @@ def test_a_run_that_does_not_fit_names_its_largest_part(checkpoint: str, capsys:
 def test_the_doctor_of_the_default_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["experiment=xsum_rl", "reward=faithfulness", "task.train_size=300", "task.test_size=10"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
     states = {line.split()[1]: line.split()[0] for line in lines if not line.startswith(" ")}
-    names = ("settings", "devices", "data", "tokenizers", "lengths", "reward", "disk", "memory")
-    assert states == dict.fromkeys(names, "ok")
+    names = ["settings", "devices", "precision", "hub", "data", "tokenizers", "lengths", "reward", "disk", "memory"]
+    assert states == {**dict.fromkeys(names, "ok"), "ends": "unknown", "teacher": "unknown"}
+    assert last == "12 checks, 0 failed, 2 not made (ends, teacher)"
     assert any("key-value cache" in line for line in lines)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_doctor_trains_no_reward_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("composed_once", "without_memory")
+def test_the_doctor_trains_no_reward_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gkd_rl.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
     small = ["task.train_size=100", "task.test_size=10", f"cache_dir={tmp_path}"]
     assert main(["experiment=xsum_rl", *small]) == 0
     assert "unknown  reward      entailment: the run trains its model first" in capsys.readouterr().out
@@ -277,27 +289,42 @@ def test_the_doctor_trains_no_reward_model(capsys: pytest.CaptureFixture[str], t
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "says"),
+    ("arguments", "says"),
     [
-        (["alpha=7"], 2, "alpha takes a number >= 0 and <= 1"),
-        (["-m", "alpha=0,1"], 2, "-m: the doctor looks at one run"),
-        (["task.max_completion_tokens=4"], 1, "failed   lengths"),
-        (["task.max_prompt_tokens=10"], 1, "raise task.max_prompt_tokens"),
-        (["reward=exact_match"], 1, "failed   reward"),
-        (["scale.memory_gib=0.01"], 1, "failed   memory"),
-        (["teacher.device=cuda:9"], 1, "failed   devices"),
-        (["student.tokenizer=/no/such/folder"], 1, "failed   tokenizers"),
+        (["alpha=7"], "alpha takes a number >= 0 and <= 1"),
+        (["-m", "alpha=0,1"], "-m: the doctor looks at one run"),
     ],
 )
-def test_what_speaks_against_a_run_is_said(
-    arguments: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert (
-        main(["experiment=xsum_rl", "reward=faithfulness", "task.train_size=100", "task.test_size=10", *arguments])
-        == status
-    )
-    said = capsys.readouterr()
-    assert says in said.out + said.err
+def test_settings_are_refused(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err and shown.out == ""
+
+
+SIZED = ["experiment=xsum_rl", "reward=faithfulness", "task.train_size=100", "task.test_size=10"]
+
+
+@pytest.mark.usefixtures("composed_once", "without_memory")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["task.max_completion_tokens=4"], "failed   lengths"),
+        (["task.max_prompt_tokens=10"], "raise task.max_prompt_tokens"),
+        (["reward=exact_match"], "failed   reward"),
+        (["teacher.device=cuda:9"], "failed   devices"),
+        (["student.tokenizer=/no/such/folder"], "failed   tokenizers"),
+    ],
+)
+def test_what_speaks_against_a_run_is_said(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = {text.partition("=")[0]: text for text in [*SIZED, *arguments]}  # each setting once
+    assert main(list(typed.values())) == 1
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("composed_once")
+def test_too_little_memory_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SIZED, "scale.memory_gib=0.01"]) == 1
+    assert "failed   memory" in capsys.readouterr().out
 
 
 def test_the_peak_is_measured_anew_for_every_run() -> None:

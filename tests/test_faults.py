@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import socket
@@ -13,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
-from test_distributed import launch
+from forked import run_forked
 from test_run import SMALL, lines
 from test_sweeps import environment
 
@@ -216,35 +215,6 @@ def test_wandb_without_an_account_is_refused_before_the_first_step(tmp_path: Pat
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-KILLED = """
-import os, signal, sys, types
-from gkd_rl.launched import rank
-
-def run_experiment(config, settings, folder):
-    from gkd_rl.ranks import from_all
-    if rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    from_all("rank 0 waits for the other here")
-
-module = types.ModuleType("gkd_rl.pipeline")
-module.run_experiment = run_experiment
-sys.modules["gkd_rl.pipeline"] = module
-from gkd_rl.run import cli
-cli()
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_rank_ends_the_others(tmp_path: Path) -> None:
-    (tmp_path / "killed.py").write_text(KILLED, encoding="utf-8")
-    begun = time.monotonic()
-    done = launch("killed.py", "hydra.run.dir=run", cwd=tmp_path)
-    assert done.returncode != 0 and time.monotonic() - begun < 120
-    assert re.search(r"SIGKILL|exitcode *: -9", done.stderr)
-    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["status"] != "finished"
-    assert not (tmp_path / "run" / "eval.json").exists()
-
-
 SHORT = """
 import resource, sys
 import torch
@@ -258,22 +228,14 @@ def limited(*arguments):
     return models
 
 pipeline.prepare_models = limited
-from gkd_rl.run import cli
-cli()
 """
 
 
 @pytest.mark.slow
 def test_out_of_memory_names_the_largest_part_and_the_setting(tmp_path: Path) -> None:
     wide = ["trainer.prompts_per_step=256", "rollout.per_prompt=16", "trainer.micro_batch_size=4096"]
-    done = subprocess.run(
-        [sys.executable, "-c", SHORT, *SMALL, *wide, "tracking=none", "trainer.head_chunk_tokens=100000"],
-        cwd=tmp_path,
-        env=environment(tmp_path, OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    settings = [*SMALL, *wide, "tracking=none", "trainer.head_chunk_tokens=100000"]
+    done = run_forked(settings, tmp_path, SHORT, GKD_RL_CACHE=str(tmp_path / "cache"))
     said = told(done)
     assert re.search(r"out of memory \(.*\)\. The plan's peak is [0-9.]+ GiB of .* most of it is .* \(.*iB\): ", said)
     assert "lower trainer.head_chunk_tokens" in said and "gkd_rl.doctor" in said

@@ -5,11 +5,10 @@ GKD_RL_MALFORMED=60 makes 200 of them, in a few minutes; the suite takes fewer c
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from conftest import configured
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gkd_rl import build, precheck
+from gkd_rl import build
 from gkd_rl.errors import GkdRlError
 from gkd_rl.first_look import check_data
 from gkd_rl.precheck import check_command_line
@@ -152,24 +151,10 @@ def tried(check: Callable[[Any], None], cases: st.SearchStrategy[Any], count: in
     asked(given(cases)(check))()
 
 
-def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Hydra composed for the same overrides is composed no second time, which is most of a refusal's seconds."""
-    kept: dict[str, Any] = {}
-    compose = precheck.compose
-
-    def composed(name: str, overrides: Sequence[str] = (), **more: Any) -> Any:
-        key = repr((name, list(overrides), more))
-        if key not in kept:
-            kept[key] = compose(name, list(overrides), **more)
-        return copy.deepcopy(kept[key])
-
-    monkeypatch.setattr(precheck, "compose", composed)
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("commands_composed_once")
 def test_malformed_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    composed_once(monkeypatch)
     outcomes = []
 
     def check(arguments: list[str]) -> None:

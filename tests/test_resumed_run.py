@@ -7,14 +7,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from forked import Started, start_forked
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from run_cases import record_of
@@ -160,33 +159,28 @@ def test_outside_of_steps_a_signal_ends_at_once_and_other_threads_hear_none() ->
 
 @pytest.mark.slow
 def test_a_stopped_command_says_how_it_goes_on_and_that_is_all_it_takes(tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    environment |= {"PYTHONPATH": str(Path(__file__).parents[1])}
     overrides = [*SMALL, "tracking=none", "trainer.steps=16", "trainer.warmup_steps=0", "trainer.checkpoint_every=12"]
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "gkd_rl.run", *arguments],
-            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    def start(*arguments: str) -> Started:
+        return start_forked(list(arguments), tmp_path, GKD_RL_CACHE=str(tmp_path / "cache"))
 
-    undisturbed = start(*overrides, "hydra.run.dir=whole")
-    assert undisturbed.wait(200) == 0
-    process, metrics = start(*overrides, "hydra.run.dir=cut"), tmp_path / "cut" / "metrics.jsonl"
+    undisturbed = start(*overrides, "hydra.run.dir=whole").finish()
+    assert undisturbed.returncode == 0, undisturbed.stderr[-2000:]
+    started, metrics = start(*overrides, "hydra.run.dir=cut"), tmp_path / "cut" / "metrics.jsonl"
     end = time.monotonic() + 200
     while (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3) and time.monotonic() < end:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in said
+    started.process.terminate()
+    ended = started.finish(60)
+    said = ended.stderr
+    assert ended.returncode == 128 + signal.SIGTERM and "Traceback" not in said
     found = re.search(r"stopped by SIGTERM: step (\d+) is kept. To go on: python -m gkd_rl.run (resume=.*)", said)
     assert found is not None, said[-2000:]
     taken = metrics.read_bytes().count(b"\n")
     assert taken == int(found[1]) < 16
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["error"].startswith("Stopped: stopped by SIGTERM")
-    process = start(found[2])
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said[-2000:]
+    resumed_one = start(found[2]).finish()
+    assert resumed_one.returncode == 0, resumed_one.stderr[-2000:]
 
     def lines(name: str) -> list[dict]:
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import configured
 from test_judge import Server
 from test_judge import server as judge_server  # noqa: F401
 from test_run import SMALL
@@ -19,6 +20,7 @@ from gkd_rl.errors import ConfigError
 from gkd_rl.precheck import check_command_line
 from gkd_rl.run import find_config_dir
 from gkd_rl.tracking import Listing, Tracker
+from gkd_rl.validation import validate
 from reward_models.targets import is_written
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +30,14 @@ SECRETS = {
 }
 
 
+def invalid(*settings: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate(configured(*settings))
+    return str(caught.value)
+
+
 def refused(*arguments: str) -> str:
+    """The same by the command line."""
     with pytest.raises(ConfigError) as caught:
         check_command_line(find_config_dir(), list(arguments))
     return str(caught.value)
@@ -52,11 +61,11 @@ def refused(*arguments: str) -> str:
     ],
 )
 def test_settings_call_no_foreign_code(target: str) -> None:
-    assert f"task._target_={target}" in refused(f"task._target_='{target}'")
+    assert f"task._target_={target}" in invalid(f"task._target_='{target}'")
 
 
 def test_a_target_below_another_is_looked_at_too() -> None:
-    said = refused(
+    said = invalid(
         "reward=judge", "reward.components.judge.server.model=m", "reward.components.judge.server._target_=os.system"
     )
     assert "reward.components.judge.server._target_=os.system is outside this project" in said

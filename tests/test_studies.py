@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
+from conftest import configured
+from forked import run_forked
 from run_cases import make_run, record_of
 
 import experiments.studies as studies_package
@@ -21,6 +23,7 @@ from experiments.plan import asked_by, composed, plan_of, seeds_before
 from experiments.statements import STATEMENTS
 from experiments.studies import alpha, baselines, data_efficiency, walk
 from experiments.verdicts import About, Claim, Series, Verdict
+from gkd_rl.validation import validate
 
 STUDIES = all_studies()
 SMALL = (
@@ -84,8 +87,10 @@ def test_without_runs_a_claim_is_undecided_and_says_what_is_missing(name: str) -
 @pytest.mark.slow
 def test_every_condition_is_valid_and_on_its_tasks_budget() -> None:
     for found in STUDIES.values():
+        composed(Cell(next(iter(found.conditions.values())), 0).typed)  # which Hydra takes
         for name, overrides in found.conditions.items():
-            config = composed(Cell(overrides, 0).typed)
+            config = configured(*Cell(overrides, 0).typed)
+            validate(config)
             sequences = config.trainer.prompts_per_step * config.rollout.per_prompt
             assert sequences == 64 and config.scale.threads == 1, name
             steps = 120 if "xsum" in config.task["_target_"] else 500 if name == walk.LONGER else 250
@@ -285,8 +290,13 @@ def test_data_efficiency_claims() -> None:
 
 @pytest.mark.slow
 def test_two_real_runs_from_the_command_to_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GKD_RL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    def forked(command: list[str], stdout: TextIO, **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "gkd_rl.run"]
+        done = run_forked(command[3:], tmp_path, GKD_RL_CACHE=str(tmp_path / "cache"))
+        stdout.write(done.stdout + done.stderr)
+        return done
+
+    monkeypatch.setattr(study.subprocess, "run", forked)
     warm = ("evaluation.temperatures=[1.0,0.1]",)
     pair = {"on": (*SMALL, *warm), "off": (*SMALL, "lmbda=0")}
     one = planted(on_beats_off, conditions=pair, seeds=(0,))
