@@ -165,7 +165,7 @@ def scaled(checkpoint: str, *overrides: str) -> list[str]:
     return ["experiment=gsm8k_rl", "scale=single_gpu", *paths, *overrides]
 
 
-SHORT = Lengths(32, 16)
+SHORT = Lengths(16, 8)
 
 
 def planned(*overrides: str) -> tuple[Config, MemoryPlan]:
