@@ -321,12 +321,6 @@ def test_what_speaks_against_a_run_is_said(arguments: list[str], says: str, caps
     assert says in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("composed_once")
-def test_too_little_memory_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SIZED, "scale.memory_gib=0.01"]) == 1
-    assert "failed   memory" in capsys.readouterr().out
-
-
 def test_the_peak_is_measured_anew_for_every_run() -> None:
     gc.collect()
     reset_peak(CPU)
