@@ -91,7 +91,8 @@ def test_a_mistake_ends_as_one_message(
     with pytest.raises(SystemExit) as ended:
         run.cli()
     assert ended.value.code == 2
-    refused_with(parts, *capsys.readouterr())
+    shown = capsys.readouterr()
+    refused_with(parts, shown.out, shown.err)
     assert not list(tmp_path.iterdir()), "a refused command left something behind"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -68,6 +69,7 @@ def hydra_context() -> Iterator[None]:
         yield
 
 
+@functools.cache
 def config_of(*overrides: str) -> Config:
     config = OmegaConf.to_object(compose("config", list(overrides)))
     assert isinstance(config, Config)

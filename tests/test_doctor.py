@@ -165,7 +165,7 @@ def scaled(checkpoint: str, *overrides: str) -> list[str]:
     return ["experiment=gsm8k_rl", "scale=single_gpu", *paths, *overrides]
 
 
-SHORT = Lengths(32, 16)
+SHORT = Lengths(16, 8)
 
 
 def planned(*overrides: str) -> tuple[Config, MemoryPlan]:
@@ -319,12 +319,6 @@ def test_what_speaks_against_a_run_is_said(arguments: list[str], says: str, caps
     typed = {text.partition("=")[0]: text for text in [*SIZED, *arguments]}  # each setting once
     assert main(list(typed.values())) == 1
     assert says in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("composed_once")
-def test_too_little_memory_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SIZED, "scale.memory_gib=0.01"]) == 1
-    assert "failed   memory" in capsys.readouterr().out
 
 
 def test_the_peak_is_measured_anew_for_every_run() -> None:

@@ -288,7 +288,11 @@ def test_what_goes_together_starts(student: str, work: Path, monkeypatch: pytest
     monkeypatch.setattr(run, "main", lambda: begun.append(True))
     models = [f"student.path={work.parent}/models/{student}", f"teacher.path={work.parent}/models/llama"]
     tokenizer = [f"student.tokenizer={work.parent}/models/gguf"] if "gguf" in student else []
-    monkeypatch.setattr(sys, "argv", ["gkd_rl.run", *GSM8K, *models, *tokenizer])
+    rows = work.parent / "rows.jsonl"
+    rows.write_text('{"question": "a", "answer": "b #### 1"}\n', encoding="utf-8")
+    files = [f"task.data_files={{train: {rows}, validation: {rows}, test: {rows}}}"]
+    typed = [*(one for one in GSM8K if "data_files" not in one), *files, *models, *tokenizer]
+    monkeypatch.setattr(sys, "argv", ["gkd_rl.run", *typed])
     run.cli()
     assert begun == [True]
     assert not list(work.iterdir())

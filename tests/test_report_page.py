@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -387,13 +388,11 @@ def test_a_hundred_long_runs_open_quickly(browser: Browser, tmp_path: Path) -> N
             shutil.copy(tmp_path / f"runs/{i // 10 * 10}/metrics.jsonl", run)
     main([str(tmp_path / "runs"), "--out", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").stat().st_size < 15e6
-    ready = []
-    for _ in range(3):
+    ready = [math.inf]  # milliseconds since the file was opened; other work on the machine slows a single one
+    while min(ready) >= 3000:
+        assert len(ready) <= 3, ready
         one = Watched(browser, tmp_path / "page.html")
         one.page.fill("#query", "alpha=0.25")
         expect(one.page.locator("#count")).to_have_text("20 of 100 runs")
         ready.append(one.ready)
         one.close()
-    assert min(ready) < 3000, (
-        ready
-    )  # milliseconds since the file was opened; other work on the machine slows a single one

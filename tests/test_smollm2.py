@@ -6,6 +6,7 @@ folder that the variable GKD_RL_SMOLLM2 names.
 
 from __future__ import annotations
 
+import copy
 import os
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -15,11 +16,12 @@ import pytest
 import torch
 from test_rollout import chi_square_p
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from gkd_rl.architecture import HiddenStateModel
+from gkd_rl.depth_pruning import prune
 from gkd_rl.fused_head import FusedHead
 from gkd_rl.loading import load_model, load_tokenizer
-from gkd_rl.model_files import LoadOptions
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
 from gkd_rl.types import Example, Projection, Rollout
 
@@ -57,10 +59,16 @@ def codec() -> TextCodec:
     return TextCodec(load_tokenizer(str(WEIGHTS), None, "student.path"), 64, 16, torch.device("cpu"), decoder_only=True)
 
 
+@pytest.fixture(scope="module")
+def whole() -> PreTrainedModel:
+    return load_model(str(WEIGHTS), None, torch.float32, "student.path")
+
+
 @pytest.fixture(scope="module", params=LAYERS)
-def model(request: pytest.FixtureRequest) -> HiddenStateModel:
-    options = LoadOptions(keep_layers=LAYERS[request.param])
-    return HiddenStateModel(load_model(str(WEIGHTS), None, torch.float32, "student.path", options)).eval()
+def model(request: pytest.FixtureRequest, whole: PreTrainedModel) -> HiddenStateModel:
+    """`student.keep_layers` prunes what was loaded; reading the file takes a minute."""
+    layers = LAYERS[request.param]
+    return HiddenStateModel(whole if layers is None else prune(copy.deepcopy(whole), layers)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -225,7 +225,8 @@ def test_the_plan_counts_what_the_buffers_take(
 @pytest.mark.parametrize("task", ["xsum", "gsm8k"])
 def test_the_plan_of_a_run_holds_the_buffers_throughout(task: str, news_tokenizer: PreTrainedTokenizerFast) -> None:
     """Without data: keys and values of as many columns as the task's limits allow, whatever the texts are."""
-    config = configured(f"task={task}", "rollout.static_cache=true")
+    sizes = [f"{key}.micro_batch_size=1" for key in ("student.sft", "teacher.sft", "trainer")]  # searched for otherwise
+    config = configured(f"task={task}", "rollout.static_cache=true", *sizes)
     plan = plan_memory(config, Lengths(16, 8), torch.device("cpu"), news_tokenizer)
     held = next(stage for stage in plan.stages if stage.name == "training").held["static cache"]
     made: dict[str, Any] = config.student.architecture or {}
@@ -235,5 +236,5 @@ def test_the_plan_of_a_run_holds_the_buffers_throughout(task: str, news_tokenize
     rows = config.trainer.prompts_per_step * config.rollout.per_prompt
     columns = config.task["max_prompt_tokens"] + config.task["max_completion_tokens"]
     assert 1 < held / (rows * columns * 2 * 4 * made[heads] * size * layers) < 1.3
-    without = plan_memory(configured(f"task={task}"), Lengths(16, 8), torch.device("cpu"), news_tokenizer)
+    without = plan_memory(configured(f"task={task}", *sizes), Lengths(16, 8), torch.device("cpu"), news_tokenizer)
     assert all("static cache" not in stage.held for stage in without.stages)
