@@ -145,7 +145,15 @@ def faults(work: Path, folder: Path) -> dict[str, tuple[str, list[str]]]:
         "no end": ("ends", with_teacher(work, folder / "endless", _endless)),
         "another vocabulary": ("tokenizers", with_teacher(work, folder / "words", _other_words)),
         "a teacher that is worse": ("teacher", swapped),
-        "a constant reward": ("reward", ["reward=exact_match"]),
+        "a reward that cannot read the data": ("reward", ["reward=exact_match"]),
+        "a constant reward": (
+            "reward",
+            [
+                "+reward.components.length={_target_: reward_models.shaping.LengthPenalty, shortest: 1, longest: 40}",
+                "reward.weights.rouge=0",
+                "+reward.weights.length=1",
+            ],
+        ),
         "texts that are cut": ("lengths", ["task.max_completion_tokens=2"]),
         "a full disk": ("disk", ["cache_dir=/proc/none"]),
         "no memory": ("memory", ["scale.memory_gib=0.01"]),
@@ -161,7 +169,8 @@ def faults(work: Path, folder: Path) -> dict[str, tuple[str, list[str]]]:
 
 
 NAMES = [
-    "wrong template", "another end", "no end", "another vocabulary", "a teacher that is worse", "a constant reward",
+    "wrong template", "another end", "no end", "another vocabulary", "a teacher that is worse",
+    "a reward that cannot read the data", "a constant reward",
     "texts that are cut", "a full disk", "no memory", "a damaged data file", "no data file", "no Hub",
     "an emulated type", "no judge", "no teacher's server", "no device", "no checkpoint",
 ]  # fmt: skip
@@ -208,6 +217,7 @@ def test_a_planted_fault_is_found(
     status, said = main(list(typed.values())), capsys.readouterr().out
     assert status == 1, said
     assert "failed" in states(said)[check], said
+    assert name != "a constant reward" or "cannot tell them apart" in " ".join(said.split()), said
     assert check in said.splitlines()[-1].partition("failed (")[2]
 
 

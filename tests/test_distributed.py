@@ -46,7 +46,7 @@ module.run_experiment = run_experiment
 sys.modules["gkd_rl.pipeline"] = module
 """
 KILLED = """
-import os, signal
+import os, pathlib, signal, time
 from gkd_rl import pipeline
 from gkd_rl.launched import rank
 from gkd_rl.ranks import from_all
@@ -57,6 +57,8 @@ def run_experiment(config, settings, folder):
     if config.seed == 0:
         return whole(config, settings, folder)
     if rank() == 1:
+        while not pathlib.Path("s/1/run.json").is_file():  # rank 0 writes it
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
     from_all("rank 0 waits for the other here")
 
