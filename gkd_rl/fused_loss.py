@@ -18,7 +18,7 @@ from torch import Tensor
 from gkd_rl.divergence import gradient_of
 from gkd_rl.divergence_slopes import dot
 from gkd_rl.fused_head import FusedHead, check_shapes, spread
-from gkd_rl.two_readings import Reading, add_product, any_number, compiled, product
+from gkd_rl.two_readings import Reading, add_product, any_number, compiled
 from gkd_rl.types import OutputHead, Projection, Teaching, TokenTerms, TopLogProbs
 
 LossOfTokens = Callable[[Tensor, Tensor | None, slice], Tensor]
@@ -62,7 +62,7 @@ class FusedLoss:
         with torch.no_grad():
             for rows in self.head.chunks(ids_N, vocabulary):
                 hidden_ND, told = student_ND[rows], tuple(tensor[rows] for tensor in told_N)
-                logits_NV = product(student_head, hidden_ND, vocabulary)
+                logits_NV = student_head.logits(hidden_ND, vocabulary)
                 of_logits = self._in_two_readings if self._takes_two(teacher, vocabulary) else self._of_logits
                 numbers, slope_NV = of_logits(logits_NV, student_head, teacher, told, ids_N[rows], rows)
                 del logits_NV
@@ -121,7 +121,7 @@ class FusedLoss:
         """The same."""
         divergence, told_NV = self.head.divergence, None
         if isinstance(teacher, Projection) and divergence is not None and divergence.needs_teacher:
-            told_NV = product(teacher.head, told_N[0], logits_NV.shape[1])
+            told_NV = teacher.head.logits(told_N[0], logits_NV.shape[1])
         reading = Reading(divergence, self.head.temperature, student_head.softcap, student_head.weight_VD.dtype)
         any_number(logits_NV, told_NV, ids_N)
         (logp_N, entropy_N, divergence_N), norms = compiled(Reading.sums)(reading, logits_NV, told_NV, ids_N)

@@ -18,7 +18,7 @@ from torch import Tensor
 from gkd_rl.choices import DivergenceName
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.divergence_slopes import SLOPES
-from gkd_rl.types import OutputHead
+from gkd_rl.types import in_float32
 
 # log Σ exp of the student's logits at the sampling's and at the divergence's temperature, and of the teacher's, and
 # Σ_v ∂D/∂log Q_v: each (N, 1), or None where there is no divergence or it does not read the teacher. A plain tuple:
@@ -123,28 +123,14 @@ class Reading:
         return *SLOPES[divergence.name](told_NV, logq_NV, q_NV, parameter), q_NV
 
 
-def product(head: OutputHead, hidden_ND: Tensor, vocabulary: int) -> Tensor:
-    """`OutputHead.logits`, (N, vocabulary), of products that a GPU does not round to the weights' dtype first."""
-    if not _sums_in_float32(head.weight_VD):
-        return head.logits(hidden_ND, vocabulary)
-    logits_NV = torch.mm(hidden_ND * head.scale, head.weight_VD[:vocabulary].T, out_dtype=torch.float32)
-    if head.bias_V is not None:
-        logits_NV += head.bias_V[:vocabulary]
-    return logits_NV if head.softcap is None else logits_NV.div_(head.softcap).tanh_().mul_(head.softcap)
-
-
 def add_product(sum_VD: Tensor, one_NV: Tensor, other_ND: Tensor) -> None:
     """Sum += oneᵀ @ other, rounded to the sum's dtype only."""
     if sum_VD.dtype == one_NV.dtype:
         sum_VD.addmm_(one_NV.T, other_ND)
-    elif _sums_in_float32(one_NV):
+    elif in_float32(one_NV):
         torch.addmm(sum_VD, one_NV.T, other_ND, out_dtype=torch.float32, out=sum_VD)
     else:
         sum_VD.add_(one_NV.T @ other_ND)
-
-
-def _sums_in_float32(tensor: Tensor) -> bool:
-    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
 
 
 @cache

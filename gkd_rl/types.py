@@ -122,6 +122,11 @@ def _used_width(mask: Tensor) -> int:
     return int(used.max()) + 1 if used.numel() else 1
 
 
+def in_float32(tensor: Tensor) -> bool:
+    """Products with it can be had in float32: on CUDA, in half precision."""
+    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True)
 class OutputHead:
     """Hidden state -> logits: z = scale · (h @ weight.T) + bias, and cap · tanh(z / cap) where logits are capped.
@@ -139,9 +144,18 @@ class OutputHead:
     softcap: float | None = None
 
     def logits(self, hidden_ND: Tensor, vocabulary: int) -> Tensor:
-        """Logits over the first `vocabulary` entries, in float32, shape (N, vocabulary)."""
+        """Logits over the first `vocabulary` entries, in float32, shape (N, vocabulary).
+
+        Without a gradient a GPU's products of half precision are not rounded to it, so that whoever reads a text sees
+        the same log-probabilities: while it is written, before an update (PPO's ratio) and in `fused_loss`.
+        """
+        weight_VD = self.weight_VD[:vocabulary]
         bias = None if self.bias_V is None else self.bias_V[:vocabulary]
-        logits = torch.nn.functional.linear(hidden_ND * self.scale, self.weight_VD[:vocabulary], bias).float()
+        if in_float32(weight_VD) and not torch.is_grad_enabled():
+            logits = torch.mm(hidden_ND * self.scale, weight_VD.T, out_dtype=torch.float32)
+            logits = logits if bias is None else logits.add_(bias)
+        else:
+            logits = torch.nn.functional.linear(hidden_ND * self.scale, weight_VD, bias).float()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 

@@ -86,14 +86,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     sizes = arguments.prompts * 16, arguments.shortest - 1, arguments.longest - 1  # and an end
     tokenizer, examples = random_texts(vocabulary(arguments.shape), *sizes, arguments.seed)
-    student, teacher = models(
-        arguments.shape,
-        arguments.layers,
-        2 / arguments.completion,
-        arguments.device,
-        arguments.dtype,
-        arguments.teacher_bits,
-    )
+    student, teacher = models(arguments)
     codec = TextCodec(tokenizer, arguments.longest, arguments.completion, torch.device(arguments.device))
     loop, steps = Loop(arguments, student, teacher, codec, examples), itertools.count()
     work: dict[str, Callable[[], Work]] = {

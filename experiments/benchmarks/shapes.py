@@ -8,6 +8,7 @@ t5_xl     T5 v1.1 XL teaches base
 
 from __future__ import annotations
 
+import argparse
 import copy
 from dataclasses import dataclass
 from typing import Any
@@ -79,28 +80,23 @@ def vocabulary(name: str) -> int:
     return PAIRS[name].teacher["vocab_size"]
 
 
-def models(
-    name: str, layers: int | None, chance: float, device: str, dtype: str = "float32", bits: int | None = None
-) -> tuple[Model, Model]:
-    """Student and frozen teacher on a device.
+def models(arguments: argparse.Namespace) -> tuple[Model, Model]:
+    """Student and frozen teacher on a device, whose texts end after half of --completion in the mean.
 
     Args:
-        name: of the pair.
-        layers: of the teacher instead of its own number, and of a student that is not made of its layers.
-        chance: that a text ends, at every place.
-        device: where they are made, too: torch's random numbers there decide the weights.
-        dtype: of both.
-        bits: 8 or 4 of the teacher's matrices; None: as the others.
+        arguments: shape, layers (instead of the teacher's own number, and of a student's that is not made of them),
+            completion, dtype, teacher_bits (of its matrices, or None) and device, where torch's random numbers decide
+            the weights.
     """
-    pair = PAIRS[name]
-    teacher = _made(pair.teacher, layers, device, dtype)
+    pair, layers, device = PAIRS[arguments.shape], arguments.layers, arguments.device
+    teacher = _made(pair.teacher, layers, device, arguments.dtype)
     if pair.student is None:
         count = layers or pair.teacher.get("num_hidden_layers") or pair.teacher["num_layers"]
         student = prune(copy.deepcopy(teacher), list(range(0, count, pair.every)))
     else:
-        student = _made(pair.student, layers, device, dtype)
-    student, teacher = (ending(one, chance, pair.size) for one in (student, teacher))
-    kind = {None: Quantization.none, 8: Quantization.int8, 4: Quantization.nf4}[bits]
+        student = _made(pair.student, layers, device, arguments.dtype)
+    student, teacher = (ending(one, 2 / arguments.completion, pair.size) for one in (student, teacher))
+    kind = {None: Quantization.none, 8: Quantization.int8, 4: Quantization.nf4}[arguments.teacher_bits]
     return student, quantized(teacher, kind, torch.device(device)).eval()
 
 

@@ -73,14 +73,7 @@ class Bench:
             arguments.longest,
             arguments.seed,
         )
-        self.student, self.teacher = models(
-            arguments.shape,
-            arguments.layers,
-            2 / arguments.completion,
-            arguments.device,
-            arguments.dtype,
-            arguments.teacher_bits,
-        )
+        self.student, self.teacher = models(arguments)
         if arguments.teacher == "as_student":
             self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
