@@ -20,6 +20,7 @@ from gkd_rl.divergence import TokenDivergence
 from gkd_rl.divergence_slopes import SLOPES
 from gkd_rl.types import in_float32
 
+READINGS = 64  # that a process compiles at most; torch refuses the ninth unless it is told
 # log Σ exp of the student's logits at the sampling's and at the divergence's temperature, and of the teacher's, and
 # Σ_v ∂D/∂log Q_v: each (N, 1), or None where there is no divergence or it does not read the teacher. A plain tuple:
 # torch 2.11 does not compile named ones.
@@ -135,7 +136,8 @@ def add_product(sum_VD: Tensor, one_NV: Tensor, other_ND: Tensor) -> None:
 
 @cache
 def compiled(reading: Callable[..., Any]) -> Callable[..., Any]:
-    """A reading in few kernels, for any number of tokens."""
+    """A reading in few kernels, for any number of tokens; a sweep in one process has one for each divergence."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, READINGS)
     return torch.compile(reading, fullgraph=True)  # pyright: ignore[reportReturnType]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from gkd_rl import fused_loss
 from gkd_rl.fused_head import CHUNK_TENSORS, CHUNK_TENSORS_COMPILED, FusedHead
 from gkd_rl.fused_loss import FusedLoss
-from gkd_rl.two_readings import Reading
+from gkd_rl.two_readings import Reading, compiled
 
 CLOSED = {name: one for name, one in DIVERGENCES.items() if name != "top_k"}
 
@@ -83,13 +84,14 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         found.append(len(graph.graph.nodes))
         return graph.forward
 
-    def compiled(reading: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(reading, fullgraph=True, backend=backend)
-
+    before, torch._dynamo.config.recompile_limit = torch._dynamo.config.recompile_limit, 8
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.compiler.reset()
-    monkeypatch.setattr(fused_loss, "compiled", compiled)
+    compiled.cache_clear()
     yield found
     torch.compiler.reset()
+    compiled.cache_clear()
+    torch._dynamo.config.recompile_limit = before
 
 
 @pytest.mark.parametrize("kind", ["none", "jsd_0.9", "reverse_skew_kl", "cross_entropy"])
@@ -103,6 +105,16 @@ def test_chunks_of_any_size_are_one_graph_each_reading(kind: str, graphs: list[i
         losses.append(float(fused(case.student, case.teacher, case.ids, case.mask)[0].detach()))
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
     assert len(graphs) == 2
+
+
+def test_a_sweep_has_more_divergences_than_torch_compiles_unasked(graphs: list[int]) -> None:
+    case, of_tokens = make_case(), OBJECTIVES["reinforce"].of
+    credits = random_credits(rewarded=True, credited=False)
+    for divergence in CLOSED.values():
+        loss = of_tokens(case.mask, credits, TOTALS)
+        fused = FusedLoss(FusedHead(divergence, 1.0, 100, compiled=True), lambda *of, loss=loss: loss(*of).loss(0.5))
+        assert fused(case.student, case.teacher, case.ids, case.mask)[0].isfinite()
+    assert len(graphs) > 2 * 8
 
 
 def test_a_chunk_holds_more_tokens() -> None:
