@@ -177,10 +177,10 @@ def first_process(request: dict[str, Any]) -> dict[str, str]:
         for unused in (output_read, word_write, end_read):
             os.close(unused)
         work(request.pop("code"), request["folder"], limits, (output_write, word_read, end_write))
-    for unused in (output_write, word_read, end_write):
-        os.close(unused)
     word = os.urandom(16).hex()  # made after the fork: it is in no memory of the worker's
     os.write(word_write, word.encode())
+    for unused in (output_write, word_read, end_write):  # after the word: the worker may have ended without reading it
+        os.close(unused)
     return watch(worker, output_read, end_read, limits, word)
 
 

@@ -55,6 +55,18 @@ def test_exceptions_fail_and_say_where() -> None:
     assert run("import torch").status == "failed", "it has the standard library alone"
 
 
+def test_code_that_ends_before_it_is_given_the_word_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tmp_path / "slow_child.py"
+    slow.write_text(
+        f"import os, sys, time\nsys.path.insert(0, {str(sandbox.CHILD.parent)!r})\nimport sandbox_child\n"
+        "urandom = os.urandom\nos.urandom = lambda size: time.sleep(0.5) or urandom(size)\nsandbox_child.main()\n"
+    )
+    monkeypatch.setattr(sandbox, "CHILD", slow)
+    assert run("import os; os._exit(0)").status == "left"
+    assert run("raise ValueError").status == "failed"
+    assert run("x = 1").status == "passed"
+
+
 @pytest.mark.parametrize(
     "code",
     [
