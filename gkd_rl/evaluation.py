@@ -20,8 +20,7 @@ from gkd_rl.choices import Metric
 from gkd_rl.corpus_metrics import CorpusCounts, corpus_counts
 from gkd_rl.endpoint import EndpointTeacher
 from gkd_rl.fused_head import FusedHead
-from gkd_rl.masking import sequence_mean
-from gkd_rl.metrics import copy_rate, repetition_rate, rouge_scores, self_bleu
+from gkd_rl.metrics import by_position, copy_rate, repetition_rate, rouge_scores, self_bleu
 from gkd_rl.ranks import from_all, interleaved, own_seed, progress, share
 from gkd_rl.readers import said_by
 from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
@@ -56,11 +55,13 @@ class Evaluation:
         values: metric -> one number per example that it is measured on.
         completions: the greedy completion of each example, or the best beam.
         corpus: metric -> what each example adds to it.
+        by_position: divergence -> its mean over the sampled completions' first, second, ... tokens, in nats.
     """
 
     values: dict[str, np.ndarray]
     completions: list[str]
     corpus: dict[str, CorpusCounts] = field(default_factory=dict)
+    by_position: dict[str, np.ndarray] = field(default_factory=dict)
 
     def scores(self) -> dict[str, float]:
         """The number of every metric alone: the mean of its estimate."""
@@ -118,11 +119,14 @@ class Evaluator:
         prompts = self.examples[: self.settings.rollout_prompts]
         sampled = self._decode(model, prompts, self.sampling, 1, bar)
         numbers = {f"sampled/{name}": numbers for name, numbers in self._text_metrics(sampled).items()}
+        tokens: dict[str, list[np.ndarray]] = {}
         if self.teacher is not None:
-            numbers |= self._divergences(model, self.teacher, self.heads, sampled)
+            tokens |= self._divergences(model, self.teacher, self.heads, sampled)
         if self.initial is not None:
-            numbers |= self._divergences(model, self.initial, {"kl_to_initial": self.initial_head}, sampled)
+            tokens |= self._divergences(model, self.initial, {"kl_to_initial": self.initial_head}, sampled)
+        numbers |= {name: np.array([row.mean() for row in rows]) for name, rows in tokens.items()}
         values |= _of_all(numbers, len(prompts))
+        profiles = {name: by_position(_rows_of_all(rows, len(prompts))) for name, rows in tokens.items()}
         if self.settings.self_bleu_prompts > 0:
             prompts = self.examples[: self.settings.self_bleu_prompts]
             own_temperature = self._diversity(model, prompts, self.settings.self_bleu_temperature, bar)
@@ -135,7 +139,7 @@ class Evaluator:
         texts = interleaved(from_all(own), len(self.examples))
         references = [example.reference for example in self.examples]
         corpus = corpus_counts(texts, references) if Metric.bleu in self.settings.metrics else {}
-        return Evaluation(values | self._by_kind(values), texts, corpus)
+        return Evaluation(values | self._by_kind(values), texts, corpus, profiles)
 
     def _by_kind(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The reward of the rows of each kind, where the task's rows are of several (column `kind`)."""
@@ -195,17 +199,19 @@ class Evaluator:
         other: HiddenStateModel | EndpointTeacher,
         heads: dict[str, FusedHead],
         rollouts: list[Rollout],
-    ) -> dict[str, np.ndarray]:
-        """Each divergence to another model, averaged over each completion's tokens, in nats."""
-        parts: dict[str, list[np.ndarray]] = {f"sampled/{name}": [] for name in heads}
+    ) -> dict[str, list[np.ndarray]]:
+        """Each divergence to another model at the tokens of each completion, in nats."""
+        found: dict[str, list[np.ndarray]] = {f"sampled/{name}": [] for name in heads}
         for rollout in rollouts:
             own_side, other_side = Projection(model(rollout), model.head()), said_by(other, rollout)
+            lengths = rollout.mask_BT.sum(dim=1).tolist()
             for name, head in heads.items():
                 terms = head(own_side, other_side, rollout.ids_BT, rollout.mask_BT)
                 if terms.divergence_BT is None:
                     raise ValueError(f"the head {name!r} computes no divergence.")
-                parts[f"sampled/{name}"].append(sequence_mean(terms.divergence_BT, rollout.mask_BT).cpu().numpy())
-        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+                table = terms.divergence_BT.float().cpu().numpy()
+                found[f"sampled/{name}"] += [row[:length] for row, length in zip(table, lengths, strict=True)]
+        return found
 
     def _diversity(
         self, model: HiddenStateModel, prompts: Sequence[Example], temperature: float, bar: tqdm
@@ -227,3 +233,8 @@ def _of_all(values: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """The numbers of all ranks, in the order of their `count` examples."""
     parts = from_all(values)
     return {name: np.array(interleaved([part[name] for part in parts], count)) for name in values}
+
+
+def _rows_of_all(rows: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """The rows of all ranks, in the order of their `count` examples."""
+    return interleaved(from_all(rows), count)

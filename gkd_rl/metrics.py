@@ -204,3 +204,17 @@ def self_bleu(groups: Sequence[Sequence[str]]) -> float:
         tokens = [text.split() for text in samples]
         means.append(np.mean([_bleu(tokens[:i] + tokens[i + 1 :], sample) for i, sample in enumerate(tokens)]))
     return 100.0 * float(np.mean(means))
+
+
+def by_position(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over completions at each token's place, shape (T,); up to the last place that a tenth of them reach.
+
+    Args:
+        rows: values at the tokens of each completion, its length each.
+    """
+    lengths = np.array([len(row) for row in rows])
+    places = int(np.quantile(lengths, 0.9, method="higher"))
+    table = np.full((len(rows), places), np.nan)
+    for own, row in zip(table, rows, strict=True):
+        own[: len(row)] = row[:places]
+    return np.nanmean(table, axis=0)

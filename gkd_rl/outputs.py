@@ -82,6 +82,14 @@ class Results:
         rows = {**self.estimates(), CHANGE: self.changes()}
         return {name: {key: value.as_dict() for key, value in row.items()} for name, row in rows.items()}
 
+    def by_position(self) -> dict[str, dict[str, list[float]]]:
+        """Model -> divergence -> its mean at each place of the sampled completions, as JSON."""
+        return {
+            model: {name: means.round(6).tolist() for name, means in one.by_position.items()}
+            for model, one in self.evaluations.items()
+            if one.by_position
+        }
+
     def table(self) -> dict[str, dict[str, Estimate]]:
         """Metric -> model -> estimate, in the order people read it."""
         by_model = {**self.estimates(), CHANGE: self.changes()}
@@ -219,6 +227,7 @@ def write_results(folder: Path, results: Results, config: Config) -> str:
     facts |= {"data": results.data, "objective": results.objective(config.alpha)}
     facts |= {} if audit is None else {"teacher_audit": audit.as_dict()}
     facts |= {"signatures": signatures} if signatures else {}
+    facts |= {"by_position": profiles} if (profiles := results.by_position()) else {}
     lines = [json.dumps(row, ensure_ascii=False) for row in results.predictions()]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     write_json(folder / "eval.json", {**facts, **results.as_dict()})

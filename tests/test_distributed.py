@@ -146,6 +146,9 @@ def test_ranks_share_out_teacher_samples_and_evaluation(alone: dict[str, Any], r
             assert found.values[key].shape == numbers.shape
             if not key.startswith(("sampled/", "self_bleu")):  # of greedy text
                 np.testing.assert_allclose(found.values[key], numbers, rtol=1e-6)
+    assert "sampled/divergence" in expected.by_position
+    for name in expected.by_position:
+        assert np.array_equal(*(rank["evaluation"].by_position[name] for rank in ranks)), name
     for key in expected.values:
         assert np.array_equal(*(rank["evaluation"].values[key] for rank in ranks)), key
 

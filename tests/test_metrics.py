@@ -12,7 +12,7 @@ import yaml
 from rouge_score.rouge_scorer import RougeScorer
 
 from gkd_rl import metrics
-from gkd_rl.metrics import Rouge, repetition_rate, rouge_scores, self_bleu
+from gkd_rl.metrics import Rouge, by_position, repetition_rate, rouge_scores, self_bleu
 from gkd_rl.model_card import model_card
 from gkd_rl.report_table import markdown_table, results_table
 from gkd_rl.uncertainty import Estimate, bootstrap_interval, estimate, paired_difference
@@ -260,3 +260,10 @@ def test_model_card() -> None:
     assert "AutoModelForSeq2SeqLM.from_pretrained" in code
     with pytest.raises(ValueError, match="architecture_class=T5"):
         model_card("n", "m", {}, table, "", "T5")
+
+
+def test_means_by_position_go_as_far_as_a_tenth_of_the_rows_do() -> None:
+    rows = [np.array([float(i), 1.0]) for i in range(9)]
+    rows += [np.array([9.0, 1.0, 5.0]), np.array([10.0, 12.0, 7.0, 100.0])]
+    assert by_position(rows).tolist() == [5.0, 2.0, 6.0]
+    assert by_position(rows[:1]).tolist() == [0.0, 1.0]

@@ -131,14 +131,14 @@ def test_runs_are_taken_as_they_come(folder: Path, tmp_path: Path, data: dict[st
     run = write_run(tmp_path / "new", {})
     results = json.loads((run / "eval.json").read_text())
     results["student after"]["smell"] = {"mean": 0.123456789, "low": 0.1, "high": 0.2, "n": 9}
-    results["student after"]["kl_by_position"] = [0.5, "nan", 0.25]
+    results["by_position"] = {"student after": {"sampled/forward_kl": [0.5, "nan", 0.25]}}
     (run / "eval.json").write_text(json.dumps(results))
     lines = [json.loads(line) | {"taste": 1.0} for line in (run / "metrics.jsonl").read_text().splitlines()]
     lines[3] |= {"taste": "nan", "entropy": "inf"}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     new = payload(find_runs([tmp_path]), rows=4)
     assert new["runs"][0]["values"]["student after"]["smell"] == [0.123457, 0.1, 0.2, 9]
-    assert new["runs"][0]["profiles"] == {"kl_by_position": [0.5, None, 0.25]}
+    assert new["runs"][0]["profiles"] == {"sampled/forward_kl": [0.5, None, 0.25]}
     assert {"smell", "taste"} <= new["measures"].keys() and new["runs"][0]["curves"]["not_finite"] == {"entropy": 1}
     assert new["runs"][0]["curves"]["grids"][new["runs"][0]["curves"]["metrics"]["taste"][0]]["values"] == 29
 

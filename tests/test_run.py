@@ -86,6 +86,10 @@ def test_a_run_leaves_everything(folder: Path) -> None:
     rouge = results["student after"]["rouge2"]
     assert rouge["n"] == 20 and rouge["low"] <= rouge["mean"] <= rouge["high"]
     assert results["teacher"]["sampled/divergence"]["mean"] == pytest.approx(0, abs=1e-6)
+    profiles = {model: found["sampled/divergence"] for model, found in results["by_position"].items()}
+    assert profiles["teacher"] == pytest.approx([0] * len(profiles["teacher"]), abs=1e-6)
+    own = results["student after"]["sampled/divergence"]
+    assert 1 < len(profiles["student after"]) <= 12 and 0 < own["mean"] < 2 * max(profiles["student after"])
     assert len(lines(first / "predictions.jsonl")) == 20 and lines(first / "predictions.jsonl")[0]["prompt"]
     assert yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))["alpha"] == 0.5
     assert json.loads((first / "environment.json").read_text(encoding="utf-8"))["packages"]["torch"]

@@ -138,7 +138,7 @@ FIGURES = (
         "profile",
         "Divergence by position",
         "Of the student after training, by the token's place in the completion.",
-        "a list NAME_by_position in the run's eval.json, which no setting of this revision writes",
+        "a finished run with a teacher, as far as a tenth of its sampled completions reach",
         controls=False,
     ),
     Figure(

@@ -55,7 +55,7 @@ def measure(key: str) -> dict[str, str]:
     where, base = ("sampled", key.removeprefix("sampled/")) if key.startswith("sampled/") else ("", key)
     label = NAMES.get(base) or base.replace("/", ": ").replace("_", " ")
     unit = UNITS.get(base) or next((unit for prefix, unit in UNIT_OF_PREFIX.items() if base.startswith(prefix)), "")
-    if not unit and base.removesuffix("_by_position") in NATS:
+    if not unit and base in NATS:
         unit = "nats per token"
     lower = any(word in base for word in LOWER)
     return {"label": f"{label}, {where}" if where else label, "unit": unit, "better": "lower" if lower else "higher"}

@@ -175,13 +175,9 @@ def _estimates(section: Any) -> dict[str, list[float | None]]:
 
 
 def _profiles(results: dict[str, Any]) -> dict[str, list[float | None]]:
-    """Lists NAME_by_position of the student after training."""
-    section = results.get("student after", {})
-    return {
-        key: [_short(value) for value in values]
-        for key, values in section.items()
-        if key.endswith("_by_position") and isinstance(values, list)
-    }
+    """Divergence -> its mean at each place of the sampled completions, of the student after training."""
+    found = results.get("by_position", {}).get("student after", {})
+    return {key: [_short(value) for value in values] for key, values in found.items()}
 
 
 def _lengths(run: RunFolder) -> dict[str, list[list[int]]]:

@@ -71,7 +71,7 @@ def smoothed(steps: np.ndarray, values: np.ndarray, half_life: float) -> np.ndar
 
 
 def profile(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
-    """Lists NAME_by_position, mean over seeds."""
+    """Divergences by the place of the token, mean over seeds."""
     keys = sorted({key for run in runs for key in run["profiles"]})
     canvas.set_size_inches(7, 3.6 * max(1, len(keys)))
     for place, key in enumerate(keys):
