@@ -143,6 +143,16 @@ def test_runs_are_taken_as_they_come(folder: Path, tmp_path: Path, data: dict[st
     assert new["runs"][0]["curves"]["grids"][new["runs"][0]["curves"]["metrics"]["taste"][0]]["values"] == 29
 
 
+def test_what_a_run_on_text_alone_logs_is_no_divergence_in_the_curves(tmp_path: Path) -> None:
+    for name in ("jsd", "cross_entropy"):
+        write_run(tmp_path / name, {"divergence.name": name})
+    curves = {
+        run["settings"]["divergence"]: run["curves"]["metrics"] for run in payload(find_runs([tmp_path]), 4)["runs"]
+    }
+    assert "divergence" in curves["JSD(0.9)"] and "cross_entropy" not in curves["JSD(0.9)"]
+    assert "cross_entropy" in curves["cross entropy"] and "divergence" not in curves["cross entropy"]
+
+
 def test_nothing_of_the_machine_is_in_the_page(folder: Path, data: dict[str, Any]) -> None:
     page = html(data)
     assert "/secret" not in page and str(folder) not in page and "cache_dir" not in page

@@ -17,6 +17,7 @@ NAMES = {
     "copy_rate": "copied bigrams",
     "copied_bigrams": "copied bigrams",
     "divergence": "divergence D",
+    "cross_entropy": "cross-entropy of the text",
     "reverse_kl": "reverse KL to the teacher",
     "forward_kl": "forward KL to the teacher",
     "kl_to_teacher": "KL to the teacher",
@@ -46,8 +47,20 @@ UNITS = {
     "entropy": "nats per token",
 }
 UNIT_OF_PREFIX = {"time/": "seconds", "flops/": "FLOPs", "tokens/": "tokens"}
-NATS = ("divergence", "kl", "kl_to_teacher", "kl_to_initial", "forward_kl", "reverse_kl")
-LOWER = ("divergence", "kl", "repetition", "truncated", "self_bleu", "copy_rate", "copied", "loss", "failed", "time/")
+NATS = ("divergence", "cross_entropy", "kl", "kl_to_teacher", "kl_to_initial", "forward_kl", "reverse_kl")
+LOWER = (
+    "divergence",
+    "cross_entropy",
+    "kl",
+    "repetition",
+    "truncated",
+    "self_bleu",
+    "copy_rate",
+    "copied",
+    "loss",
+    "failed",
+    "time/",
+)
 
 
 def measure(key: str) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""One run's metrics.jsonl as packed curves, with two metrics that no step logs: judge - reward and copied bigrams."""
+"""One run's metrics.jsonl as packed curves, with two metrics that no step logs: judge - reward and copied bigrams.
+
+Where the text alone is learnt from, what a step logs as its divergence is named what it is: a cross-entropy.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ def frame_of(run: RunFolder) -> pd.DataFrame | None:
     frame = curves(run)
     if frame.empty:
         return None
+    if run.settings.get("divergence.name") == "cross_entropy":
+        frame = frame.rename(columns={"divergence": "cross_entropy"})
     judge = f"reward/{run.settings.get('reward.judge')}"
     if {judge, "reward/mean"} <= set(frame):
         frame["judge_minus_reward"] = frame[judge] - frame["reward/mean"]
