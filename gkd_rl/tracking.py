@@ -170,12 +170,16 @@ class Tracker:
         try:
             action(self._run)
         except Exception as error:
+            import wandb
+
             run = self._run
             self._give_up(error)
-            try:  # what arrived before is kept
-                run.finish(exit_code=1)
-            except Exception:
-                _logger.debug("W&B could not be closed either.", exc_info=True)
+            # What arrived before is kept; a dead service is neither told at this process's exit nor given the next run.
+            for close in (lambda: run.finish(exit_code=1), wandb.teardown):
+                try:
+                    close()
+                except Exception:
+                    _logger.debug("W&B could not be closed either.", exc_info=True)
 
     def log_step(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Append one line {"step": step, ...} to metrics.jsonl, keys sorted; None is left out, NaN is "nan".

@@ -50,12 +50,17 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_a_disk_of_its_own(
-    folder: Path, options: str, *arguments: str, first: tuple[Path, ...] = (), **variables: str
+    folder: Path,
+    options: str,
+    *arguments: str,
+    program: tuple[str, ...] = ("-m", "gkd_rl.run"),
+    first: tuple[Path, ...] = (),
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """A run whose `disk` is a file system in memory that no other process sees; `after` is what it left there."""
     (folder / "disk").mkdir()
     script = f'mount -t tmpfs -o {options} none disk || exit 99; "$@"; code=$?; cp -r disk after; exit $code'
-    command = [sys.executable, "-m", "gkd_rl.run", *arguments]
+    command = [sys.executable, *program, *arguments]
     return subprocess.run(
         ["unshare", "-rm", "sh", "-c", script, "sh", *command],
         cwd=folder,
@@ -112,6 +117,32 @@ def test_a_model_or_checkpoint_that_does_not_fit_on_the_disk_leaves_none(tmp_pat
 def test_a_read_only_folder_is_refused(stub: Path, tmp_path: Path) -> None:
     done = on_a_disk_of_its_own(tmp_path, "ro", "hydra.run.dir=disk/run", first=(stub,), STEPS="1")
     assert "disk/run cannot be opened or written, the file system is read-only: write elsewhere" in told(done)
+
+
+CACHED = """
+import logging, torch
+from pathlib import Path
+from gkd_rl.tensor_shards import TensorShards
+logging.basicConfig(format="%(message)s")
+shards = TensorShards(Path("disk/teacher"), 2**30, 40_000)
+names = [f"{i:032x}" for i in range(20)]
+for i, name in enumerate(names):
+    shards.add(name, torch.full((10, 1000), float(i)))
+    shards.write()
+for there in (shards, TensorShards(Path("disk/teacher"), 2**30, 40_000)):
+    found = there.read(names)
+    assert all(tensor.unique().tolist() == [float(int(name, 16))] for name, tensor in found.items())
+    print(len(found))
+"""
+
+
+def test_a_cache_of_the_teacher_that_finds_no_room_goes_on_with_what_it_has(tmp_path: Path) -> None:
+    done = on_a_disk_of_its_own(tmp_path, "size=256k", program=("-c", CACHED))
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "No space left" in done.stderr, done.stderr
+    assert "disk/teacher" in done.stderr
+    here, later = map(int, done.stdout.split())
+    assert 4 <= here == later < 20
+    assert {file.suffix for file in (tmp_path / "after" / "teacher").iterdir()} == {".safetensors"}
 
 
 def test_a_line_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:

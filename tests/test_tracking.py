@@ -155,6 +155,42 @@ def test_a_broken_wandb_does_not_stop_the_run(
     assert run.calls.count("log") == (1 if "log" in broken else 4)
 
 
+def test_a_killed_service_of_wandb_is_told_once_and_serves_no_other_run(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, time
+from pathlib import Path
+from gkd_rl.tracking import Listing, Tracker
+
+def services():
+    commands = dict()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            commands[int(path.name)] = (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+    return [one for one, text in commands.items() if b"bin/wandb-core" in text and str(os.getpid()).encode() in text]
+
+for name in ("first", "second"):
+    with Tracker(Path({str(tmp_path)!r}) / name, "offline", Listing("p", None, name), {{}}) as tracker:
+        for step in range(20):
+            tracker.log_step(step, {{"loss": 1.0}})
+            if (name, step) == ("first", 3):
+                (service,) = services()
+                os.kill(service, signal.SIGKILL)
+            time.sleep(0.05)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    first, last = done.stderr.splitlines()
+    assert first.startswith("W&B failed (") and last.startswith("W&B holds only a part of this run (")
+    for name in ("first", "second"):
+        assert [line["step"] for line in _lines(tmp_path / name / "metrics.jsonl")] == list(range(20))
+    (record,) = (tmp_path / "second" / "wandb").rglob("*.wandb")
+    assert record.stat().st_size > 2000
+
+
 def test_an_error_in_the_run_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _Broken()
     monkeypatch.setattr(Tracker, "_start", lambda self, options: run)
