@@ -246,13 +246,14 @@ def test_less_memory_makes_smaller_micro_batches(checkpoint: str) -> None:
         _, plan = planned(*scaled(checkpoint, "teacher.audit_prompts=0", f"scale.memory_gib={gib}"))
         return plan.micro_batch_sizes["trainer"], plan
 
+    largest(16)  # loads what a plan takes in this process, which counts as well
     whole, plan = largest(16)
     training = next(stage for stage in plan.stages if stage.name == "training")
     update = sum(training.phases["update"].values())
-    size, tight = largest((plan.process + sum(training.held.values()) + update / 2) / 0.92 / 2**30)
-    assert whole == 32 and 1 <= size <= 16
+    size, tight = largest((plan.process + sum(training.held.values()) + update * 0.8) / 0.92 / 2**30)
+    assert whole == 32 and 1 < size <= 16
     stage = next(stage for stage in tight.stages if stage.name == "training")
-    assert sum(stage.phases["update"].values()) <= update / 2 or size == 1
+    assert sum(stage.phases["update"].values()) <= update * 0.8
 
 
 @pytest.mark.usefixtures("composed_once")
