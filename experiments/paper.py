@@ -7,7 +7,7 @@
 
 Verdicts are computed from the runs by rules that stand in `verdicts.py` and in each study's docstring. A statement with
 several claims is shown if all of them are, not shown if one is not, and undecided otherwise. The results stand in the
-folder of --out: paper.md and paper.json, a file for each study, and report.html about all runs.
+folder of --out: paper.md and paper.json, a file for each study, report.html about all runs, and its figures in plots.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.design import Study, all_studies
+from experiments.report.__main__ import NO_STILLS, draws_stills
 from experiments.report.__main__ import main as write_report
 from experiments.statements import STATEMENTS
 from experiments.study import markdown_rows
 from experiments.study_tables import claim_rows, markdown, measured
-from experiments.suite import Outcome, conduct, out_of, parser, stop_if_failed, write
+from experiments.suite import Outcome, conduct, out_of, parser, say, stop_if_failed, write
 from experiments.verdicts import Verdict, overall
 from gkd_rl.json_files import write_json
 
@@ -93,7 +94,10 @@ def main() -> None:
     (out / "paper.md").write_text(paper_markdown(found, studies) + "\n", encoding="utf-8")
     sys.stdout.write(statements_markdown(table) + f"\nwritten to {out}\n")
     if found.facts["finished"]:
-        write_report([str(arguments.folder), "--out", str(out / "report.html")])
+        plots = ["--plots", str(out / "plots")] if draws_stills() else []
+        write_report([str(arguments.folder), "--out", str(out / "report.html"), *plots])
+        if not plots:
+            say(NO_STILLS)
     stop_if_failed(found)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import write_run
 
+from experiments.report import __main__ as command
 from experiments.report.__main__ import main
 from experiments.report.figures import FIGURES
 from experiments.report.marks import marked
@@ -151,6 +152,15 @@ def test_what_a_run_on_text_alone_logs_is_no_divergence_in_the_curves(tmp_path: 
     }
     assert "divergence" in curves["JSD(0.9)"] and "cross_entropy" not in curves["JSD(0.9)"]
     assert "cross_entropy" in curves["cross entropy"] and "divergence" not in curves["cross entropy"]
+
+
+def test_figures_without_matplotlib_are_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--out", str(tmp_path / "page.html"), "--plots", str(tmp_path / "plots")])
+    assert "pip install matplotlib" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_nothing_of_the_machine_is_in_the_page(folder: Path, data: dict[str, Any]) -> None:

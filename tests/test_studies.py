@@ -199,12 +199,17 @@ def test_the_command_writes_statements_and_the_report(
     typed.value = lambda words: float("lmbda=0" not in words) + 0.1 * ("seed=1" in words)
     monkeypatch.setattr(sys, "argv", ["paper", "scale=embedded", "--folder", str(tmp_path / "runs")])
     paper.main()
-    assert "6 runs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "6 runs" in said
     out = tmp_path / "runs" / "results"
     assert "6 of 6 runs are finished" in (out / "paper.md").read_text(encoding="utf-8")
     (first, *_) = json.loads((out / "paper.json").read_text(encoding="utf-8"))["statements"]
     assert first["verdict"] == first["claims"][0]["verdict"]
     assert (out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert f"{out / 'plots'}: 0 figures" in said  # these runs have nothing to draw
+    monkeypatch.setattr(paper, "draws_stills", lambda: False)
+    paper.main()
+    assert "need matplotlib" in capsys.readouterr().err
 
 
 def test_a_plan_alone_runs_nothing(tmp_path: Path, typed: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from experiments.report.page import html
 from experiments.report.payload import payload
 from experiments.runs import find_runs
 from gkd_rl.errors import GkdRlError
+
+NO_STILLS = "figures as PNG and SVG need matplotlib: pip install matplotlib."
+
+
+def draws_stills() -> bool:
+    """Whether what draws still figures is installed; the page needs nothing."""
+    return find_spec("matplotlib") is not None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,6 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.rows < 0:
         parser.error(f"--rows {options.rows}: takes 0 or more.")
+    if options.plots is not None and not draws_stills():
+        parser.error(f"--plots {options.plots}: {NO_STILLS}")
     try:
         runs = find_runs(options.folders)
         if not runs:
