@@ -128,7 +128,8 @@ def test_a_plan_is_the_union_of_what_studies_ask_for() -> None:
     assert [cell.seed for cell in plan.cells] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     job = plan.jobs()[-1]
     assert job.overrides[-1] == "seed=2"
-    assert plan.seconds[plan.cells[0].folder] > 250 > plan.seconds[plan.cells[3].folder] > 100  # the teacher, once
+    first, later = (plan.seconds[plan.cells[i].folder] for i in (0, 3))
+    assert first > later + 100 and later > 40  # the teacher, once
     with pytest.raises(SystemExit, match="alpha=2"):
         plan_of(asked_by(pair, seeds_before(pair, ungated=False)), ("alpha=2",))
 
