@@ -6,11 +6,14 @@ Runs are of one group when all their settings agree but the seed, what follows i
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 SEED = "seed"
 NAME = "name"
+METHOD = ("alpha", "lmbda", "divergence.name", "divergence.beta")  # what labels never leave out
+MANY = 4  # settings that a label names before it leaves out the usual ones
 TRIVIAL = ("cache_dir", "save_model", "threads", "notice", "log_every", "samples_per_log", "memory_gib")
 TRIVIAL_PARTS = ("tracking", "hydra")
 Settings = Mapping[str, Any]
@@ -47,7 +50,8 @@ def labels(runs: Sequence[Settings], typed: Collection[str] = ()) -> list[str]:
     """One label a run, equal for the runs of a group and for no others: `alpha=0.5 divergence=jsd`, `xsum_rl alpha=1`.
 
     All differing settings tell the groups apart; a label says only what is needed for it: the runs' names where these
-    follow the groups, then settings that the user typed, then the shallow ones.
+    follow the groups, then settings that the user typed, then the shallow ones. Of more than `MANY` it leaves out what
+    most groups share, but for the method's own: to say nothing of a setting means that one.
 
     Args:
         runs: dotted settings of each run.
@@ -63,7 +67,22 @@ def labels(runs: Sequence[Settings], typed: Collection[str] = ()) -> list[str]:
     for key in [one for one in needed if one != NAME]:  # a later one can make an earlier one needless
         if _parts(runs, rest := [one for one in needed if one != key]) == wanted:
             needed = rest
-    return [" ".join(_word(key, settings.get(key)) for key in needed) or "all runs" for settings in runs]
+    usual = _usual(runs, needed) if len(needed) > MANY else {}
+    said = [[key for key in needed if key not in usual or _identity(one.get(key)) != usual[key]] for one in runs]
+    return [
+        " ".join(_word(key, one.get(key)) for key in keys) or "all runs" for one, keys in zip(runs, said, strict=True)
+    ]
+
+
+def _usual(runs: Sequence[Settings], needed: Sequence[str]) -> dict[str, str]:
+    """Setting -> its value in more than half of the groups, where there is one."""
+    groups = {tuple(_identity(settings.get(key)) for key in needed) for settings in runs}
+    found = {}
+    for key, values in zip(needed, zip(*groups, strict=True), strict=True):
+        (value, count) = Counter(values).most_common(1)[0]
+        if count > len(groups) / 2 and key not in (NAME, *METHOD):
+            found[key] = value
+    return found
 
 
 def shown_setting(value: Any) -> str:

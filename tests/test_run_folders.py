@@ -171,6 +171,17 @@ def test_a_label_is_as_short_as_it_can_be() -> None:
     assert labels([run(0, 0.5, "first"), run(1, 0.5, "second"), run(0, 1.0, "third")])[0] == "alpha=0.5"
 
 
+def test_of_many_settings_a_label_leaves_out_what_most_groups_share() -> None:
+    usual = {"alpha": 0.5, "divergence.name": "jsd", "a": 1, "b": 1, "c": 1}
+    runs = [
+        {**usual, **other} for other in ({}, {"alpha": 1.0}, {"divergence.name": "tvd"}, {"a": 2}, {"b": 2}, {"c": 2})
+    ]
+    found = labels(runs)
+    assert found[0] == "alpha=0.5 divergence=jsd" and found[1] == "alpha=1 divergence=jsd"
+    assert found[3] == "alpha=0.5 a=2 divergence=jsd" and len(set(found)) == len(runs)
+    assert labels(runs[:2]) == ["alpha=0.5", "alpha=1"]
+
+
 def test_curves_of_a_killed_and_resumed_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokens = {"tokens/student_trained": 10, "tokens/teacher_generated": 1, "tokens/teacher_scored": 4}
     rows = [{"step": step, "loss": float(step), "time/a": 2.0, "time/b": 1.0, **tokens} for step in (1, 2, 3, 2, 3)]

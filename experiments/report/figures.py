@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 QUALITY = ("rouge2", "bleu", "chrf", "rougeL", "sampled/divergence")
+TASK = ("rouge2", "bleu", "chrf", "rougeL", "reward", "sampled/divergence")  # the reward where texts are right or wrong
 SAMPLED_QUALITY = ("sampled/rouge2", "sampled/bleu", "sampled/chrf", "sampled/reward", "reward")
 REWARD = ("reward", "sampled/reward")
 
@@ -94,7 +95,7 @@ FIGURES = (
         "Divergence and lambda",
         "Means over seeds by divergence and by the share of student data, as in Figures A.12 and A.13 of the paper.",
         "two divergences and two values of lmbda, e.g. divergence=forward_kl,jsd,reverse_kl lmbda=0,0.5,1",
-        y=QUALITY,
+        y=TASK,
         drop=("divergence", "lmbda"),
         least=2,
     ),
@@ -104,7 +105,7 @@ FIGURES = (
         "How much student data",
         "lambda is the probability that a step trains on what the student wrote, as in Figure 8 of the paper.",
         "two values of lmbda, e.g. lmbda=0,0.5,1",
-        y=QUALITY,
+        y=TASK,
         drop=("lmbda",),
         along="lmbda",
         least=2,
