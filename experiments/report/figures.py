@@ -138,8 +138,9 @@ FIGURES = (
         "position",
         "profile",
         "Divergence by position",
-        "Of the student after training, by the token's place in the completion.",
-        "a finished run with a teacher, as far as a tenth of its sampled completions reach",
+        "Of the student after training, by the token's place in its sampled completions, as far as a tenth of them "
+        "reach in every run.",
+        "a finished run with a teacher",
         controls=False,
     ),
     Figure(

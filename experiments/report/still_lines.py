@@ -79,9 +79,8 @@ def profile(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], pa
         for label, own in groups_of(finished(runs)).items():
             lists = [run["profiles"][key] for run in own if key in run["profiles"]]
             if lists:
-                table = np.full((len(lists), max(map(len, lists))), np.nan)
-                for row, values in zip(table, lists, strict=True):
-                    row[: len(values)] = [np.nan if value is None else value for value in values]
+                reached = min(map(len, lists))  # by all: no seed speaks for others
+                table = np.array([values[:reached] for values in lists], dtype=float)  # None becomes NaN
                 axes.plot(np.arange(1, table.shape[1] + 1), np.nanmean(table, axis=0), **page["styles"][label])
         axes.set_xlabel("position in the completion (tokens)")
         axes.set_title(page["label"](key))

@@ -171,8 +171,8 @@ function profile(figure, runs, choice, width) {
 }
 
 function meanByPlace(lists) {
-  const longest = Math.max(0, ...lists.map((list) => list.length));
-  return Array.from({ length: longest }, (_, i) => {
+  const reached = lists.length ? Math.min(...lists.map((list) => list.length)) : 0; // by all: no seed speaks for others
+  return Array.from({ length: reached }, (_, i) => {
     const there = lists.map((list) => list[i]).filter((value) => Number.isFinite(value));
     return there.length ? mean(there) : null;
   });
