@@ -84,7 +84,12 @@ WALK_GATE = Gate(
 )
 
 
+def walk_method(experiment: str, *overrides: str, steps: int = WALK_STEPS) -> Overrides:
+    """A method on the walk."""
+    sizes = (f"trainer.steps={steps}", "task.test_size=1000", "evaluation.rollout_prompts=300")
+    return (*WALK_TASK, *sizes, f"experiment={experiment}", *overrides)
+
+
 def walk(divergence: str, lmbda: float, *overrides: str, steps: int = WALK_STEPS) -> Overrides:
     """GKD on the walk."""
-    sizes = (f"trainer.steps={steps}", "task.test_size=1000", "evaluation.rollout_prompts=300")
-    return (*WALK_TASK, *sizes, "experiment=gkd", *DIVERGENCES[divergence], f"lmbda={lmbda:g}", *overrides)
+    return walk_method("gkd", *DIVERGENCES[divergence], f"lmbda={lmbda:g}", *overrides, steps=steps)
