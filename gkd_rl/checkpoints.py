@@ -31,6 +31,7 @@ from gkd_rl.training_state import restore, restore_weights, state_of
 
 log = logging.getLogger(__name__)
 FOLDER, BEFORE, STEP = "checkpoints", "before", "step-"
+VALUES, PLACES = "values", "by_position"  # of the evaluations in BEFORE
 NO_LINES = {"metrics.jsonl": 0, "samples.jsonl": 0}
 
 
@@ -242,9 +243,10 @@ def _arithmetic() -> str:
 def _as_snapshot(evaluations: dict[str, Evaluation]) -> Snapshot:
     """Numbers as tensors, so that they keep their precision."""
     tensors = {
-        f"{name}/{metric}": torch.from_numpy(values)
+        f"{name}/{part}/{metric}": torch.from_numpy(values)
         for name, one in evaluations.items()
-        for metric, values in one.values.items()
+        for part, arrays in ((VALUES, one.values), (PLACES, one.by_position))
+        for metric, values in arrays.items()
     }
     texts = {name: {"completions": one.completions, "corpus": bool(one.corpus)} for name, one in evaluations.items()}
     return Snapshot(tensors, {"evaluations": texts})
@@ -254,10 +256,14 @@ def _evaluations(snapshot: Snapshot, references: list[str]) -> dict[str, Evaluat
     """The same, back; corpus scores are counted again from the texts."""
     found = {}
     for name, facts in snapshot.facts["evaluations"].items():
-        prefix = f"{name}/"
-        values = {
-            key.removeprefix(prefix): value.numpy() for key, value in snapshot.tensors.items() if key.startswith(prefix)
-        }
+        values, places = (_below(f"{name}/{part}/", snapshot) for part in (VALUES, PLACES))
         texts = facts["completions"]
-        found[name] = Evaluation(values, texts, corpus_counts(texts, references) if facts["corpus"] else {})
+        corpus = corpus_counts(texts, references) if facts["corpus"] else {}
+        found[name] = Evaluation(values, texts, corpus, places)
     return found
+
+
+def _below(prefix: str, snapshot: Snapshot) -> dict[str, np.ndarray]:
+    """Arrays whose names begin with a prefix, without it."""
+    tensors = snapshot.tensors.items()
+    return {name.removeprefix(prefix): tensor.numpy() for name, tensor in tensors if name.startswith(prefix)}

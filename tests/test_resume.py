@@ -68,7 +68,8 @@ def make(make_trainer: MakeTrainer, tmp_path: Path) -> Make:
 
 def evaluations() -> dict[str, Evaluation]:
     values = {"reward": np.array([0.1, np.nan]), "sampled/divergence": np.array([0.25, 1 / 3], dtype=np.float32)}
-    return {"student before": Evaluation(values, ["a b", "\ud800 \n"])}
+    profiles = {"sampled/divergence": np.array([0.5, 1 / 7])}
+    return {"student before": Evaluation(values, ["a b", "\ud800 \n"], by_position=profiles)}
 
 
 class Killed(RuntimeError):
@@ -185,10 +186,12 @@ def test_evaluations_before_training_are_not_made_again(make: Make) -> None:
     found, taken = make().begin(never, ["a", "b"], True)
     assert taken == 2
     (one,), (other,) = found.values(), evaluations().values()
-    assert one.completions == other.completions and one.values.keys() == other.values.keys()
-    for name, values in other.values.items():
-        assert one.values[name].dtype == values.dtype
-        np.testing.assert_array_equal(one.values[name], values)
+    assert one.completions == other.completions
+    for own, wanted in ((one.values, other.values), (one.by_position, other.by_position)):
+        assert own.keys() == wanted.keys()
+        for name, values in wanted.items():
+            assert own[name].dtype == values.dtype
+            np.testing.assert_array_equal(own[name], values)
 
 
 def damage_byte(path: Path) -> None:
