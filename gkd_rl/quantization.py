@@ -83,6 +83,8 @@ def _quantized_linear(module: nn.Linear, kind: Quantization) -> nn.Linear:
         linear.weight = library.Params4bit(
             weight, requires_grad=False, compress_statistics=False, quant_type="nf4", module=linear
         )
+        if module.out_features % 32 or module.in_features % 64:
+            linear.support_avx512bf16_for_cpu = False  # its own layout for such a CPU takes whole blocks alone
     if module.bias is not None:
         linear.bias = nn.Parameter(module.bias.data, requires_grad=False)
     return linear.train(module.training)

@@ -314,7 +314,10 @@ def test_every_experiment_runs(experiment: str, run: Run) -> None:
     assert math.isfinite(objective)
     results = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     models = {"teacher", "student before", "student after", "after - before"}
-    assert results.keys() - {"signatures"} == {"settings", "notice", "cost", "memory", "data", "objective", *models}
+    assert results.keys() - {"signatures"} == {
+        *("settings", "notice", "cost", "memory", "data", "objective", "by_position"),
+        *models,
+    }
     for model in models:
         for metric, estimate in results[model].items():
             for value in estimate.values():

@@ -63,7 +63,7 @@ def verdicts(found: Study, results: Results) -> list[str]:
 
 
 def test_every_study_states_question_command_and_expectation() -> None:
-    assert len(STUDIES) == 12
+    assert len(STUDIES) == 13
     for name, found in STUDIES.items():
         assert found.name == name and found.question.endswith("?") and found.expected.endswith("."), name
         assert found.conditions and (found.seeds or found.gate), name
