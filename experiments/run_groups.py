@@ -12,7 +12,7 @@ from typing import Any
 
 SEED = "seed"
 NAME = "name"
-METHOD = ("alpha", "lmbda", "divergence.name", "divergence.beta")  # what labels never leave out
+METHOD = ("alpha", "lmbda", "divergence.name", "divergence.beta", "divergence.skew")  # what labels never leave out
 MANY = 4  # settings that a label names before it leaves out the usual ones
 TRIVIAL = ("cache_dir", "save_model", "threads", "notice", "log_every", "samples_per_log", "memory_gib")
 TRIVIAL_PARTS = ("tracking", "hydra")

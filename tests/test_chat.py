@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import MakeExamples, MakeModel, config_of, models_of
@@ -160,6 +161,7 @@ def test_evaluation_measures_against_its_own_rendering(
     assert terms.divergence_BT is not None
     expected = terms.divergence_BT.sum(1) / rollouts[0].mask_BT.sum(1)
     assert [row.mean() for row in found] == pytest.approx(expected.numpy(), rel=1e-4)
+    assert np.concatenate(found) == pytest.approx(terms.divergence_BT[rollouts[0].mask_BT].numpy(), rel=1e-4)
 
 
 def test_only_a_teacher_that_renders_otherwise_has_a_codec(make_model: MakeModel, tmp_path: Path) -> None:
