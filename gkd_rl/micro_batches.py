@@ -21,7 +21,7 @@ from gkd_rl.cuts import Numbers, cheapest_cuts, layer_flops
 from gkd_rl.types import Rollout
 
 # What a micro-batch costs for each trained weight, whose gradient is written, read and added to; as in `cuts.py`.
-WEIGHT_FLOPS = {"cpu": 200.0, "cuda": 2600.0}
+WEIGHT_FLOPS = {"cpu": 100.0, "cuda": 2600.0}
 
 
 @dataclass(frozen=True)

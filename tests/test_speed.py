@@ -79,7 +79,7 @@ NARROW = {
         ("encoder_decoder", ["--rounds=1", "--layers=2", "--prompts=2", "--shortest=20", "--longest=40"], 2),
         ("teacher_cache", ["--rounds=1", "--layers=3", "--prompts=2", "--longest=70"], 3),
         ("memory", ["--rounds=1", "--layers=3", "--prompts=2", "--completion=16"], 4),
-        ("linear", ["--rounds=1", "--layers=3", "--prompts=1", "--times=1,2", "--lengths=64"], 3),
+        ("linear", ["--rounds=1", "--layers=3", "--prompts=1", "--times=1,2", "--lengths=64"], 4),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=49152)
     parser.add_argument("--width", type=int, default=576)
     parser.add_argument("--teacher-width", type=int, default=576)
+    parser.set_defaults(rounds=15)
     parser.add_argument("--chunk", type=int, default=128, help="tokens whose logits we hold; 0: as in a run")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

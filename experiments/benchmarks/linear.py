@@ -4,8 +4,9 @@
 
 alpha = 1 on given texts: student's forward and backward and teacher's forward, in seconds of these phases. Tokens are
 those of prompts and completions, without padding. Attention looks at pairs of tokens: "without attention" takes its
-FLOPs out, by counting only the share of the seconds that the other FLOPs have. The output heads read completions only,
-which are a larger part of short texts: the last column counts FLOPs, attention's too, instead of tokens.
+FLOPs out, by counting only the share of the seconds that the other FLOPs have. The output heads read completions only.
+So each length of a prompt is taken twice: with completions that grow with it, whose cost a token is the same at every
+length, and with those of the other rows, which are a third of the shortest texts; GFLOP/s count heads and attention.
 """
 
 from __future__ import annotations
@@ -35,20 +36,21 @@ class Updates:
         flops: of the phases, a token that is read.
     """
 
-    def __init__(self, arguments: argparse.Namespace, prompts: int, shortest: int, longest: int) -> None:
-        settings = {"prompts": prompts, "per_prompt": 1, "shortest": shortest, "longest": longest}
+    def __init__(
+        self, arguments: argparse.Namespace, prompts: int, shortest: int, longest: int, completion: int
+    ) -> None:
+        settings: dict[str, Any] = {"prompts": prompts, "per_prompt": 1, "completion": completion}
+        settings |= {"shortest": shortest, "longest": longest}
         arguments = argparse.Namespace(**vars(arguments) | settings)
         bench = Bench(arguments)
         draw = np.random.default_rng(arguments.seed)
-        lengths = draw.integers(arguments.completion // 4, arguments.completion, len(bench.examples))
-        words = [f"w{word}" for word in draw.integers(1000, size=arguments.completion)]
+        lengths = draw.integers(completion // 4, completion, len(bench.examples))
+        words = [f"w{word}" for word in draw.integers(1000, size=completion)]
         examples = [
             Example(one.prompt, " ".join(words[:length]), {})
             for one, length in zip(bench.examples, lengths, strict=True)
         ]
-        codec = TextCodec(
-            bench.tokenizer, longest, arguments.completion, torch.device(arguments.device), decoder_only=True
-        )
+        codec = TextCodec(bench.tokenizer, longest, completion, torch.device(arguments.device), decoder_only=True)
         models = (bench.student, bench.teacher)
         self._trainer = our_trainer(arguments, models, codec, examples, "alpha=1", "lmbda=0")
         self._step = 0
@@ -78,16 +80,18 @@ def main() -> None:
     parser.add_argument("--lengths", default="64,256,1024", help="tokens of prompts that are all alike")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    prompts, completion = arguments.prompts, arguments.completion
+    shortest, longest = arguments.shortest, arguments.longest
     works = {
-        f"{arguments.prompts * times} prompts of 64 to 384 tokens": Updates(
-            arguments, arguments.prompts * times, 64, 384
+        f"{prompts * times} prompts of {shortest} to {longest} tokens": Updates(
+            arguments, prompts * times, shortest, longest, completion
         )
         for times in map(int, arguments.times.split(","))
     }
-    works |= {
-        f"{arguments.prompts} prompts of {length} tokens": Updates(arguments, arguments.prompts, length, length)
-        for length in map(int, arguments.lengths.split(","))
-    }
+    for length in map(int, arguments.lengths.split(",")):
+        for most in sorted({length * completion // longest, completion}):
+            name = f"{prompts} prompts of {length} tokens, completions up to {most}"
+            works[name] = Updates(arguments, prompts, length, length, most)
     sides = [Side(name, work.run) for name, work in works.items()]
     take_turns(sides, arguments.rounds)
     rows: list[dict[str, Any]] = [
