@@ -57,10 +57,11 @@ class FusedLoss:
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """The loss of N tokens; their log-probability, divergence (without one: log-probability) and entropy."""
         vocabulary = self.head.shared_vocabulary(student_head, teacher)
-        gradient_ND, sums = torch.empty_like(student_ND), _HeadGradient.of(student_head)
+        chunks = self.head.chunks(ids_N, vocabulary)
+        gradient_ND, sums = torch.empty_like(student_ND), _HeadGradient.of(student_head, vocabulary, len(chunks))
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         with torch.no_grad():
-            for rows in self.head.chunks(ids_N, vocabulary):
+            for rows in chunks:
                 hidden_ND, told = student_ND[rows], tuple(tensor[rows] for tensor in told_N)
                 logits_NV = student_head.logits(hidden_ND, vocabulary)
                 of_logits = self._in_two_readings if self._takes_two(teacher, vocabulary) else self._of_logits
@@ -170,21 +171,36 @@ class FusedLoss:
 
 @dataclass
 class _HeadGradient:
-    """Sums over chunks, at least in float32; None for what is not trained."""
+    """Sums over chunks, at least in float32; None for what is not trained.
+
+    Attributes:
+        weight_VD: of the matrix.
+        bias_V: of the bias.
+        alone: one chunk gives all of the matrix's, so that nothing need be summed: it is rounded once all the same.
+    """
 
     weight_VD: Tensor | None
     bias_V: Tensor | None
+    alone: bool
 
     @classmethod
-    def of(cls, head: OutputHead) -> _HeadGradient:
-        """Zeros for what of the head is trained."""
+    def of(cls, head: OutputHead, vocabulary: int, chunks: int) -> _HeadGradient:
+        """Zeros for what of the head is trained.
+
+        Args:
+            head: the output head.
+            vocabulary: words that have logits.
+            chunks: how many will be added.
+        """
+        trained = head.weight_VD.requires_grad
+        alone = trained and chunks == 1 and vocabulary == len(head.weight_VD)
 
         def zeros(tensor: Tensor | None) -> Tensor | None:
             if tensor is None or not tensor.requires_grad:
                 return None
             return torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
 
-        return cls(zeros(head.weight_VD), zeros(head.bias_V))
+        return cls(None if alone else zeros(head.weight_VD), zeros(head.bias_V), alone)
 
     def add(self, head: OutputHead, hidden_ND: Tensor, gradient_NV: Tensor) -> Tensor:
         """Add a chunk's; returns the gradient of its hidden states, (N, D).
@@ -198,7 +214,9 @@ class _HeadGradient:
         if self.bias_V is not None:
             self.bias_V[:vocabulary] += gradient_NV.sum(dim=0, dtype=self.bias_V.dtype)
         gradient_NV = gradient_NV.to(head.weight_VD.dtype)
-        if self.weight_VD is not None:
+        if self.alone:
+            self.weight_VD = gradient_NV.T @ (hidden_ND * head.scale)
+        elif self.weight_VD is not None:
             add_product(self.weight_VD[:vocabulary], gradient_NV, hidden_ND * head.scale)
         return (gradient_NV @ head.weight_VD[:vocabulary]) * head.scale
 

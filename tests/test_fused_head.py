@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from gkd_rl.choices import DivergenceName
 from gkd_rl.divergence import TokenDivergence
 from gkd_rl.fused_head import FusedHead
-from gkd_rl.types import OutputHead, Projection, TokenTerms
+from gkd_rl.types import FEW_ROWS, LARGE_MATRIX, OutputHead, Projection, TokenTerms, reads_few
 
 B, T, D, D_TEACHER, V = 4, 6, 5, 7, 23
 LENGTHS = (6, 3, 1, 4)
@@ -150,6 +150,28 @@ def test_scaled_head_bias_and_cap(head: dict[str, Any], chunk: int) -> None:
     fused = FusedHead(TokenDivergence(DivergenceName.jsd, 0.9), 1.0, chunk)
     terms = fused(case.student, case.teacher, case.ids, case.mask)
     assert_same(case, terms, naive(case, DivergenceName.jsd, 0.9, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS, FEW_ROWS + 1])
+def test_few_rows_before_a_large_matrix_are_the_same_map(rows: int) -> None:
+    """Which is computed the other way round; with the gradient of everything, and a padded embedding."""
+    draw = torch.Generator().manual_seed(rows)
+    wide, words = 2**12, LARGE_MATRIX // 2**12
+    leaves = [torch.randn(*shape, generator=draw) for shape in ((rows, wide), (words + 5, wide), (words + 5,))]
+    hidden, weight, bias = (leaf.div_(wide**0.25).requires_grad_() for leaf in leaves)
+    assert reads_few(hidden, weight[:words]) == (rows <= FEW_ROWS) and not reads_few(hidden, weight[: words - 1])
+    assert not reads_few(hidden.bfloat16(), weight.bfloat16())
+    found = OutputHead(weight, bias, scale=0.5, softcap=3.0).logits(hidden, words)
+    expected = 3 * torch.tanh((0.5 * hidden @ weight[:words].T + bias[:words]) / 3)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert found.is_contiguous() and found.std() > 0.1
+    pull = torch.randn(found.shape, generator=draw)
+    for one, other in zip(
+        torch.autograd.grad(found, (hidden, weight, bias), pull),
+        torch.autograd.grad(expected, (hidden, weight, bias), pull),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [3, 10_000])
