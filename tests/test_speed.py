@@ -33,6 +33,8 @@ def test_sides_take_turns_and_the_first_round_does_not_count() -> None:
     assert speedup(sides[1], slow) == {"overall": 2.0, "low": 2.0, "high": 2.0}
     uneven = Side("uneven", lambda: Work(1.0), seconds=[2.0, 2.0], work=[10.0, 50.0])
     assert speedup(uneven, sides[1]) == {"overall": 60 / 90, "low": 10 / 30, "high": 50 / 60}
+    assert speedup(uneven, sides[1], by_round=True) == {"overall": 1.0, "low": 1.0, "high": 1.0}
+    assert speedup(sides[1], slow, by_round=True) == {"overall": 2.0, "low": 2.0, "high": 2.0}
     assert summary([3.0, 1.0, 2.0]) == {"median": 2.0, "least": 1.0, "greatest": 3.0}
 
 
