@@ -20,7 +20,8 @@ from gkd_rl.cost import ModelCost
 from gkd_rl.cuts import Numbers, cheapest_cuts, layer_flops
 from gkd_rl.types import Rollout
 
-# What a micro-batch costs for each trained weight, whose gradient is written, read and added to; as in `cuts.py`.
+# What a micro-batch costs for each trained weight, whose gradient is written, read and added to; as in `cuts.py`. On a
+# CPU steps of SmolLM2's shapes took the same time with 50 to 200, within 5%, and 100 leaves half of 200's padding.
 WEIGHT_FLOPS = {"cpu": 100.0, "cuda": 2600.0}
 
 

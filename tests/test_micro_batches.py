@@ -152,3 +152,18 @@ def test_cheap_calls_leave_little_padding_and_dear_ones_make_few_batches() -> No
         own, whole = cost.tokens(rollout.rows(cut))
         used, padded = used + own, padded + whole
     assert used / padded > 0.95
+
+
+@pytest.mark.parametrize("count", [8, 32, 128])
+def test_padding_is_under_4_percent_at_the_lengths_of_the_benchmark(count: int) -> None:
+    """Prompts of 64 to 384 tokens, one completion each, for SmolLM2-135M's width and ten of its layers; ten steps."""
+    layer = 2 * 576 * (576 + 192) + 3 * 576 * 1536
+    cost = ModelCost(None, StackCost(weights=10 * layer, attention=10 * 576, layers=10), 49152 * 576)
+    cutter = Cutter(cost, "cpu", trained=10 * layer + 49152 * 576, tokens=2048)
+    draw, used, padded = np.random.default_rng(0), 0.0, 0.0
+    for _ in range(10):
+        rollout = rollout_of(draw.integers(64, 385, count).tolist(), draw.integers(1, 49, (count, 1)).tolist())
+        for cut in cutter(rollout):
+            own, whole = cost.tokens(rollout.rows(cut))
+            used, padded = used + own, padded + whole
+    assert used / padded > 0.96

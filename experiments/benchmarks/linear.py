@@ -89,7 +89,7 @@ def main() -> None:
         for times in map(int, arguments.times.split(","))
     }
     for length in map(int, arguments.lengths.split(",")):
-        for most in sorted({length * completion // longest, completion}):
+        for most in sorted({max(4, length * completion // longest), completion}):  # a quarter of it has one token
             name = f"{prompts} prompts of {length} tokens, completions up to {most}"
             works[name] = Updates(arguments, prompts, length, length, most)
     sides = [Side(name, work.run) for name, work in works.items()]
