@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.study import Run, changes, levels, markdown_rows, read_runs, report, shown, shown_change
+from experiments.study.plan import Run, changes, levels, markdown_rows, read_runs, report, shown, shown_change
 
 METRICS = {
     "rouge2": "ROUGE-2",

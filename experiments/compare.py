@@ -21,12 +21,10 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
-from experiments.comparison import baseline_group, by_group
-from experiments.equal_cost import TRAINING, EqualCost, equal_cost
-from experiments.run_tables import costs, tidy
-from experiments.runs import AXES, RunFolder, Status, find_runs
-from experiments.study import markdown_rows
-from experiments.wandb_runs import SCHEME, fetch
+from experiments.runs.comparison import TRAINING, EqualCost, baseline_group, by_group, costs, equal_cost, tidy
+from experiments.runs.folders import AXES, RunFolder, Status, find_runs
+from experiments.study.plan import markdown_rows
+from experiments.sync import SCHEME, fetch
 from gkd_rl.errors import GkdRlError
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.study import Job, Run, changes, conduct, levels, markdown_rows, parser_of, shown, shown_change
+from experiments.study.plan import Job, Run, changes, conduct, levels, markdown_rows, parser_of, shown, shown_change
 
 FAMILIES = {"xsum": "summarisation", "wmt": "translation", "gsm8k": "arithmetic", "instruct": "instructions"}
 METHODS = {"sft": "more SFT", "gkd": "GKD", "rl": "RL + GKD"}

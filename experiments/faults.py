@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gkd_rl.environment import environment_record
-from gkd_rl.json_files import write_json
+from gkd_rl.outputs.json_files import write_json
+from gkd_rl.outputs.run_record import environment_record
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 24, 3

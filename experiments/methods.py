@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from experiments.study import (
+from experiments.study.plan import (
     Job,
     Run,
     changes,

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import psutil
 
-from experiments.study import markdown_rows
-from gkd_rl.environment import environment_record
-from gkd_rl.json_files import write_json
+from experiments.study.plan import markdown_rows
+from gkd_rl.outputs.json_files import write_json
+from gkd_rl.outputs.run_record import environment_record
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = (

@@ -11,12 +11,12 @@ import sys
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from gkd_rl.cli.command_line import check_command_line
 from gkd_rl.config import Config
+from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError, GkdRlError
-from gkd_rl.finding import FAILED, summary
-from gkd_rl.precheck import check_command_line
+from gkd_rl.planning.checks import FAILED, summary
 from gkd_rl.run import find_config_dir, message
-from gkd_rl.validation import validate
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     except GkdRlError as error:
         sys.stderr.write(message(error))
         return 2
-    from gkd_rl.checkup import examine  # here, so that a wrong setting is refused before torch is imported
+    from gkd_rl.pipeline.preflight import examine  # here, so that a wrong setting is refused before torch is imported
 
     findings = []
     for finding in examine(config, large=large):

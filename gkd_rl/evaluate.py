@@ -13,15 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkd_rl.benchmarks.settings import MT_BENCH, BenchmarkConfig, read_settings
 from gkd_rl.errors import BenchmarkError, ConfigError, GkdRlError
+from gkd_rl.evaluation.benchmarks.settings import MT_BENCH, BenchmarkConfig, read_settings
 from gkd_rl.run import find_config_dir, message
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
-    from gkd_rl.benchmarks.mt_bench import Question
-    from gkd_rl.benchmarks.mt_judge import Judge
+    from gkd_rl.evaluation.benchmarks.mt_bench import Judge, Question
 
 DEFAULTS = find_config_dir() / "benchmark.yaml"
 
@@ -52,9 +51,9 @@ def run(config: BenchmarkConfig) -> tuple[str, Path]:
     Raises:
         GkdRlError: the model, the data or the judge cannot be used.
     """
-    from gkd_rl.benchmarks import harness  # here, so that a wrong setting is refused before torch is imported
-    from gkd_rl.benchmarks.report import table, write_report
-    from gkd_rl.benchmarks.suites import load_suites
+    from gkd_rl.evaluation.benchmarks import harness
+    from gkd_rl.evaluation.benchmarks.harness import table, write_report
+    from gkd_rl.evaluation.benchmarks.suites import load_suites
 
     start = time.perf_counter()
     named = [name for name in config.suites if name != MT_BENCH]
@@ -73,8 +72,7 @@ def run(config: BenchmarkConfig) -> tuple[str, Path]:
 
 def _questions_and_judge(config: BenchmarkConfig) -> tuple[list[Question], Judge]:
     """What MT-Bench needs beside the model, tried."""
-    from gkd_rl.benchmarks.mt_bench import read_questions
-    from gkd_rl.benchmarks.mt_judge import build_judge
+    from gkd_rl.evaluation.benchmarks.mt_bench import build_judge, read_questions
 
     place = str(Path(config.data) / MT_BENCH) if isinstance(config.data, str) else str(config.data[MT_BENCH])
     questions = read_questions(place, config.limit)
@@ -87,8 +85,8 @@ def _mt_bench(
     lm: HFLM, config: BenchmarkConfig, questions: list[Question], judge: Judge, folder: Path
 ) -> dict[str, Any]:
     """Answers, verdicts and means; the answers are on disk before the judge is asked."""
-    from gkd_rl.benchmarks.mt_bench import answer, summarise
-    from gkd_rl.json_files import write_json
+    from gkd_rl.evaluation.benchmarks.mt_bench import answer, summarise
+    from gkd_rl.outputs.json_files import write_json
 
     answers = answer(lm, questions, config.mt_bench.max_answer_tokens, config.seed or 0)
     rows = [{"question": question, "answers": given} for question, given in zip(questions, answers, strict=True)]

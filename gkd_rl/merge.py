@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from gkd_rl.checkpoint import save_model
 from gkd_rl.errors import GkdRlError, ModelError
-from gkd_rl.loading import load_model, load_tokenizer
-from gkd_rl.model_files import ADAPTER_FILE, base_of, read_config
-from gkd_rl.value_head import FILE as VALUE_HEAD_FILE
+from gkd_rl.models.checkpoint import ADAPTER_FILE, base_of, read_config
+from gkd_rl.models.loading import load_model, load_tokenizer, save_model
+from gkd_rl.models.value_head import FILE as VALUE_HEAD_FILE
 
 
 def merge(folder: Path, out: Path) -> None:

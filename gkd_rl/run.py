@@ -1,8 +1,8 @@
 """Entry point: `python -m gkd_rl.run experiment=xsum_rl alpha=0.5`, or `gkd-rl` once installed.
 
 Composes the configuration with Hydra, refuses what is wrong before torch is imported or a folder is made, and hands the
-rest to `pipeline.py`. A run returns what `sweep.objectives` names, for Hydra's sweepers to search for. A run that fails
-does not end its sweep (`sweep_run.py`, `sweep_folder.py`).
+rest to `pipeline/experiment.py`. A run returns what `sweep.objectives` names, for Hydra's sweepers to search for. A run that fails
+does not end its sweep (`cli/sweeps.py`, `cli/sweeps.py`).
 
 Of several processes (`accelerate launch`) the main one checks the command line while the others wait for it. Those
 write to a folder that goes away with them, and are silent but for their errors.
@@ -28,13 +28,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gkd_rl.choices import Quantization
-from gkd_rl.config import Config
-from gkd_rl.errors import ConfigError, GkdRlError
-from gkd_rl.faults import explained, explaining_faults
-from gkd_rl.launched import is_main_process, processes
-from gkd_rl.precheck import check_command_line
-from gkd_rl.resumed_run import (
+from gkd_rl.cli.command_line import check_command_line
+from gkd_rl.cli.resume import (
     CHECKPOINTS,
     command,
     keep_command,
@@ -42,11 +37,22 @@ from gkd_rl.resumed_run import (
     refuse_to_overwrite,
     with_resumed_run,
 )
-from gkd_rl.run_record import recorded
-from gkd_rl.stopping import Stopped
-from gkd_rl.sweep_folder import SweepRecord, naming_failed_runs, resuming, with_former_overrides
-from gkd_rl.sweep_run import chosen, noting_failure, numbers_from_before, share_threads
-from gkd_rl.validation import validate
+from gkd_rl.cli.sweeps import (
+    SweepRecord,
+    chosen,
+    naming_failed_runs,
+    noting_failure,
+    numbers_from_before,
+    resuming,
+    share_threads,
+    with_former_overrides,
+)
+from gkd_rl.config import Config
+from gkd_rl.config.choices import Quantization
+from gkd_rl.config.launch import Stopped, is_main_process, processes
+from gkd_rl.config.validation import validate
+from gkd_rl.errors import ConfigError, GkdRlError, explained, explaining_faults
+from gkd_rl.outputs.run_record import recorded
 
 
 def find_config_dir() -> Path:
@@ -97,7 +103,7 @@ def _run(settings: DictConfig, folder: Path) -> float | list[float]:
             _look_at_folder(settings, folder, goes_on)
         OmegaConf.set_readonly(settings, True)
         with _ending_together(), recorded(folder), _saying_how_to_go_on(folder):
-            from gkd_rl.pipeline import run_experiment  # here, so that a wrong setting is refused before torch is there
+            from gkd_rl.pipeline.experiment import run_experiment
 
             numbers = run_experiment(config, settings, folder)
     return chosen(numbers, config.sweep.objectives)
@@ -165,7 +171,7 @@ def _beside_the_main_process() -> Iterator[None]:
     if processes() == 1:
         yield
         return
-    from gkd_rl.ranks import meet, part
+    from gkd_rl.training.processes import meet, part
 
     meet()
     with nullcontext() if is_main_process() else _aside():
@@ -193,7 +199,7 @@ def _ending_together() -> Iterator[None]:
     except Exception as error:
         if processes() == 1:
             raise
-        from gkd_rl.ranks import first_to_fail
+        from gkd_rl.training.processes import first_to_fail
 
         if first_to_fail():
             told = explained(error) or error
@@ -209,11 +215,11 @@ def _look_at_files(configs: list[Config]) -> None:
     teachers = [config.teacher for config in configs if config.teacher is not None]
     placed = any(one.device is not None or one.quantization is not Quantization.none for one in teachers)
     if placed or any(one.path or one.tokenizer for one in models):
-        from gkd_rl.first_look import check_checkpoints
+        from gkd_rl.pipeline.preflight import check_checkpoints
 
         check_checkpoints(configs)
     if any(config.task.get("data_files") for config in configs):
-        from gkd_rl.first_look import check_data
+        from gkd_rl.pipeline.preflight import check_data
 
         check_data(configs)
 

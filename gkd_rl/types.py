@@ -3,6 +3,8 @@
 Axis alphabet, used as suffixes of tensor names everywhere:
     P prompts    K rollouts per prompt    B = sequences (P * K for rollouts)
     S prompt tokens    T completion tokens    N valid completion tokens    D hidden width    V vocabulary
+
+Completion masks and masked reductions. One rule: the first end-of-sequence token counts, what follows does not.
 """
 
 from __future__ import annotations
@@ -286,3 +288,33 @@ class LossTerms:
         """(1 - alpha) * reward + alpha * divergence, of the terms that there are."""
         terms = [(1 - alpha, self.reward), (alpha, self.divergence)]
         return sum((weight * term for weight, term in terms if term is not None), start=torch.zeros(()))
+
+
+def completion_mask(ids_BT: Tensor, eos_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mask up to and including the first end-of-sequence token.
+
+    Args:
+        ids_BT: completion ids, shape (B, T).
+        eos_ids: ids that end a sequence.
+
+    Returns:
+        mask_BT (bool), and truncated_B (bool): rows without an end-of-sequence token.
+    """
+    is_eos = torch.isin(ids_BT, torch.tensor(list(eos_ids), device=ids_BT.device))
+    seen_before = is_eos.long().cumsum(dim=1) - is_eos.long()
+    return seen_before == 0, ~is_eos.any(dim=1)
+
+
+def shift_right(ids_BT: Tensor, start_id: int) -> Tensor:
+    """Decoder inputs that predict `ids_BT`: the start token, then all but the last token. Shape (B, T)."""
+    return torch.cat([torch.full_like(ids_BT[:, :1], start_id), ids_BT[:, :-1]], dim=1)
+
+
+def sequence_sum(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Sum over each row's valid tokens, shape (B,)."""
+    return torch.where(mask_BT, values_BT, 0).sum(dim=1)
+
+
+def sequence_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean over each row's valid tokens, shape (B,); 0 for a row without any."""
+    return sequence_sum(values_BT, mask_BT) / mask_BT.sum(dim=1).clamp(min=1)

@@ -1,4 +1,9 @@
-"""One component of a reward, called in batches, kept per text, in a limited time; and what happens where it fails."""
+"""One maker for each entry of a cache: of several processes that need it, one makes it and the others wait.
+
+The lock is the kernel's (flock), so that a process that dies, however it dies, leaves none behind; its file stays.
+
+One component of a reward, called in batches, kept per text, in a limited time; and what happens where it fails.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,36 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def entry_lock(entry: Path) -> Iterator[None]:
+    """Hold the lock of `entry`, a folder that may not be there yet; look for it again once the lock is held.
+
+    Args:
+        entry: its lock is the file beside it with the suffix `.lock`.
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(entry.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Waiting for %s, which another process makes ...", entry)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
 
 SILENCE = 300.0  # seconds of a call without a time limit after which that is said
 HANGS = "a reward has not answered for %g seconds, and is waited for; reward.timeout=SECONDS gives up"

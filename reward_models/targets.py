@@ -1,6 +1,6 @@
 """Code that settings name (`_target_`): which of it may be called, told by its source and without importing any.
 
-A dotted name can reach through a module to whatever that imports (`gkd_rl.environment.subprocess.run`), so a name is
+A dotted name can reach through a module to whatever that imports (`gkd_rl.outputs.run_record.subprocess.run`), so a name is
 taken only if the class or function is written in that very file.
 """
 

@@ -1,4 +1,6 @@
-"""Entry point: `python -m reward_models.train reward=entailment|scalar key=value ...` trains a reward model.
+"""Training a scalar reward model on preferences with trl.RewardTrainer (Bradley-Terry loss). Imports trl.
+
+Entry point: `python -m reward_models.train reward=entailment|scalar key=value ...` trains a reward model.
 
 Its settings stand in conf/reward_training; it ends with a model folder, a report on held-out documents beside it as
 JSON, and the report on the console.
@@ -9,23 +11,82 @@ from __future__ import annotations
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 
-from reward_models.calibration import MEASURES, report
-from reward_models.checkpoints import Checkpoint, device_of, longest_input, save
-from reward_models.classifier import NewClassifier, TrainingSettings, from_checkpoint, train_classifier
-from reward_models.entailment import Entailment
-from reward_models.preferences import one_label, train_on_preferences
-from reward_models.rows import Row, checked, read_files, split
-from reward_models.scalar import ScalarReward
+from reward_models.models.checkpoint import Checkpoint, device_of, longest_input, save
+from reward_models.models.classifier import (
+    MEASURES,
+    NewClassifier,
+    TrainingSettings,
+    from_checkpoint,
+    report,
+    train_classifier,
+)
+from reward_models.models.entailment import Entailment
+from reward_models.models.scalar import ScalarReward
+from reward_models.models.trained_entailment import Row, checked, read_files, split
 from reward_models.score import reward_files
+
+
+def one_label(checkpoint: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A checkpoint with a new head of one number."""
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint.place, revision=checkpoint.revision, num_labels=1, ignore_mismatched_sizes=True
+    )
+    return model, AutoTokenizer.from_pretrained(checkpoint.place, revision=checkpoint.revision)
+
+
+def train_on_preferences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    settings: TrainingSettings,
+    longest: int,
+) -> None:
+    """Train in place, and leave the model in evaluation mode.
+
+    Args:
+        model: one label.
+        tokenizer: its tokenizer.
+        rows: prompt, chosen, rejected; texts, put together as `reward_models.models.scalar` does with format=text.
+        settings: of the optimiser.
+        longest: tokens of prompt and completion; rows that are longer are left out by trl.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = RewardConfig(
+            output_dir=folder,
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            seed=settings.seed,
+            max_length=longest,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=model.device.type == "cpu",
+            save_strategy="no",
+            report_to=[],
+            logging_steps=50,
+        )
+        columns = ("prompt", "chosen", "rejected")
+        data = Dataset.from_list([{name: row[name] for name in columns} for row in rows])
+        RewardTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer).train()
+    model.eval()
+
 
 COLUMNS = {"entailment": ("premise", "hypothesis", "label"), "scalar": ("prompt", "chosen", "rejected")}
 

@@ -25,21 +25,23 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from gkd_rl import checkup, doctor, precheck
-from gkd_rl.adapter import AdaptedModel, InitialView
-from gkd_rl.architecture import DECODER_ONLY, HiddenStateModel
-from gkd_rl.build import Models, build_critic
-from gkd_rl.build_trainer import build_trainer
+from gkd_rl import doctor
+from gkd_rl.cli import command_line as precheck
 from gkd_rl.config import Config
-from gkd_rl.embedded.tokenizer import SPECIAL, build_tokenizer
-from gkd_rl.loading import build_model
-from gkd_rl.prompt_stream import PromptStream
-from gkd_rl.rollout import TextCodec
+from gkd_rl.config.validation import validate
+from gkd_rl.data.embedded.tokenizer import SPECIAL, build_tokenizer
+from gkd_rl.data.prompt_order import PromptStream
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.models.adapter import AdaptedModel, InitialView
+from gkd_rl.models.architecture import DECODER_ONLY, HiddenStateModel
+from gkd_rl.models.loading import build_model
+from gkd_rl.pipeline import preflight as checkup
+from gkd_rl.pipeline.build import Models, build_critic
+from gkd_rl.pipeline.build_trainer import build_trainer
 from gkd_rl.run import find_config_dir
-from gkd_rl.teacher_samples import TeacherSamples
-from gkd_rl.trainer import StepRecord, Trainer
+from gkd_rl.training.teacher_data import TeacherSamples
+from gkd_rl.training.trainer import StepRecord, Trainer
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
-from gkd_rl.validation import validate
 from reward_models.composite import Composite
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

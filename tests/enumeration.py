@@ -16,17 +16,17 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from gkd_rl import credit, masking
-from gkd_rl.adapter import AdaptedModel, InitialView
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.credit import CreditSettings
-from gkd_rl.critic import Critic
-from gkd_rl.divergence import TokenDivergence
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.objective import Objective, StepTotals
-from gkd_rl.readers import Readers
+from gkd_rl import types as masking
+from gkd_rl.losses import policy_gradient as credit
+from gkd_rl.losses.divergences import TokenDivergence
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.losses.objective import Objective, StepTotals
+from gkd_rl.losses.policy_gradient import CreditSettings
+from gkd_rl.models.adapter import AdaptedModel, InitialView
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.value_head import Critic, ValueHead
+from gkd_rl.training.step_models import Readers
 from gkd_rl.types import Credits, Example, LossTerms, PromptBatch, Rollout, Source, Survey, TokenTerms
-from gkd_rl.value_head import ValueHead
 
 EMBEDDINGS = 5  # of which a world samples the first few
 

@@ -9,10 +9,10 @@ import torch
 from enumeration import World
 from torch import Tensor
 
-from gkd_rl.choices import DivergenceName, KlEstimator
-from gkd_rl.masking import sequence_sum
-from gkd_rl.objective import StepTotals
-from gkd_rl.policy_gradient import sampled_kl, surrogate, to_go
+from gkd_rl.config.choices import DivergenceName, KlEstimator
+from gkd_rl.losses.objective import StepTotals
+from gkd_rl.losses.policy_gradient import sampled_kl, surrogate, to_go
+from gkd_rl.types import sequence_sum
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "estimators.md"
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gkd_rl.choices import DivergenceName, DivergenceReduction, DivergenceScale, SurrogateReduction
-from gkd_rl.divergence import TokenDivergence
+from gkd_rl.config.choices import DivergenceName, DivergenceReduction, DivergenceScale, SurrogateReduction
+from gkd_rl.losses.divergences import TokenDivergence
 
 END = 1
 PROMPTS = ((3, 4, 1), (4, 1))

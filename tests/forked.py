@@ -18,7 +18,7 @@ from pathlib import Path
 from gkd_rl import run
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["gkd_rl.pipeline", "hydra_plugins.hydra_optuna_sweeper._impl"])
+SERVER.set_forkserver_preload(["gkd_rl.pipeline.experiment", "hydra_plugins.hydra_optuna_sweeper._impl"])
 SECONDS = 300
 PRINTED = ("stdout", "stderr")
 

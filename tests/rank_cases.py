@@ -16,23 +16,22 @@ from accelerate import Accelerator
 from conftest import ARCHITECTURE, LLAMA, config_of, gradient_of, models_of, share_of_a
 from torch import Tensor, nn
 
-from gkd_rl.adapter import InitialView
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import Models, build_critic
-from gkd_rl.build_adapter import attach_adapter
-from gkd_rl.build_evaluator import build_evaluator
-from gkd_rl.build_trainer import build_trainer
 from gkd_rl.config import Config
-from gkd_rl.embedded.news import generate
-from gkd_rl.embedded.tokenizer import build_tokenizer
-from gkd_rl.endpoint import EndpointTeacher
-from gkd_rl.evaluation import Evaluation
-from gkd_rl.loading import build_model
-from gkd_rl.prompt_stream import PromptStream
-from gkd_rl.ranks import meet
-from gkd_rl.rollout import Sampler, Sampling, TextCodec
-from gkd_rl.teacher_samples import write_samples
-from gkd_rl.trainer import Trainer
+from gkd_rl.data.embedded.news import generate
+from gkd_rl.data.embedded.tokenizer import build_tokenizer
+from gkd_rl.data.prompt_order import PromptStream
+from gkd_rl.evaluation.evaluator import Evaluation
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import Sampler, Sampling
+from gkd_rl.models.adapter import InitialView
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.loading import build_model
+from gkd_rl.models.remote_teacher import EndpointTeacher
+from gkd_rl.pipeline.build import Models, attach_adapter, build_critic
+from gkd_rl.pipeline.build_trainer import build_evaluator, build_trainer
+from gkd_rl.training.processes import meet
+from gkd_rl.training.teacher_data import write_samples
+from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import Example, PromptBatch, Rollout, Source, TopLogProbs
 from reward_models.composite import Composite
 

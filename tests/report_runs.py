@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from run_cases import make_run
 
-from gkd_rl.embedded.news import generate
+from gkd_rl.data.embedded.news import generate
 
 MODELS = ("teacher", "student before", "student after")
 METRICS = (
@@ -33,7 +33,7 @@ def settings_of(changes: dict[str, Any]) -> dict[str, Any]:
         "name": "xsum_rl",
         "cache_dir": "/secret/place",
         "scale.name": "embedded",
-        "task._target_": "gkd_rl.tasks.xsum.Xsum",
+        "task._target_": "gkd_rl.data.tasks.xsum.Xsum",
         "task.data": "embedded",
         "task.seed": 0,
         "task.train_size": 20000,

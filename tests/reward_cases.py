@@ -11,7 +11,7 @@ from enumeration import World
 from exact import Facts
 from torch import Tensor
 
-from gkd_rl.choices import Baseline, DivergenceName, SurrogateReduction
+from gkd_rl.config.choices import Baseline, DivergenceName, SurrogateReduction
 
 COEFFICIENT = 0.7  # of the sampled KL
 SEQUENCE_SUM, SEQUENCE_MEAN, TOKEN_MEAN = SurrogateReduction

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from gkd_rl.run_record import machine
+from gkd_rl.outputs.run_record import machine
 
 
 def make_run(folder: Path, config: dict[str, Any], *, overrides: tuple[str, ...] = (), **files: Any) -> Path:

@@ -13,19 +13,18 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
-from gkd_rl.adapter import AdaptedModel, InitialView
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import Models
-from gkd_rl.build_adapter import attach_adapter
-from gkd_rl.build_trainer import build_trainer
-from gkd_rl.checkpoint import save_model
+from gkd_rl.data.prompt_order import PromptStream
 from gkd_rl.errors import ModelError
-from gkd_rl.loading import load_model, load_tokenizer
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
 from gkd_rl.merge import merge
-from gkd_rl.outputs import describe_method
-from gkd_rl.prompt_stream import PromptStream
-from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
-from gkd_rl.trainer import Trainer
+from gkd_rl.models.adapter import AdaptedModel, InitialView
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.loading import load_model, load_tokenizer, save_model
+from gkd_rl.pipeline.build import Models, attach_adapter
+from gkd_rl.pipeline.build_trainer import build_trainer
+from gkd_rl.pipeline.results import describe_method
+from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import Rollout
 from reward_models.composite import Composite
 

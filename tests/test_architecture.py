@@ -12,13 +12,18 @@ from conftest import MakeModel, MakePrompts, MakeRollout, MakeTokenizer, assert_
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from gkd_rl.architecture import ENCODER_DECODERS, HiddenStateModel
-from gkd_rl.checkpoint import save_model
 from gkd_rl.errors import ModelError
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.loading import build_model, check_same_ends, check_same_vocabulary, load_model, load_tokenizer
-from gkd_rl.masking import shift_right
-from gkd_rl.types import Projection, Rollout
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.models.architecture import ENCODER_DECODERS, HiddenStateModel
+from gkd_rl.models.loading import (
+    build_model,
+    check_same_ends,
+    check_same_vocabulary,
+    load_model,
+    load_tokenizer,
+    save_model,
+)
+from gkd_rl.types import Projection, Rollout, shift_right
 
 PROMPTS = [[3, 4, 5, 6, 7], [5], [7, 7, 3]]
 COMPLETIONS = [

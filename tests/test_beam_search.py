@@ -9,9 +9,8 @@ import torch
 from conftest import KINDS, MakePrompts, MakeRollout, MakeStudent, codec_of, padded
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.beam_search import Beams
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.rollout import GREEDY, Sampler
+from gkd_rl.generation.sampler import GREEDY, Beams, Sampler
+from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.types import Projection
 
 END, LONGEST, WORDS = 1, 3, 8

@@ -30,12 +30,10 @@ from transformers import (
 )
 
 from gkd_rl import evaluate
-from gkd_rl.benchmarks.code_eval import LOADERS, CodeEval, pass_at_k
-from gkd_rl.benchmarks.local_data import local_source
-from gkd_rl.benchmarks.settings import read_settings
-from gkd_rl.benchmarks.suites import SUITES, _leaves, load_suites
 from gkd_rl.errors import BenchmarkError, ConfigError, DataError
-from reward_models.sandbox import Outcome
+from gkd_rl.evaluation.benchmarks.settings import local_source, read_settings
+from gkd_rl.evaluation.benchmarks.suites import LOADERS, SUITES, CodeEval, _leaves, load_suites, pass_at_k
+from reward_models.code.sandbox import Outcome
 
 QUESTIONS = [("tea", 4), ("ham", 7), ("ice", 12), ("pie", 30), ("fig", 5), ("nut", 9)]
 KNOWN = 4  # the first rows are learnt as they are, the others with another answer
@@ -280,7 +278,7 @@ def test_the_code_runs_in_the_sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path:
         programs.append(program)
         return Outcome("failed", "")
 
-    monkeypatch.setattr("gkd_rl.benchmarks.code_eval.run_python", note)
+    monkeypatch.setattr("gkd_rl.evaluation.benchmarks.suites.run_python", note)
     file = tmp_path / "humaneval.jsonl"
     write_lines(file, [humaneval_row(*PROGRAMS[0])])
     suites = load_suites(["humaneval"], {"humaneval": str(file)}, None, True, tmp_path)
@@ -452,7 +450,9 @@ def test_a_tokenizer_that_ends_prompts_is_refused(
 
 @pytest.mark.slow
 def test_any_task_of_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gkd_rl.benchmarks.suites.TaskManager", cache(TaskManager))  # all definitions are read once
+    monkeypatch.setattr(
+        "gkd_rl.evaluation.benchmarks.suites.TaskManager", cache(TaskManager)
+    )  # all definitions are read once
     rows = [{"question": "x", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}]
     write_lines(tmp_path / "test.jsonl", rows)
     suites = load_suites(["arc_easy"], {"arc_easy": str(tmp_path / "test.jsonl")}, None, False, tmp_path)
@@ -472,7 +472,7 @@ def test_results_lie_beside_the_model(tmp_path: Path) -> None:
 
 
 def test_t5_goes_through_the_seq2seq_backend(folders: dict[str, Path]) -> None:
-    from gkd_rl.benchmarks.harness import load
+    from gkd_rl.evaluation.benchmarks.harness import load
 
     lms: dict[str, Any] = {
         kind: load(read_settings([f"model={folders[kind]}", "suite=x"], evaluate.DEFAULTS)) for kind in ("t5", "llama")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from reward_models.by_kind import ByKind
-from reward_models.exact_match import ExactMatch
-from reward_models.verifiable import Verifiable
+from reward_models.composite import ByKind
+from reward_models.text.answers import ExactMatch
+from reward_models.text.form import Verifiable
 
 
 def shout(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

@@ -9,9 +9,9 @@ from fractions import Fraction
 
 import pytest
 
-from reward_models.arithmetic import evaluate, tokens_of, written
-from reward_models.calculator import recalculate
-from reward_models.exact_match import answer_of
+from reward_models.text.answers import answer_of
+from reward_models.text.arithmetic import evaluate, tokens_of, written
+from reward_models.text.equations import recalculate
 
 SOLUTIONS = [  # of the shape of the data set's
     "She sold 48/2 = <<48/2=24>>24 clips in May.\nShe sold 48+24 = <<48+24=72>>72 clips altogether.\n#### 72",

@@ -13,14 +13,14 @@ from conftest import MakeExamples, MakeModel, config_of, models_of
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import build_codecs, build_task
-from gkd_rl.build_evaluator import build_evaluator
-from gkd_rl.chat import ChatTemplate
-from gkd_rl.checkpoint import save_model
 from gkd_rl.errors import DataError, ModelError
-from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
-from gkd_rl.teacher_samples import write_samples
+from gkd_rl.generation.codec import ChatTemplate, TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.loading import save_model
+from gkd_rl.pipeline.build import build_codecs, build_task
+from gkd_rl.pipeline.build_trainer import build_evaluator
+from gkd_rl.training.teacher_data import write_samples
 from gkd_rl.types import Example, Projection
 
 CPU = torch.device("cpu")

@@ -16,12 +16,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from gkd_rl import checkpoint
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import model_key, supervised_cache
-from gkd_rl.checkpoint import cache_key, folder_digest, rows_digest, save_model, source_digest
 from gkd_rl.config import Config, ModelConfig
-from gkd_rl.rollout import TextCodec
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.models import loading as checkpoint
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.loading import cache_key, folder_digest, rows_digest, save_model, source_digest
+from gkd_rl.pipeline.build import model_key, supervised_cache
 from gkd_rl.run import find_config_dir
 from gkd_rl.types import Example
 
@@ -140,17 +140,20 @@ def test_the_cache_key_changes_with_every_fact() -> None:
 
 
 def test_the_cache_key_changes_with_the_source_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = Path(checkpoint.__file__).parent
+    package = Path(checkpoint.__file__).parents[1]
     copy = tmp_path / "gkd_rl"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
     real = source_digest()
-    monkeypatch.setattr(checkpoint, "__file__", str(copy / "checkpoint.py"))
+    monkeypatch.setattr(checkpoint, "__file__", str(copy / "models" / "loading.py"))
     assert source_digest() == real
     key = cache_key(a=1)
-    for name in ("run.py", "tracking.py", "model_card.py"):
+    for name in ("run.py", "outputs/tracking.py", "outputs/tables.py", "cli/command_line.py"):
         (copy / name).write_text("# changed\n", encoding="utf-8")
     assert source_digest() == real, "a file that cannot change the weights throws the cache away"
-    for name in ("trainer.py", "fused_head.py", "embedded/news.py", "tasks/xsum.py", "build.py", "a_new_file.py"):
+    for name in (
+        *("training/trainer.py", "losses/fused_head.py", "data/embedded/news.py", "data/tasks/xsum.py"),
+        *("pipeline/build.py", "a_new_file.py", "losses/a_new_file.py"),
+    ):
         before = source_digest()
         with (copy / name).open("a", encoding="utf-8") as file:
             file.write("# changed\n")

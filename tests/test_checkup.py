@@ -16,19 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Adam
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl import machine_checkup, model_checkup
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.chat import ChatTemplate
-from gkd_rl.checkpoint import save_model
+from gkd_rl.data.embedded.news import generate
 from gkd_rl.doctor import main
-from gkd_rl.embedded.news import generate
-from gkd_rl.finding import Finding, summary
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.loading import build_model
-from gkd_rl.rollout import TextCodec
+from gkd_rl.generation.codec import ChatTemplate, TextCodec
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.loading import build_model, save_model
+from gkd_rl.pipeline import machine_checks as machine_checkup
+from gkd_rl.pipeline import model_checks as model_checkup
+from gkd_rl.planning.checks import Finding, summary
 from gkd_rl.run import find_config_dir
 from gkd_rl.types import Example, Projection
-from reward_models import openai_server
+from reward_models.models import judge as openai_server
 
 CPU = torch.device("cpu")
 WORDS = "a b c d e <user> <bot>"
@@ -149,7 +148,7 @@ def faults(work: Path, folder: Path) -> dict[str, tuple[str, list[str]]]:
         "a constant reward": (
             "reward",
             [
-                "+reward.components.length={_target_: reward_models.shaping.LengthPenalty, shortest: 1, longest: 40}",
+                "+reward.components.length={_target_: reward_models.text.form.LengthPenalty, shortest: 1, longest: 40}",
                 "reward.weights.rouge=0",
                 "+reward.weights.length=1",
             ],
@@ -179,7 +178,7 @@ NAMES = [
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_server, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("gkd_rl.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
+    monkeypatch.setattr("gkd_rl.data.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
     monkeypatch.setattr(machine_checkup, "slowdown", lambda device: 9.0)
     monkeypatch.setattr(machine_checkup.constants, "HF_HUB_OFFLINE", True)
 

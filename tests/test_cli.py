@@ -86,7 +86,7 @@ def test_a_mistake_ends_as_one_message(
     monkeypatch.setattr(logging, "raiseExceptions", True)
     for name in ("HYDRA_FULL_ERROR", "OMP_WAIT_POLICY"):  # which the command sets
         monkeypatch.setenv(name, "")
-    for name in ("torch", "gkd_rl.first_look", "gkd_rl.pipeline"):  # which take seconds to import
+    for name in ("torch", "gkd_rl.pipeline.preflight", "gkd_rl.pipeline.experiment"):  # which take seconds to import
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit) as ended:
         run.cli()
@@ -158,9 +158,9 @@ def run_in_process(arguments: list[str], folder: Path, body: str = DONE) -> subp
     code = (
         "import sys, types\n"
         f"def run_experiment(config, settings, folder):\n    {body}\n"
-        "module = types.ModuleType('gkd_rl.pipeline')\n"
+        "module = types.ModuleType('gkd_rl.pipeline.experiment')\n"
         "module.run_experiment = run_experiment\n"
-        "sys.modules['gkd_rl.pipeline'] = module\n"
+        "sys.modules['gkd_rl.pipeline.experiment'] = module\n"
         "from gkd_rl.run import cli\n"
         "cli()\n"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reward_models.code_execution import CodeExecution, code_of
+from reward_models.code.sandbox import CodeExecution, code_of
 from reward_models.score import load_reward
 
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from run_cases import make_run, record_of
 
-from experiments import compare, wandb_runs
-from experiments.comparison import baseline_group, by_group
-from experiments.equal_cost import equal_cost
-from experiments.runs import Status, curves, find_runs
+from experiments import compare
+from experiments import sync as wandb_runs
+from experiments.runs.comparison import baseline_group, by_group, equal_cost
+from experiments.runs.folders import Status, curves, find_runs
 from gkd_rl.errors import GkdRlError
 
 ROOT = Path(__file__).parents[1]

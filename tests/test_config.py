@@ -11,12 +11,11 @@ from conftest import configured
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from gkd_rl.choices import OptimizerName
 from gkd_rl.config import Config
+from gkd_rl.config.choices import OptimizerName
+from gkd_rl.config.validation import describe_setting, validate
 from gkd_rl.errors import ConfigError
 from gkd_rl.run import find_config_dir
-from gkd_rl.setting_words import describe_setting
-from gkd_rl.validation import validate
 
 CONF = find_config_dir()
 COUNTS = {

@@ -9,8 +9,8 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from gkd_rl.corpus_metrics import corpus_counts
-from gkd_rl.embedded import german
+from gkd_rl.data.embedded import german
+from gkd_rl.evaluation.metrics import corpus_counts
 
 
 def corpus(size: int, noise: float, seed: int) -> tuple[list[str], list[str]]:

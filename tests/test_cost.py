@@ -13,12 +13,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.cost import CostTotals, ModelCost
 from gkd_rl.errors import ModelError
-from gkd_rl.loading import build_model
-from gkd_rl.rollout import GREEDY, Sampler, TextCodec
-from gkd_rl.stack_cost import StackCost
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.loading import build_model
+from gkd_rl.models.row_layout import StackCost
+from gkd_rl.training.step_metrics import CostTotals, ModelCost
 from gkd_rl.types import Rollout
 
 TOLERANCE = 0.01

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gkd_rl.mixing import choose
-from gkd_rl.prompt_stream import PromptStream
+from gkd_rl.data.prompt_order import PromptStream
+from gkd_rl.data.prompt_order import choose_source as choose
 from gkd_rl.types import Example, Source
 
 ROWS = [Example(str(i), "", {}) for i in range(10)]

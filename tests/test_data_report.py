@@ -12,10 +12,9 @@ from test_chat import tokenizer_of
 from test_tasks import files_task, write
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.chat import ChatTemplate
-from gkd_rl.data_report import ROWS, cut_report, data_facts
-from gkd_rl.json_files import write_json
-from gkd_rl.rollout import TextCodec
+from gkd_rl.data.task import ROWS, cut_report, data_facts
+from gkd_rl.generation.codec import ChatTemplate, TextCodec
+from gkd_rl.outputs.json_files import write_json
 from gkd_rl.types import Example
 
 CPU = torch.device("cpu")

@@ -14,15 +14,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from gkd_rl import rollout as rollout_module
-from gkd_rl.architecture import DECODER_ONLY, DecoderOnlyState, HiddenStateModel
-from gkd_rl.checkpoint import save_model
-from gkd_rl.choices import DivergenceName
-from gkd_rl.divergence import TokenDivergence
+from gkd_rl.config.choices import DivergenceName
 from gkd_rl.errors import DataError, ModelError
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.loading import load_model, model_class
-from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
+from gkd_rl.generation import sampler as rollout_module
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
+from gkd_rl.losses.divergences import TokenDivergence
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.models.architecture import DECODER_ONLY, DecoderOnlyState, HiddenStateModel
+from gkd_rl.models.loading import load_model, model_class, save_model
 from gkd_rl.types import Example, Projection, PromptBatch, Rollout, Source, TokenTerms
 
 PROMPTS = [[3, 4, 5, 6, 7], [5], [7, 7, 3]]  # one of them far shorter than the longest: a gap if it is padded

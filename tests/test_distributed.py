@@ -19,21 +19,21 @@ from forked import Started, start_forked
 from rank_cases import CASES, ENDPOINT, KINDS, everything
 from test_run import SMALL, lines
 
-from gkd_rl import ranks as ranks_module
 from gkd_rl import run
+from gkd_rl.cli.command_line import check_command_line
+from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError
-from gkd_rl.precheck import check_command_line
-from gkd_rl.ranks import interleaved, own_seed, share
 from gkd_rl.run import find_config_dir
-from gkd_rl.validation import validate
+from gkd_rl.training import processes as ranks_module
+from gkd_rl.training.processes import interleaved, own_seed, share
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [f"{kind}: {name}" for kind in KINDS for name in CASES] + [ENDPOINT]
 FAILING = """
 import sys, types
 from gkd_rl.errors import RewardError
-from gkd_rl.launched import rank
-from gkd_rl.ranks import from_all
+from gkd_rl.config.launch import rank
+from gkd_rl.training.processes import from_all
 
 def run_experiment(config, settings, folder):
     print("spoken")
@@ -41,15 +41,15 @@ def run_experiment(config, settings, folder):
         raise RewardError(f"reward of seed {config.seed} is unusable")
     from_all("rank 0 waits for the other here")
 
-module = types.ModuleType("gkd_rl.pipeline")
+module = types.ModuleType("gkd_rl.pipeline.experiment")
 module.run_experiment = run_experiment
-sys.modules["gkd_rl.pipeline"] = module
+sys.modules["gkd_rl.pipeline.experiment"] = module
 """
 KILLED = """
 import os, pathlib, signal, time
 from gkd_rl import pipeline
-from gkd_rl.launched import rank
-from gkd_rl.ranks import from_all
+from gkd_rl.config.launch import rank
+from gkd_rl.training.processes import from_all
 from gkd_rl.run import cli
 whole = pipeline.run_experiment
 

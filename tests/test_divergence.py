@@ -10,8 +10,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from gkd_rl.choices import DivergenceName, DivergenceScale
-from gkd_rl.divergence import (
+from gkd_rl.config.choices import DivergenceName, DivergenceScale
+from gkd_rl.losses.divergences import (
     TokenDivergence,
     cross_entropy,
     forward_kl,

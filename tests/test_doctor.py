@@ -13,20 +13,20 @@ from peft import LoraConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from gkd_rl.adapter import AdaptedModel
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build_plan import plan_memory, with_micro_batches
-from gkd_rl.choices import Decay, DivergenceName, OptimizerName, Quantization
 from gkd_rl.config import Config
-from gkd_rl.divergence import TokenDivergence
+from gkd_rl.config.choices import Decay, DivergenceName, OptimizerName, Quantization
+from gkd_rl.data.embedded.news import generate
 from gkd_rl.doctor import main
-from gkd_rl.embedded.news import generate
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.known_shapes import KNOWN_SHAPES, known_config
-from gkd_rl.live_memory import LiveMemory
-from gkd_rl.loading import build_model, empty_model
-from gkd_rl.memory_plan import Lengths, MemoryPlan
-from gkd_rl.model_memory import (
+from gkd_rl.losses.divergences import TokenDivergence
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.models.adapter import AdaptedModel
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.configurations import KNOWN_SHAPES, known_config
+from gkd_rl.models.loading import build_model, empty_model
+from gkd_rl.models.placement import quantized
+from gkd_rl.pipeline.memory import plan_memory, with_micro_batches
+from gkd_rl.planning.memory_plan import Lengths, LiveMemory, MemoryPlan, peak_bytes, reset_peak
+from gkd_rl.planning.model_memory import (
     Update,
     generation_bytes,
     largest_micro_batch,
@@ -36,9 +36,7 @@ from gkd_rl.model_memory import (
     weight_bytes,
     without_data,
 )
-from gkd_rl.optim import OptimizerSettings
-from gkd_rl.peak_memory import peak_bytes, reset_peak
-from gkd_rl.quantization import quantized
+from gkd_rl.training.optimization import OptimizerSettings
 
 CPU = torch.device("cpu")
 SHAPES = {
@@ -282,7 +280,7 @@ def test_the_doctor_of_the_default_run(capsys: pytest.CaptureFixture[str], tmp_p
 def test_the_doctor_trains_no_reward_model(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gkd_rl.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
+    monkeypatch.setattr("gkd_rl.data.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
     small = ["task.train_size=100", "task.test_size=10", f"cache_dir={tmp_path}"]
     assert main(["experiment=xsum_rl", *small]) == 0
     assert "unknown  reward      entailment: the run trains its model first" in capsys.readouterr().out

@@ -9,12 +9,26 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from gkd_rl.embedded import news
-from gkd_rl.embedded.checker import NewsChecker, Verdict, stated_facts
-from gkd_rl.embedded.grammar import DISTRACTORS, LEADS, STATEMENTS, SUMMARIES, read, render, vocabulary
-from gkd_rl.embedded.lexicon import DETAILS, EVENT_OF_PARTICIPLE, EVENTS, VALUES
-from gkd_rl.embedded.news import NewsItem, generate
-from gkd_rl.embedded.splits import split_of
+from gkd_rl.data.embedded import news
+from gkd_rl.data.embedded.news import (
+    DETAILS,
+    DISTRACTORS,
+    EVENT_OF_PARTICIPLE,
+    EVENTS,
+    LEADS,
+    STATEMENTS,
+    SUMMARIES,
+    VALUES,
+    NewsChecker,
+    NewsItem,
+    Verdict,
+    generate,
+    read,
+    render,
+    stated_facts,
+    vocabulary,
+)
+from gkd_rl.data.embedded.splits import split_of
 
 SPLITS = ("train", "validation", "test")
 ARTICLE = (

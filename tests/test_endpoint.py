@@ -18,22 +18,21 @@ from accelerate import Accelerator
 from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, config_of, configured, models_of
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build_evaluator import build_evaluator
-from gkd_rl.build_teacher import build_endpoint
-from gkd_rl.build_trainer import build_trainer
-from gkd_rl.choices import DivergenceName
 from gkd_rl.config import EndpointConfig
-from gkd_rl.divergence import TokenDivergence
-from gkd_rl.endpoint import EndpointTeacher
+from gkd_rl.config.choices import DivergenceName
+from gkd_rl.config.validation import validate
+from gkd_rl.data.prompt_order import PromptStream
 from gkd_rl.errors import ConfigError, EndpointError, ModelError
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.outputs import describe_method
-from gkd_rl.prompt_stream import PromptStream
-from gkd_rl.rollout import TextCodec
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.losses.divergences import TokenDivergence
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.remote_teacher import EndpointTeacher
+from gkd_rl.pipeline.build_trainer import build_evaluator, build_trainer
+from gkd_rl.pipeline.models import build_endpoint
+from gkd_rl.pipeline.results import describe_method
 from gkd_rl.types import Projection, Rollout, TopLogProbs
-from gkd_rl.validation import validate
-from reward_models import openai_server
+from reward_models.models import judge as openai_server
 
 TOP = 3
 VOCABULARY = 8

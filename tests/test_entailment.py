@@ -16,11 +16,10 @@ from transformers import (
     T5Config,
 )
 
-from gkd_rl.embedded.tokenizer import build_tokenizer
-from reward_models.checkpoints import Checkpoint, in_batches
-from reward_models.entailment import Entailment
-from reward_models.scalar import ScalarReward
-from reward_models.windows import cut, windows
+from gkd_rl.data.embedded.tokenizer import build_tokenizer
+from reward_models.models.checkpoint import Checkpoint, in_batches
+from reward_models.models.entailment import Entailment, cut, windows
+from reward_models.models.scalar import ScalarReward
 
 DOCUMENTS = ["mayor evans has opened the bridge . it happened in leeds .", "the yacht has been sold by chef cole ."]
 CLAIMS = ["evans has opened the bridge in leeds .", "the yacht was sold by cole for two million pounds ."]

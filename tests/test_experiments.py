@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import alpha_tradeoff, families, methods
-from experiments.study import Job, Run, changes, levels, read_runs, report, run_jobs
+from experiments.study.plan import Job, Run, changes, levels, read_runs, report, run_jobs
 from gkd_rl.config import Config
+from gkd_rl.config.validation import validate
 from gkd_rl.run import find_config_dir
-from gkd_rl.validation import validate
 
 
 def run_of(method: str, seed: int, before: dict[str, float], after: dict[str, float], **cost: float) -> Run:

@@ -16,13 +16,13 @@ import yaml
 from conftest import configured
 from forked import run_forked
 
-from gkd_rl import build
-from gkd_rl.embedded.splits import split_of
+from gkd_rl.data.embedded.splits import split_of
+from gkd_rl.data.task import row_reports
+from gkd_rl.data.tasks.instruct import Instruct
+from gkd_rl.data.tasks.walk import Walk
+from gkd_rl.data.tasks.wmt import Wmt
 from gkd_rl.errors import DataError
-from gkd_rl.tasks.instruct import Instruct
-from gkd_rl.tasks.task import row_reports
-from gkd_rl.tasks.walk import Walk
-from gkd_rl.tasks.wmt import Wmt
+from gkd_rl.pipeline import build
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = (
@@ -174,7 +174,7 @@ NEW_TASK = '''
 
 from dataclasses import dataclass
 
-from gkd_rl.embedded.tokenizer import word_tokenizer
+from gkd_rl.data.embedded.tokenizer import word_tokenizer
 from gkd_rl.types import Example
 
 

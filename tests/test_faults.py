@@ -16,8 +16,7 @@ from forked import run_forked
 from test_run import SMALL, lines
 from test_sweeps import environment
 
-from gkd_rl.errors import DataError, StorageError, WorkerError
-from gkd_rl.faults import explained, explaining_faults
+from gkd_rl.errors import DataError, StorageError, WorkerError, explained, explaining_faults
 from reward_models import guard
 from reward_models.composite import Composite
 
@@ -26,7 +25,7 @@ STUB = """
 import os, signal, sys, types
 
 def run_experiment(config, settings, folder):
-    from gkd_rl.tracking import Listing, Tracker
+    from gkd_rl.outputs.tracking import Listing, Tracker
     with Tracker(folder, "disabled", Listing("p", None, "n"), {}) as tracker:
         for step in range(int(os.environ["STEPS"])):
             tracker.log_step(step, {"loss": 1.0})
@@ -36,9 +35,9 @@ def run_experiment(config, settings, folder):
     (folder / "eval.json").write_text("{}")
     return {"objective": 0.0}
 
-module = types.ModuleType("gkd_rl.pipeline")
+module = types.ModuleType("gkd_rl.pipeline.experiment")
 module.run_experiment = run_experiment
-sys.modules["gkd_rl.pipeline"] = module
+sys.modules["gkd_rl.pipeline.experiment"] = module
 """
 
 
@@ -122,7 +121,7 @@ def test_a_read_only_folder_is_refused(stub: Path, tmp_path: Path) -> None:
 CACHED = """
 import logging, torch
 from pathlib import Path
-from gkd_rl.tensor_shards import TensorShards
+from gkd_rl.training.teacher_data import TensorShards
 logging.basicConfig(format="%(message)s")
 shards = TensorShards(Path("disk/teacher"), 2**30, 40_000)
 names = [f"{i:032x}" for i in range(20)]
@@ -150,7 +149,7 @@ def test_a_line_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
     script = f"""
 import resource, signal
 from pathlib import Path
-from gkd_rl.json_files import JsonLines
+from gkd_rl.outputs.json_files import JsonLines
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (250, 250))
 file = JsonLines(Path({str(tmp_path / "a.jsonl")!r}))

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gkd_rl.choices import DivergenceName
-from gkd_rl.divergence import TokenDivergence
-from gkd_rl.fused_head import FusedHead
+from gkd_rl.config.choices import DivergenceName
+from gkd_rl.losses.divergences import TokenDivergence
+from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.types import FEW_ROWS, LARGE_MATRIX, OutputHead, Projection, TokenTerms, reads_few
 
 B, T, D, D_TEACHER, V = 4, 6, 5, 7, 23

@@ -9,12 +9,12 @@ import torch
 from test_fused_head import LENGTHS, B, D, T, V, make_case
 from torch import Tensor
 
-from gkd_rl.choices import DivergenceName, DivergenceReduction, DivergenceScale, SurrogateReduction
-from gkd_rl.divergence import TokenDivergence
-from gkd_rl.fused_head import CHUNK_TENSORS, FusedHead
-from gkd_rl.fused_loss import FusedLoss
-from gkd_rl.live_memory import LiveMemory
-from gkd_rl.objective import Objective, StepTotals
+from gkd_rl.config.choices import DivergenceName, DivergenceReduction, DivergenceScale, SurrogateReduction
+from gkd_rl.losses.divergences import TokenDivergence
+from gkd_rl.losses.fused_head import CHUNK_TENSORS, FusedHead
+from gkd_rl.losses.fused_loss import FusedLoss
+from gkd_rl.losses.objective import Objective, StepTotals
+from gkd_rl.planning.memory_plan import LiveMemory
 from gkd_rl.types import Credits, OutputHead, Projection, TopLogProbs
 
 TOTALS = StepTotals(sequences=B + 3, tokens=sum(LENGTHS) + 11)

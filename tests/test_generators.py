@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from gkd_rl.embedded import german, instructions, walk, word_problems
-from gkd_rl.embedded.phrases import COUNTRIES, LANGUAGES, number_words
-from gkd_rl.embedded.splits import SPLITS, distinct
-from gkd_rl.embedded.tokenizer import subword_tokenizer, word_tokenizer
-from gkd_rl.embedded.walk import MOVES, WalkChecker, shortest
+from gkd_rl.data.embedded import german, instructions, walk, word_problems
+from gkd_rl.data.embedded.german import COUNTRIES, LANGUAGES, number_words
+from gkd_rl.data.embedded.splits import SPLITS, distinct
+from gkd_rl.data.embedded.tokenizer import subword_tokenizer, word_tokenizer
+from gkd_rl.data.embedded.walk import MOVES, WalkChecker, shortest
 from gkd_rl.errors import DataError
-from reward_models.exact_match import ExactMatch
-from reward_models.verifiable import Verifiable
+from reward_models.text.answers import ExactMatch
+from reward_models.text.form import Verifiable
 
 GENERATORS: dict[str, Callable[[str, int, int], list[Any]]] = {
     "word problems": lambda split, size, seed: word_problems.generate(split, size, seed, 1, 4, 2),

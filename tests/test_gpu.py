@@ -18,20 +18,20 @@ from conftest import MakeTokenizer, configured, letters, with_adapter
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gkd_rl.adapter import AdaptedModel, InitialView
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import Models
-from gkd_rl.build_adapter import attach_adapter
-from gkd_rl.build_teacher import placed_teacher
-from gkd_rl.build_trainer import build_trainer
-from gkd_rl.choices import Quantization
 from gkd_rl.config import Config
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.loading import build_model
-from gkd_rl.prompt_stream import PromptStream
-from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
-from gkd_rl.teacher_audit import kl_between
-from gkd_rl.trainer import StepRecord
+from gkd_rl.config.choices import Quantization
+from gkd_rl.data.prompt_order import PromptStream
+from gkd_rl.evaluation.evaluator import kl_between
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.models.adapter import AdaptedModel, InitialView
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.loading import build_model
+from gkd_rl.pipeline.build import Models, attach_adapter
+from gkd_rl.pipeline.build_trainer import build_trainer
+from gkd_rl.pipeline.models import placed_teacher
+from gkd_rl.training.trainer import StepRecord
 from gkd_rl.types import Example, Projection, Rollout
 from reward_models.composite import Composite
 

@@ -9,8 +9,8 @@ from conftest import KINDS, MakeTrainer, assert_close, config_of, gradient_of
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gkd_rl.build_trainer import build_supervised_trainer
-from gkd_rl.trainer import Trainer
+from gkd_rl.pipeline.build_trainer import build_supervised_trainer
+from gkd_rl.training.trainer import Trainer
 
 ON = "trainer.gradient_checkpointing=true"
 

@@ -22,12 +22,12 @@ from exact import TOLERANCE, assert_same
 from reward_cases import CASES, SEQUENCE_SUM
 from torch import Tensor
 
-from gkd_rl import credit
-from gkd_rl.choices import DivergenceName, DivergenceReduction, DivergenceScale, KdCredit
-from gkd_rl.credit import CreditSettings
-from gkd_rl.divergence import TokenDivergence
-from gkd_rl.gradients import TermGradients
-from gkd_rl.objective import Objective
+from gkd_rl.config.choices import DivergenceName, DivergenceReduction, DivergenceScale, KdCredit
+from gkd_rl.losses import policy_gradient as credit
+from gkd_rl.losses.divergences import TokenDivergence
+from gkd_rl.losses.objective import Objective
+from gkd_rl.losses.policy_gradient import CreditSettings
+from gkd_rl.training.optimization import TermGradients
 
 FAMILY = {
     "forward_kl": TokenDivergence(DivergenceName.forward_kl),

@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import KINDS, MakeTrainer, assert_close, gradient_of, letters, logits_of
 
-from gkd_rl.adapter import AdaptedModel
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.choices import AlphaSchedule
-from gkd_rl.schedule import Schedule
-from gkd_rl.trainer import Trainer
+from gkd_rl.config.alpha_schedule import Schedule
+from gkd_rl.config.choices import AlphaSchedule
+from gkd_rl.models.adapter import AdaptedModel
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import Source
 
 FREE = ("trainer.max_grad_norm=1e9", "trainer.warmup_steps=0", "trainer.micro_batch_size=3")

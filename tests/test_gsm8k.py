@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from conftest import configured
 
-from gkd_rl.build import build_reward, build_task
+from gkd_rl.data.tasks.gsm8k import Gsm8k
 from gkd_rl.errors import DataError
-from gkd_rl.tasks.gsm8k import Gsm8k
-from reward_models.calculator import recalculate
-from reward_models.exact_match import ExactMatch, answer_of, numbers
+from gkd_rl.pipeline.build import build_reward, build_task
+from reward_models.text.answers import ExactMatch, answer_of, numbers
+from reward_models.text.equations import recalculate
 
 OFFICIAL = [  # from the training split of Cobbe et al. 2021 (MIT licence)
     {

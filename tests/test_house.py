@@ -67,7 +67,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def floor_of(module: str) -> int:
-    """Floor of a dotted gkd_rl module, e.g. gkd_rl.tasks.xsum."""
+    """Floor of a dotted gkd_rl module, e.g. gkd_rl.data.tasks.xsum."""
     parts = module.split(".")[1:] or ["__init__"]
     key = parts[0] if parts[0] in FLOORS else parts[0] + "/"
     assert key in FLOORS, f"{module} has no floor: add '{parts[0]}' to FLOORS in tests/test_house.py"
@@ -100,9 +100,9 @@ def test_few_import_sites(library: str) -> None:
 
 
 def test_experiments_read_wandb_in_one_place() -> None:
-    """Runs write to it in gkd_rl/tracking.py; a comparison reads what was uploaded."""
+    """Runs write to it in gkd_rl/outputs/tracking.py; a comparison reads what was uploaded."""
     sites = [relative(path) for path in python_files("experiments") if "wandb" in map(top, imports(path))]
-    assert sites == ["experiments/wandb_runs.py"]
+    assert sites == ["experiments/sync.py"]
 
 
 def test_the_command_line_imports_nothing_slow() -> None:

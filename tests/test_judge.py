@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from reward_models import openai_server
 from reward_models.composite import Composite
 from reward_models.guard import Guard
-from reward_models.judge import ChatServer, Judge
-from reward_models.openai_server import ServerError
+from reward_models.models import judge as openai_server
+from reward_models.models.judge import ChatServer, Judge, ServerError
 
 
 @dataclass

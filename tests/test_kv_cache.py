@@ -11,11 +11,10 @@ import torch
 from conftest import MakeModel, MakePrompts
 from transformers import DynamicCache, LlamaConfig, PreTrainedTokenizerFast
 
-from gkd_rl import kv_cache
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.cuts import LAYER_FLOPS, alike
-from gkd_rl.kv_cache import ROOM, RoomyLayer, can_join, empty_cache
-from gkd_rl.stack_cost import StackCost
+from gkd_rl.models import decoding as kv_cache
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.decoding import ROOM, RoomyLayer, can_join, empty_cache
+from gkd_rl.models.row_layout import LAYER_FLOPS, StackCost, alike
 from gkd_rl.types import PromptBatch
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -14,19 +14,19 @@ from gguf_writer import GGUF_SIZE, write_gguf
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedTokenizerFast
 
-from gkd_rl import model_files
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import build_codec, build_codecs, build_task, fresh_model, model_key
-from gkd_rl.checkpoint import folder_digest, save_model
-from gkd_rl.choices import Dtype
 from gkd_rl.config import ModelConfig
+from gkd_rl.config.choices import Dtype
+from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError, ModelError
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.loading import load_model, load_tokenizer
-from gkd_rl.model_files import LoadOptions, end_ids, read_config
-from gkd_rl.rollout import GREEDY, Sampler, TextCodec
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.models import checkpoint as model_files
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.checkpoint import LoadOptions, end_ids, read_config
+from gkd_rl.models.loading import folder_digest, load_model, load_tokenizer, save_model
+from gkd_rl.pipeline.build import build_codec, build_codecs, build_task, fresh_model, model_key
 from gkd_rl.types import Projection, Rollout
-from gkd_rl.validation import validate
 
 CPU = torch.device("cpu")
 COMPLETIONS = [[4, 5, 1], [3, 3, 3, 6, 1], [1], [2, 0, 4, 4]]

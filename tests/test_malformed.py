@@ -19,10 +19,10 @@ from conftest import configured
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gkd_rl import build
+from gkd_rl.cli.command_line import check_command_line
 from gkd_rl.errors import GkdRlError
-from gkd_rl.first_look import check_data
-from gkd_rl.precheck import check_command_line
+from gkd_rl.pipeline import build
+from gkd_rl.pipeline.preflight import check_data
 from gkd_rl.run import _look_at_files, find_config_dir, message
 
 SECONDS = 10  # of the processor: what else the machine does counts for nothing

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from reward_models.maths import Maths
+from reward_models.text.answers import Maths
 
 EQUAL = [
     ("1/2", "so it is \\boxed{0.5}"),

@@ -17,8 +17,8 @@ from gguf_writer import GGUF_SIZE, write_gguf
 from transformers import PreTrainedTokenizerFast
 
 from gkd_rl import run
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.checkpoint import save_model
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.loading import save_model
 
 GSM8K = ["experiment=gsm8k_rl", "scale=single_gpu", "task.data_files={train: train.jsonl, test: test.jsonl}"]
 GSM8K += ["student.chat=false", "teacher.chat=false", "teacher.quantization=none"]

@@ -16,16 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import AdamW
 from transformers import get_scheduler
 
-from gkd_rl import build
-from gkd_rl.choices import DivergenceName
 from gkd_rl.config import Config
+from gkd_rl.config.choices import DivergenceName
+from gkd_rl.config.validation import validate
+from gkd_rl.data.prompt_order import choose_source as choose
 from gkd_rl.errors import ConfigError
-from gkd_rl.mixing import choose
-from gkd_rl.pipeline import run_experiment
+from gkd_rl.pipeline import build
+from gkd_rl.pipeline.experiment import run_experiment
 from gkd_rl.run import find_config_dir
-from gkd_rl.trainer import Trainer
+from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import Rollout, Source
-from gkd_rl.validation import validate
 from reward_models.composite import Composite
 
 FREE = ("trainer.max_grad_norm=1e9", "trainer.warmup_steps=0", "trainer.learning_rate=0.02")

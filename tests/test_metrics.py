@@ -11,11 +11,11 @@ import pytest
 import yaml
 from rouge_score.rouge_scorer import RougeScorer
 
-from gkd_rl import metrics
-from gkd_rl.metrics import Rouge, by_position, repetition_rate, rouge_scores, self_bleu
-from gkd_rl.model_card import model_card
-from gkd_rl.report_table import markdown_table, results_table
-from gkd_rl.uncertainty import Estimate, bootstrap_interval, estimate, paired_difference
+from gkd_rl.evaluation import metrics
+from gkd_rl.evaluation.metrics import Rouge, by_position, rouge_scores, self_bleu
+from gkd_rl.evaluation.uncertainty import bootstrap_interval, estimate, paired_difference
+from gkd_rl.generation.text_statistics import repetition_rate
+from gkd_rl.outputs.tables import Estimate, markdown_table, model_card, results_table
 
 WORDS = ["the", "a", "council", "running", "runs", "ran", "School's", "£3.5m", "Zürich", "flood-hit", "\n", "won't"]
 

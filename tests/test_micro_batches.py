@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gkd_rl.cost import ModelCost
-from gkd_rl.cuts import LAYER_FLOPS
-from gkd_rl.micro_batches import WEIGHT_FLOPS, Cutter
-from gkd_rl.stack_cost import StackCost
+from gkd_rl.models.row_layout import LAYER_FLOPS, StackCost
+from gkd_rl.training.micro_batches import WEIGHT_FLOPS, Cutter
+from gkd_rl.training.step_metrics import ModelCost
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 
 STACK = StackCost(weights=3000, attention=64, cross_weights=500, cross_attention=64, layers=2)

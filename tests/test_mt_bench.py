@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from gkd_rl import evaluate
-from gkd_rl.benchmarks import mt_judge
-from gkd_rl.benchmarks.mt_bench import Question, read_questions, summarise
-from gkd_rl.benchmarks.mt_judge import OURS, read_grade
-from reward_models import openai_server
+from gkd_rl.evaluation.benchmarks import mt_bench as mt_judge
+from gkd_rl.evaluation.benchmarks.mt_bench import OURS, Question, read_grade, read_questions, summarise
+from reward_models.models import judge as openai_server
 
 ROWS = [
     {"question_id": 1, "category": "writing", "turns": ["Write.", "Again."]},
@@ -103,7 +102,7 @@ def test_both_turns_are_answered_and_graded(
     template: bool, server: Server, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     lm = Lm(template)
-    monkeypatch.setattr("gkd_rl.benchmarks.harness.load", lambda config: lm)
+    monkeypatch.setattr("gkd_rl.evaluation.benchmarks.harness.load", lambda config: lm)
     monkeypatch.setenv("JUDGE_KEY", "secret")
     output = tmp_path / "out"
     server.codes += [503, 429]  # tried again
@@ -136,7 +135,7 @@ def test_both_turns_are_answered_and_graded(
 def test_a_judge_that_fails_leaves_the_answers(
     server: Server, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr("gkd_rl.benchmarks.harness.load", lambda config: Lm(True))
+    monkeypatch.setattr("gkd_rl.evaluation.benchmarks.harness.load", lambda config: Lm(True))
     server.codes += [200, 401]  # the first is the check
     assert evaluate.main(arguments(server, questions, f"output={tmp_path / 'out'}")) == 1
     assert "answers HTTP 401" in capsys.readouterr().err

@@ -13,10 +13,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gkd_rl import architecture, credit, divergence, masking, objective, policy_gradient
-from gkd_rl.adapter import AdaptedModel
-from gkd_rl.choices import DivergenceName, DivergenceReduction, KdCredit, KlEstimator
-from gkd_rl.objective import StepTotals
+from gkd_rl import types as masking
+from gkd_rl.config.choices import DivergenceName, DivergenceReduction, KdCredit, KlEstimator
+from gkd_rl.losses import divergences as divergence
+from gkd_rl.losses import objective, policy_gradient
+from gkd_rl.losses import policy_gradient as credit
+from gkd_rl.losses.objective import StepTotals
+from gkd_rl.models import architecture
+from gkd_rl.models.adapter import AdaptedModel
 from gkd_rl.types import LossTerms
 
 Defect = Callable[[pytest.MonkeyPatch], None]

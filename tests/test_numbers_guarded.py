@@ -16,15 +16,15 @@ from conftest import MakePrompts, MakeRollout, MakeTrainer, config_of, letters
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gkd_rl.checkpoints import Checkpoints
-from gkd_rl.cost import CostTotals
+from gkd_rl.config.launch import StopRequest
 from gkd_rl.errors import DivergedError
-from gkd_rl.guard import Guard, Limits, ratio_error, text_metrics, updates
-from gkd_rl.pipeline import _train
-from gkd_rl.stopping import StopRequest
-from gkd_rl.tracking import Listing, Tracker
-from gkd_rl.trainer import StepRecord, Trainer
-from gkd_rl.training_state import trained
+from gkd_rl.outputs.tracking import Listing, Tracker
+from gkd_rl.pipeline.checkpoints import Checkpoints
+from gkd_rl.pipeline.experiment import _train
+from gkd_rl.training.guard import Guard, Limits, ratio_error, text_metrics, updates
+from gkd_rl.training.state import trained
+from gkd_rl.training.step_metrics import CostTotals
+from gkd_rl.training.trainer import StepRecord, Trainer
 from reward_models.composite import Composite, Scores
 
 SOUND = {

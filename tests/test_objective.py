@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gkd_rl.choices import DivergenceReduction, SurrogateReduction
-from gkd_rl.objective import Objective, StepTotals
+from gkd_rl.config.choices import DivergenceReduction, SurrogateReduction
+from gkd_rl.losses.objective import Objective, StepTotals
 from gkd_rl.types import Credits, LossTerms, TokenTerms
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gkd_rl.choices import Decay, OptimizerName
-from gkd_rl.optim import OptimizerSettings
+from gkd_rl.config.choices import Decay, OptimizerName
+from gkd_rl.training.optimization import OptimizerSettings
 
 
 def rates(decay: Decay, warmup: int, steps: int, cooldown: int = 0) -> list[float]:

@@ -9,10 +9,9 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from gkd_rl.metrics import rouge_scores
-from reward_models.overlap import Overlap
-from reward_models.rouge import Rouge
-from reward_models.shaping import LengthPenalty, RepetitionPenalty
+from gkd_rl.evaluation.metrics import rouge_scores
+from reward_models.text.form import LengthPenalty, RepetitionPenalty
+from reward_models.text.overlap import Overlap, Rouge
 
 TRUTH = "Das Haus steht am 3. Mai leer ."
 TEXTS = [TRUTH, "Das Haus steht leer .", "Ein Hund bellt", ""]

@@ -17,12 +17,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedT
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from gkd_rl.adapter import AdaptedModel, InitialView
-from gkd_rl.architecture import DecoderOnly, EncoderDecoder, HiddenStateModel
-from gkd_rl.cost import ModelCost
-from gkd_rl.packing import Rows, row_lengths, shares_prompts
-from gkd_rl.rollout import TextCodec
-from gkd_rl.stack_cost import StackCost
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.models.adapter import AdaptedModel, InitialView
+from gkd_rl.models.architecture import DecoderOnly, EncoderDecoder, HiddenStateModel
+from gkd_rl.models.row_layout import Rows, StackCost, row_lengths, shares_prompts
+from gkd_rl.training.step_metrics import ModelCost
 from gkd_rl.types import Rollout
 
 PROMPTS = [[3, 4, 5, 6, 7], [5], [7, 7, 3]]
@@ -265,7 +264,7 @@ def test_who_shares_no_rows_is_named(
     caplog.set_level("INFO")
     make_trainer("alpha=0.5", "rollout.per_prompt=4", kind="llama")
     assert "reads a prompt again" not in caplog.text
-    monkeypatch.setattr("gkd_rl.build_trainer.can_share", lambda _: False)
+    monkeypatch.setattr("gkd_rl.pipeline.build_trainer.can_share", lambda _: False)
     make_trainer("alpha=0.5", "rollout.per_prompt=4", kind="llama")
     assert "student: llama with sdpa attention reads a prompt again for each of its 4 completions" in caplog.text
     assert "teacher: llama with sdpa" in caplog.text

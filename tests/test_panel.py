@@ -11,19 +11,17 @@ from accelerate import Accelerator
 from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, codec_of, config_of, configured, models_of
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.beam_search import Beams
-from gkd_rl.build_evaluator import build_evaluator
-from gkd_rl.build_trainer import build_supervised_trainer
-from gkd_rl.choices import Metric
 from gkd_rl.config import Config
+from gkd_rl.config.choices import Metric
+from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError
-from gkd_rl.evaluation import Evaluation
-from gkd_rl.metrics import copy_rate
-from gkd_rl.objective import StepTotals
-from gkd_rl.rollout import Sampler
-from gkd_rl.step_metrics import rollout_metrics
+from gkd_rl.evaluation.evaluator import Evaluation
+from gkd_rl.generation.sampler import Beams, Sampler
+from gkd_rl.generation.text_statistics import copy_rate
+from gkd_rl.losses.objective import StepTotals
+from gkd_rl.pipeline.build_trainer import build_evaluator, build_supervised_trainer
+from gkd_rl.training.step_metrics import rollout_metrics
 from gkd_rl.types import Example
-from gkd_rl.validation import validate
 from reward_models.composite import Composite, Scores
 from reward_models.guard import Guard
 

@@ -9,10 +9,10 @@ import torch
 from conftest import MakeModel, MakePrompts, MakeRollout, MakeTokenizer
 from torch import Tensor
 
-from gkd_rl.choices import Baseline, DivergenceReduction, SurrogateReduction
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.objective import Objective, StepTotals
-from gkd_rl.policy_gradient import advantages, surrogate
+from gkd_rl.config.choices import Baseline, DivergenceReduction, SurrogateReduction
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.losses.objective import Objective, StepTotals
+from gkd_rl.losses.policy_gradient import advantages, surrogate
 from gkd_rl.types import Credits, Projection, TokenTerms
 
 END = 1

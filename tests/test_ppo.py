@@ -12,19 +12,26 @@ import torch
 from conftest import KINDS, MakeTrainer, assert_close, config_of, gradient_of, letters
 from torch import Tensor, nn
 
-from gkd_rl import objective as objective_module
-from gkd_rl.adapter import AdaptedModel
-from gkd_rl.build import build_critic
-from gkd_rl.checkpoint import save_model
-from gkd_rl.choices import Baseline
 from gkd_rl.config import Config
-from gkd_rl.credit import CreditSettings, moments, reward_weights, whitened
-from gkd_rl.critic import Critic
+from gkd_rl.config.choices import Baseline
 from gkd_rl.errors import ModelError
-from gkd_rl.policy_gradient import advantages, clipped, gae, surrogate
-from gkd_rl.trainer import Trainer
+from gkd_rl.losses import objective as objective_module
+from gkd_rl.losses.policy_gradient import (
+    CreditSettings,
+    advantages,
+    clipped,
+    gae,
+    moments,
+    reward_weights,
+    surrogate,
+    whitened,
+)
+from gkd_rl.models.adapter import AdaptedModel
+from gkd_rl.models.loading import save_model
+from gkd_rl.models.value_head import Critic, value_loss
+from gkd_rl.pipeline.build import build_critic
+from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import PromptBatch, Rollout, Source, Survey
-from gkd_rl.value_head import value_loss
 
 PPO = ("alpha=0", "policy_gradient=ppo", "trainer.max_grad_norm=1e9", "trainer.warmup_steps=0")
 SIZES = (8, 3)  # one micro-batch, and 3 + 3 + 2

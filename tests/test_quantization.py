@@ -19,17 +19,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build_teacher import check_teacher, placed_teacher
-from gkd_rl.choices import Quantization
 from gkd_rl.config import TeacherConfig
-from gkd_rl.cost import ModelCost
-from gkd_rl.elsewhere import ModelElsewhere
+from gkd_rl.config.choices import Quantization
+from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError, ModelError
-from gkd_rl.quantization import check_quantization, quantizable, quantized
-from gkd_rl.rollout import Sampler, Sampling, TextCodec
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import Sampler, Sampling
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.placement import ModelElsewhere, check_quantization, quantizable, quantized
+from gkd_rl.pipeline.models import check_teacher, placed_teacher
+from gkd_rl.training.step_metrics import ModelCost
 from gkd_rl.types import Rollout
-from gkd_rl.validation import validate
 
 CPU = torch.device("cpu")
 INT8, NF4 = Quantization.int8, Quantization.nf4

@@ -14,17 +14,12 @@ from hypothesis import strategies as st
 from report_runs import write_run
 
 from experiments.report import __main__ as command
-from experiments.report.__main__ import main
-from experiments.report.figures import FIGURES
-from experiments.report.marks import marked
-from experiments.report.page import html, safe_json
-from experiments.report.pareto import hypervolume, pareto_front
-from experiments.report.payload import payload, worded
-from experiments.report.quantised import CHARACTERS, bucketed, grid, packed, points_for, unpacked
-from experiments.report.texts import LONGEST, visible
-from experiments.runs import find_runs
-from gkd_rl.embedded.checker import NewsChecker
-from gkd_rl.embedded.news import generate
+from experiments.report.__main__ import html, main, safe_json
+from experiments.report.figures import FIGURES, hypervolume, pareto_front
+from experiments.report.payload import CHARACTERS, bucketed, grid, packed, payload, points_for, unpacked, worded
+from experiments.report.texts import LONGEST, marked, visible
+from experiments.runs.folders import find_runs
+from gkd_rl.data.embedded.news import NewsChecker, generate
 
 
 @pytest.fixture(scope="module")

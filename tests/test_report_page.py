@@ -16,11 +16,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from report_runs import write_run
 
 from experiments.report.__main__ import main
-from experiments.report.pareto import hypervolume
+from experiments.report.figures import hypervolume
 from experiments.report.texts import visible
-from gkd_rl.embedded.checker import NewsChecker
-from gkd_rl.embedded.news import generate
-from gkd_rl.uncertainty import estimate
+from gkd_rl.data.embedded.news import NewsChecker, generate
+from gkd_rl.evaluation.uncertainty import estimate
 
 pytestmark = pytest.mark.browser
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")

@@ -16,16 +16,15 @@ from conftest import MakeTrainer, config_of, letters
 from safetensors import SafetensorError
 from torch import Tensor
 
-from gkd_rl.checkpoints import Checkpoints, steps_in
-from gkd_rl.cost import CostTotals
+from gkd_rl.config.launch import Stopped, StopRequest
 from gkd_rl.errors import CheckpointError
-from gkd_rl.evaluation import Evaluation
-from gkd_rl.pipeline import _train
-from gkd_rl.snapshot import Snapshot, read_snapshot, write_snapshot
-from gkd_rl.stopping import Stopped, StopRequest
-from gkd_rl.tracking import Listing, Tracker
-from gkd_rl.trainer import StepRecord, Trainer
-from gkd_rl.training_state import trained
+from gkd_rl.evaluation.evaluator import Evaluation
+from gkd_rl.outputs.tracking import Listing, Tracker
+from gkd_rl.pipeline.checkpoints import Checkpoints, steps_in
+from gkd_rl.pipeline.experiment import _train
+from gkd_rl.training.state import Snapshot, read_snapshot, trained, write_snapshot
+from gkd_rl.training.step_metrics import CostTotals
+from gkd_rl.training.trainer import StepRecord, Trainer
 
 STEPS = 5
 PPO = ("policy_gradient=ppo", "policy_gradient.epochs=2", "policy_gradient.value.hidden_size=4")
@@ -303,7 +302,7 @@ def test_other_models_or_processes_are_refused(make: Make, monkeypatch: pytest.M
         train(make(), dies_after=3)
     with pytest.raises(CheckpointError, match="the student before training is not what the run began with"):
         make(student="other").begin(evaluations, [], True)
-    monkeypatch.setattr("gkd_rl.checkpoints.processes", lambda: 2)
+    monkeypatch.setattr("gkd_rl.pipeline.checkpoints.processes", lambda: 2)
     with pytest.raises(CheckpointError, match="1 processes and there are 2"):
         make().begin(evaluations, [], True)
 
@@ -317,7 +316,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     def full(*_: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("gkd_rl.snapshot.save_file", full)
+    monkeypatch.setattr("gkd_rl.training.state.save_file", full)
     kept.after_step(2, {}, STEPS)
     assert "checkpoint of step 2 was not written" in caplog.text
     assert [path.name for path in kept.folder.iterdir() if path.name.startswith((".", "step"))] == ["step-00000000"]

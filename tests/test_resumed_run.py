@@ -19,10 +19,10 @@ from omegaconf import OmegaConf
 from run_cases import record_of
 from test_run import SMALL
 
+from gkd_rl.cli.resume import keep_command, refuse_other_settings, refuse_to_overwrite, with_resumed_run
+from gkd_rl.config.launch import Stopped, listening
 from gkd_rl.errors import ConfigError
-from gkd_rl.resumed_run import keep_command, refuse_other_settings, refuse_to_overwrite, with_resumed_run
 from gkd_rl.run import find_config_dir
-from gkd_rl.stopping import Stopped, listening
 
 CONF = find_config_dir()
 OVERRIDES = ["experiment=xsum_rl", "alpha=0.3"]

@@ -18,21 +18,26 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from gkd_rl.embedded.checker import NewsChecker
-from gkd_rl.embedded.claims import BREAKS, claim_rows
-from gkd_rl.embedded.lexicon import DAYS, OUTCOMES, PLACES
-from gkd_rl.embedded.news import generate
-from gkd_rl.embedded.tokenizer import build_tokenizer, pair_tokenizer
-from reward_models.calibration import auc, brier, expected_calibration_error, report
-from reward_models.checkpoints import Checkpoint
-from reward_models.classifier import NewClassifier, TrainingSettings, batches, word_loss
+from gkd_rl.data.embedded.claims import BREAKS, claim_rows
+from gkd_rl.data.embedded.news import DAYS, OUTCOMES, PLACES, NewsChecker, generate
+from gkd_rl.data.embedded.tokenizer import build_tokenizer, pair_tokenizer
 from reward_models.composite import Composite
-from reward_models.entailment import Entailment
-from reward_models.rows import checked, read_files, split
+from reward_models.models.checkpoint import Checkpoint
+from reward_models.models.classifier import (
+    NewClassifier,
+    TrainingSettings,
+    auc,
+    batches,
+    brier,
+    expected_calibration_error,
+    report,
+    word_loss,
+)
+from reward_models.models.entailment import Entailment
+from reward_models.models.trained_entailment import TrainedEntailment, checked, read_files, split
 from reward_models.score import load_reward, reward_files
-from reward_models.shaping import LengthPenalty
+from reward_models.text.form import LengthPenalty
 from reward_models.train import main, settings_of
-from reward_models.trained_entailment import TrainedEntailment
 
 NEWS: Any = OmegaConf.load(reward_files() / "entailment_news.yaml")
 TINY = {**OmegaConf.to_container(NEWS.components.entailment.new.architecture), "num_hidden_layers": 2}  # pyright: ignore
@@ -233,8 +238,8 @@ def test_the_loss_on_words_is_that_of_the_hypothesis_alone() -> None:
 def test_training_an_entailment_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs" / "nli"
     file = write(tmp_path / "rows.jsonl", claim_rows("train", 60, 1, 0))
-    new = {"_target_": "reward_models.classifier.NewClassifier", "architecture": TINY, "same_word": 16.0}
-    new["tokenizer"] = {"_target_": "gkd_rl.embedded.tokenizer.pair_tokenizer", "_partial_": True}
+    new = {"_target_": "reward_models.models.classifier.NewClassifier", "architecture": TINY, "same_word": 16.0}
+    new["tokenizer"] = {"_target_": "gkd_rl.data.embedded.tokenizer.pair_tokenizer", "_partial_": True}
     settings = ["training.steps=3", "training.learning_rate=1e-3", "training.batch_size=8", "held_out=0.2"]
     command = ["reward=entailment", f"files=[{file}]", f"out={out}", f"new={json.dumps(new)}", *settings]
     assert main(command) == 0
@@ -268,7 +273,7 @@ def embedded(folder: Path, **training: int) -> TrainedEntailment:
 
 
 def test_the_embedded_model_is_trained_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gkd_rl.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
+    monkeypatch.setattr("gkd_rl.data.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
     trained: list[Path] = []
     train = TrainedEntailment._train
     monkeypatch.setattr(TrainedEntailment, "_train", lambda self, rows, at: (trained.append(at), train(self, rows, at)))
@@ -288,7 +293,7 @@ def test_the_embedded_model_is_trained_once_and_kept(tmp_path: Path, monkeypatch
 
 
 def test_a_reward_says_which_models_its_first_call_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gkd_rl.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
+    monkeypatch.setattr("gkd_rl.data.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
     model = embedded(tmp_path, steps=2)
     reward = Composite({"model": model, "length": LengthPenalty(9)}, {"model": 1.0, "length": 1.0})
     assert reward.untrained() == ["model"]
@@ -302,7 +307,7 @@ def test_the_embedded_model_is_trained_where_gradients_are_off(
     mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run asks for its first reward while it evaluates the teacher."""
-    monkeypatch.setattr("gkd_rl.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
+    monkeypatch.setattr("gkd_rl.data.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
     with mode():
         scores = embedded(tmp_path, steps=2)(["unread"], ["the bridge ."], document=["a bridge ."])
     assert 0 < scores[0] < 1

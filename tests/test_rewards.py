@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from gkd_rl.embedded.checker import NewsChecker
-from gkd_rl.embedded.news import generate
-from reward_models.checked import Checked
+from gkd_rl.data.embedded.news import NewsChecker, generate
 from reward_models.composite import Composite
-from reward_models.rouge import Rouge
+from reward_models.text.answers import Checked
+from reward_models.text.overlap import Rouge
 
 ARTICLE = "mayor evans has opened the bridge . it happened in leeds . it took place on monday ."
 TRUE = "evans has opened the bridge in leeds on monday ."

@@ -21,12 +21,21 @@ from conftest import (
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl import rollout as rollout_module
-from gkd_rl.adapter import AdaptedModel
-from gkd_rl.architecture import DecoderOnlyState, EncoderDecoderState, HiddenStateModel
-from gkd_rl.masking import completion_mask, sequence_mean, sequence_sum, shift_right
-from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
-from gkd_rl.types import Example, PromptBatch, Rollout, Source
+from gkd_rl.generation import sampler as rollout_module
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
+from gkd_rl.models.adapter import AdaptedModel
+from gkd_rl.models.architecture import DecoderOnlyState, EncoderDecoderState, HiddenStateModel
+from gkd_rl.types import (
+    Example,
+    PromptBatch,
+    Rollout,
+    Source,
+    completion_mask,
+    sequence_mean,
+    sequence_sum,
+    shift_right,
+)
 
 END, PAD = 1, 0
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from gkd_rl.data.row_files import RowProblem, file_rows, hub_rows
+from gkd_rl.data.rows import Row, RowReport, RowRules, TaskRows
 from gkd_rl.errors import DataError
-from gkd_rl.tasks.row_files import RowProblem, file_rows, hub_rows
-from gkd_rl.tasks.rows import Row, RowReport, RowRules, TaskRows
 from gkd_rl.types import Example
 
 GOOD = b'{"text": "words \xc3\xa9"}\n'

@@ -100,7 +100,7 @@ def test_a_run_leaves_everything(folder: Path) -> None:
 def test_the_saved_model_writes_the_reported_summaries(folder: Path) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(folder / "first" / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "first" / "model")
-    from gkd_rl.embedded.news import generate
+    from gkd_rl.data.embedded.news import generate
 
     article = generate("test", 1, 0)[0].article
     with torch.no_grad():

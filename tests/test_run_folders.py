@@ -15,11 +15,20 @@ import psutil
 import pytest
 from run_cases import make_run, record_of
 
-from experiments.run_groups import differing_settings, dotted, labels
-from experiments.run_tables import costs, tidy
-from experiments.runs import RunFolder, Status, curves, differing, find_runs, samples
+from experiments.runs.comparison import costs, tidy
+from experiments.runs.folders import (
+    RunFolder,
+    Status,
+    curves,
+    differing,
+    differing_settings,
+    dotted,
+    find_runs,
+    labels,
+    samples,
+)
 from gkd_rl.errors import ConfigError, DataError
-from gkd_rl.run_record import one_line, recorded
+from gkd_rl.outputs.run_record import one_line, recorded
 
 ESTIMATE = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 4}
 

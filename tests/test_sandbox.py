@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from reward_models import sandbox
-from reward_models.sandbox import Limits, Outcome, SandboxError, run_python
+from reward_models.code import sandbox
+from reward_models.code.sandbox import Limits, Outcome, SandboxError, run_python
 
 BRIEF = Limits(seconds=1.5, memory_mib=256, file_mib=4, processes=8)
 

@@ -7,8 +7,8 @@ import itertools
 import pytest
 from conftest import MakeTrainer, share_of_a
 
-from gkd_rl.choices import AlphaSchedule
-from gkd_rl.schedule import Schedule
+from gkd_rl.config.alpha_schedule import Schedule
+from gkd_rl.config.choices import AlphaSchedule
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def test_means_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_reward_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(
-        "components:\n  short: {_target_: reward_models.shaping.LengthPenalty, longest: 2}\n"
-        "  chrf: {_target_: reward_models.overlap.Overlap, kind: chrf}\nweights: {short: 2.0, chrf: 1.0}\n"
+        "components:\n  short: {_target_: reward_models.text.form.LengthPenalty, longest: 2}\n"
+        "  chrf: {_target_: reward_models.text.overlap.Overlap, kind: chrf}\nweights: {short: 2.0, chrf: 1.0}\n"
     )
     file = write(tmp_path / "rows.jsonl", [{"text": "the cat sat", "reference": "the cat sat"}])
     assert main(["--reward", str(own), "--file", file, "--completion", "text"]) == 0
@@ -96,7 +96,7 @@ def test_code_from_elsewhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"components\.x\._target_ takes a class of gkd_rl or reward_models"):
         load_reward(str(own))
     own.write_text(
-        "components:\n  x: {_target_: reward_models.judge.Judge, server: {_target_: os.system, command: ls}}\n"
+        "components:\n  x: {_target_: reward_models.models.judge.Judge, server: {_target_: os.system, command: ls}}\n"
         "weights: {x: 1.0}\n"
     )
     with pytest.raises(ValueError, match=r"components\.x\.server\._target_ takes a class"):

@@ -16,11 +16,11 @@ from test_judge import server as judge_server  # noqa: F401
 from test_run import SMALL
 from test_sweeps import environment
 
+from gkd_rl.cli.command_line import check_command_line
+from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError
-from gkd_rl.precheck import check_command_line
+from gkd_rl.outputs.tracking import Listing, Tracker
 from gkd_rl.run import find_config_dir
-from gkd_rl.tracking import Listing, Tracker
-from gkd_rl.validation import validate
 from reward_models.targets import is_written
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,8 +56,12 @@ def refused(*arguments: str) -> str:
             "",
             "a b",
         ),
-        *("gkd_rl.environment.subprocess.run", "reward_models.sandbox.os.system", "gkd_rl.environment._git"),
-        *("gkd_rl.tasks.xsum.Xsum.examples", "gkd_rl/tasks/xsum.Xsum", "gkd_rl.tasks...xsum.Xsum"),
+        *(
+            "gkd_rl.outputs.run_record.subprocess.run",
+            "reward_models.code.sandbox.os.system",
+            "gkd_rl.outputs.run_record._git",
+        ),
+        *("gkd_rl.data.tasks.xsum.Xsum.examples", "gkd_rl/tasks/xsum.Xsum", "gkd_rl.tasks...xsum.Xsum"),
     ],
 )
 def test_settings_call_no_foreign_code(target: str) -> None:

@@ -18,11 +18,12 @@ from test_rollout import chi_square_p
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.depth_pruning import prune
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.loading import load_model, load_tokenizer
-from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.configurations import prune
+from gkd_rl.models.loading import load_model, load_tokenizer
 from gkd_rl.types import Example, Projection, Rollout
 
 PROMPTS = [

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.benchmarks import shapes
+from experiments.benchmarks import models as shapes
 from experiments.benchmarks.sides import Side, Work, live_bytes, speedup, summary, take_turns
-from gkd_rl.step_profile import profile_lines
+from gkd_rl.training.step_metrics import profile_lines
 
 
 def test_sides_take_turns_and_the_first_round_does_not_count() -> None:

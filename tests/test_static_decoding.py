@@ -14,15 +14,16 @@ from test_decoder_only import KINDS as DECODER_ONLY_KINDS
 from torch._dynamo.testing import CompileCounter
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.adapter import AdaptedModel
-from gkd_rl.architecture import DECODER_ONLY, ENCODER_DECODERS, HiddenStateModel
-from gkd_rl.build_plan import plan_memory
-from gkd_rl.build_sampler import check_writer
 from gkd_rl.errors import ModelError
-from gkd_rl.memory_plan import Lengths
-from gkd_rl.model_memory import static_bytes
-from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
-from gkd_rl.static_decoding import TAKES_NONE, StaticDecoding, compiler_for
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
+from gkd_rl.generation.static_decoding import TAKES_NONE, StaticDecoding, compiler_for
+from gkd_rl.models.adapter import AdaptedModel
+from gkd_rl.models.architecture import DECODER_ONLY, ENCODER_DECODERS, HiddenStateModel
+from gkd_rl.pipeline.build_trainer import check_writer
+from gkd_rl.pipeline.memory import plan_memory
+from gkd_rl.planning.memory_plan import Lengths
+from gkd_rl.planning.model_memory import static_bytes
 from gkd_rl.types import PromptBatch, Rollout
 
 DEEP: dict[str, Any] = {"num_layers": 2, "num_decoder_layers": 2}

@@ -17,13 +17,15 @@ from forked import run_forked
 from run_cases import make_run, record_of
 
 import experiments.studies as studies_package
-from experiments import paper, study, suite
-from experiments.design import Cell, Gate, Results, Study, all_studies
-from experiments.plan import asked_by, composed, plan_of, seeds_before
-from experiments.statements import STATEMENTS
+from experiments import paper
+from experiments.paper import STATEMENTS
 from experiments.studies import alpha, baselines, data_efficiency, walk
-from experiments.verdicts import About, Claim, Series, Verdict
-from gkd_rl.validation import validate
+from experiments.study import plan as study
+from experiments.study import runner as suite
+from experiments.study.design import Cell, Gate, Results, Study, all_studies
+from experiments.study.plan import asked_by, composed, plan_of, seeds_before
+from experiments.study.verdicts import About, Claim, Series, Verdict
+from gkd_rl.config.validation import validate
 
 STUDIES = all_studies()
 SMALL = (
@@ -236,7 +238,7 @@ def test_a_gate_lets_in_the_first_students_with_room_and_lists_the_others(tmp_pa
         **{0: "failed", 2: "at the ceiling", 5: "not needed"},
     }
     assert len(typed.seen) == 6 + 3 * 2
-    text = suite.study_tables.markdown(found.summaries["planted"], one.metrics)
+    text = suite.markdown(found.summaries["planted"], one.metrics)
     assert "| 2 | 0.950 | at the ceiling |" in text
     assert "| 3 | 1.000 | 1.000 |" in text
 

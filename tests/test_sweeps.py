@@ -24,15 +24,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from test_run import SMALL, lines
 
-from gkd_rl import sweep_check
+from gkd_rl.cli import sweeps as sweep_check
+from gkd_rl.cli.command_line import check_command_line
+from gkd_rl.cli.sweeps import chosen, noting_failure, numbers_from_before, share_threads, with_former_overrides
 from gkd_rl.config import Config
+from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError
-from gkd_rl.precheck import check_command_line
 from gkd_rl.run import find_config_dir
-from gkd_rl.sweep_folder import with_former_overrides
-from gkd_rl.sweep_run import chosen, noting_failure, numbers_from_before, share_threads
-from gkd_rl.validation import validate
-from reward_models.entry_lock import entry_lock
+from reward_models.guard import entry_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = find_config_dir()
@@ -60,9 +59,9 @@ def run_experiment(config, settings, folder):
     (folder / "eval.json").write_text(json.dumps({"objective": objective, "student after": rows}))
     return {"objective": objective, **after}
 
-module = types.ModuleType("gkd_rl.pipeline")
+module = types.ModuleType("gkd_rl.pipeline.experiment")
 module.run_experiment = run_experiment
-sys.modules["gkd_rl.pipeline"] = module
+sys.modules["gkd_rl.pipeline.experiment"] = module
 """
 
 
@@ -352,7 +351,7 @@ def test_ready_searches_compose(sweep: str) -> None:
 MAKER = """
 import logging, sys, time
 from pathlib import Path
-from reward_models.entry_lock import entry_lock
+from reward_models.guard import entry_lock
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 entry = Path(sys.argv[1])
 with entry_lock(entry):

@@ -16,7 +16,7 @@ from run_cases import make_run, record_of
 
 from experiments import sync
 from gkd_rl.errors import GkdRlError
-from gkd_rl.tracking import Listing
+from gkd_rl.outputs.tracking import Listing
 
 
 def offline(run: Path, name: str, *, synced: bool = False) -> Path:

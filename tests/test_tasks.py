@@ -11,10 +11,10 @@ import pyarrow.parquet as parquet
 import pytest
 from conftest import configured
 
-from gkd_rl.embedded.news import generate
-from gkd_rl.embedded.tokenizer import build_tokenizer
+from gkd_rl.data.embedded.news import generate
+from gkd_rl.data.embedded.tokenizer import build_tokenizer
+from gkd_rl.data.tasks.xsum import Xsum
 from gkd_rl.errors import DataError
-from gkd_rl.tasks.xsum import Xsum
 
 ROWS = [
     {"document": 'a "quoted", long\narticle', "summary": "one"},

@@ -12,16 +12,16 @@ import torch
 from conftest import MakeExamples, MakeModel, config_of, models_of
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build_teacher import audit_teacher, placed_teacher
-from gkd_rl.choices import Dtype, Quantization
-from gkd_rl.evaluation import Evaluation
-from gkd_rl.outputs import Results, model_card_of, write_results
-from gkd_rl.quantization import quantized
-from gkd_rl.rollout import Sampler, Sampling, TextCodec
-from gkd_rl.teacher_audit import TeacherAudit, kl_between, student_rollouts
+from gkd_rl.config.choices import Dtype, Quantization
+from gkd_rl.evaluation.evaluator import Evaluation, TeacherAudit, kl_between, student_rollouts
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import Sampler, Sampling
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.placement import quantized
+from gkd_rl.outputs.tables import Estimate
+from gkd_rl.pipeline.models import audit_teacher, placed_teacher
+from gkd_rl.pipeline.results import Results, model_card_of, write_results
 from gkd_rl.types import Rollout
-from gkd_rl.uncertainty import Estimate
 
 CPU = torch.device("cpu")
 AUDIT = TeacherAudit(Dtype.float32, Quantization.int8, Estimate(0.000412, 0.00035, 0.00049, 64))

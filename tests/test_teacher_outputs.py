@@ -24,17 +24,16 @@ from conftest import (
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build import Models
-from gkd_rl.build_teacher import build_outputs
-from gkd_rl.build_trainer import build_trainer
+from gkd_rl.config.validation import validate
+from gkd_rl.data.prompt_order import PromptStream
 from gkd_rl.errors import ConfigError, ModelError
-from gkd_rl.prompt_stream import PromptStream
-from gkd_rl.teacher_outputs import TeacherOutputs, completion_keys
-from gkd_rl.tensor_shards import TensorShards
-from gkd_rl.trainer import Trainer
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.pipeline.build import Models
+from gkd_rl.pipeline.build_trainer import build_trainer
+from gkd_rl.pipeline.models import build_outputs
+from gkd_rl.training.teacher_data import TeacherOutputs, TensorShards, completion_keys
+from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
-from gkd_rl.validation import validate
 
 TOLERANCE, MIB = 1e-3, 2**20
 STEPS = 6  # of 4 of 12 prompts: two epochs
@@ -331,7 +330,7 @@ def test_the_builder_wires_a_folder_for_each_teacher(
     others = ("teacher.quantization=int8", "teacher.dtype=bfloat16", "teacher.seed=7", "teacher.sft.steps=3")
     found = {built(one)[0].shards.folder for one in (*others, "teacher.device=cpu", "teacher.keep_layers=[0]")}
     found |= {built(rows=rows[:5])[0].shards.folder, folder}
-    monkeypatch.setattr("gkd_rl.checkpoint.version", lambda _: "0")
+    monkeypatch.setattr("gkd_rl.models.loading.version", lambda _: "0")
     assert len(found | {built()[0].shards.folder}) == 9
     assert [built(one)[0].tolerance for one in others[:2]] == [0.1, 0.05]
     assert build_outputs(config_of("teacher.output_cache_gib=null"), models, rows) is None

@@ -15,11 +15,12 @@ import torch
 from conftest import MakeExamples, MakeModel
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
-from gkd_rl.teacher_samples import write_samples
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.training.teacher_data import write_samples
 from gkd_rl.types import Example, PromptBatch, Rollout
-from reward_models.entry_lock import entry_lock
+from reward_models.guard import entry_lock
 
 END = 1
 CHUNK = 4

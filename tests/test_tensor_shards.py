@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gkd_rl import tensor_shards
-from gkd_rl.tensor_shards import TensorShards
+from gkd_rl.training import teacher_data as tensor_shards
+from gkd_rl.training.teacher_data import TensorShards
 
 MIB = 2**20
 

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from hydra.types import RunMode
 
-from gkd_rl import environment, json_files, tracking
-from gkd_rl.environment import environment_record, git_record
 from gkd_rl.errors import GkdRlError
-from gkd_rl.tracking import Listing, Tracker, flatten, sweep_of, write_json
-from gkd_rl.uncertainty import Estimate
+from gkd_rl.outputs import json_files, tracking
+from gkd_rl.outputs import run_record as environment
+from gkd_rl.outputs.run_record import environment_record, git_record
+from gkd_rl.outputs.tables import Estimate
+from gkd_rl.outputs.tracking import Listing, Tracker, flatten, sweep_of, write_json
 
 NASTY = 'two\nlines\r\x00 null 😀 \ud800 lone \x1b[31mred\x9b \x85 \u2028 \u2029 "quoted" \\ü\x7f'
 
@@ -66,7 +67,7 @@ def test_a_killed_run_keeps_every_finished_line(tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from gkd_rl.tracking import Listing, Tracker
+from gkd_rl.outputs.tracking import Listing, Tracker
 tracker = Tracker(Path({str(tmp_path)!r}), "disabled", Listing("p", None, "n"), {{}})
 for step in range(5):
     tracker.log_step(step, {{"a": 1.0}})
@@ -92,7 +93,7 @@ def test_wandb_offline_writes_under_the_run_and_says_nothing(tmp_path: Path) -> 
 from pathlib import Path
 import os
 before = dict(os.environ)
-from gkd_rl.tracking import Listing, Tracker
+from gkd_rl.outputs.tracking import Listing, Tracker
 listing = Listing("p", "g", "n", "train", ("tag", "other"))
 with Tracker(Path({str(tmp_path / "run")!r}), "offline", listing, {{"alpha": {{"value": 0.5}}}}) as tracker:
     for step in (1, 2, 1):
@@ -151,7 +152,7 @@ def test_a_broken_wandb_does_not_stop_the_run(
             tracker.log_step(step, {"a": 1.0})
         tracker.summary({"a": 1})
     assert [line["step"] for line in _lines(tmp_path / "metrics.jsonl")] == list(range(4))
-    own = [record for record in caplog.records if record.name == "gkd_rl.tracking"]
+    own = [record for record in caplog.records if record.name == "gkd_rl.outputs.tracking"]
     assert len(own) == 2 and "broken pipe" in caplog.text and "a part of this run" in caplog.text
     assert run.calls.count("log") == (1 if "log" in broken else 4)
 
@@ -160,7 +161,7 @@ def test_a_killed_service_of_wandb_is_told_once_and_serves_no_other_run(tmp_path
     script = f"""
 import os, signal, time
 from pathlib import Path
-from gkd_rl.tracking import Listing, Tracker
+from gkd_rl.outputs.tracking import Listing, Tracker
 
 def services():
     commands = dict()

@@ -32,15 +32,14 @@ from conftest import (
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build_evaluator import build_evaluator
-from gkd_rl.build_trainer import build_supervised_trainer, build_trainer
-from gkd_rl.choices import DivergenceReduction, SurrogateReduction
+from gkd_rl.config.choices import DivergenceReduction, SurrogateReduction
+from gkd_rl.data.prompt_order import PromptStream
+from gkd_rl.data.prompt_order import choose_source as choose
 from gkd_rl.errors import RewardError
-from gkd_rl.mixing import choose
-from gkd_rl.prompt_stream import PromptStream
-from gkd_rl.rollout import Sampler
-from gkd_rl.trainer import StepRecord, Trainer, score
+from gkd_rl.generation.sampler import Sampler
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.pipeline.build_trainer import build_evaluator, build_supervised_trainer, build_trainer
+from gkd_rl.training.trainer import StepRecord, Trainer, score
 from gkd_rl.types import Example, Projection, PromptBatch, Rollout, Source
 from reward_models.composite import Composite
 

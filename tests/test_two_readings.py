@@ -12,10 +12,10 @@ from test_fused_head import make_case
 from test_fused_loss import DIVERGENCES, OBJECTIVES, TOTALS, assert_same, both_ways, random_credits
 from torch import Tensor
 
-from gkd_rl import fused_loss
-from gkd_rl.fused_head import CHUNK_TENSORS, CHUNK_TENSORS_COMPILED, FusedHead
-from gkd_rl.fused_loss import FusedLoss
-from gkd_rl.two_readings import Reading, compiled
+from gkd_rl.losses import fused_loss
+from gkd_rl.losses.compiled_head import Reading, compiled
+from gkd_rl.losses.fused_head import CHUNK_TENSORS, CHUNK_TENSORS_COMPILED, FusedHead
+from gkd_rl.losses.fused_loss import FusedLoss
 
 CLOSED = {name: one for name, one in DIVERGENCES.items() if name != "top_k"}
 

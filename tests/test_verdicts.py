@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.verdicts import About, Claim, Series, Verdict, combined, mean_of, overall, spread_of
+from experiments.study.verdicts import About, Claim, Series, Verdict, combined, mean_of, overall, spread_of
 
 SHOWN, NOT_SHOWN, UNDECIDED = Verdict.shown, Verdict.not_shown, Verdict.undecided
 UP, DOWN, OPEN = [1.0, 1.2, 0.8, 1.1, 0.9], [-1.0, -1.2, -0.8, -1.1, -0.9], [1.0, -1.0, 0.5, -0.6, 0.3]

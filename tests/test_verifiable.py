@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reward_models.verifiable import CHECKS, Verifiable
+from reward_models.text.form import CHECKS, Verifiable
 
 CASES: list[tuple[str, Any, str, str]] = [
     ("max_words", 3, "One, two; three!", "one two three four"),

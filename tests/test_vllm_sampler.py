@@ -31,15 +31,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from trl.generation import vllm_client
 
-from gkd_rl.architecture import HiddenStateModel
-from gkd_rl.build_sampler import build_server
-from gkd_rl.build_trainer import build_trainer
+from gkd_rl.config.validation import validate
+from gkd_rl.data.prompt_order import PromptStream
 from gkd_rl.errors import ConfigError, EndpointError, ModelError
-from gkd_rl.prompt_stream import PromptStream
-from gkd_rl.rollout import GREEDY, Sampler, Sampling, TextCodec
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
+from gkd_rl.generation.vllm import VllmSampler, connect
+from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.pipeline.build_trainer import build_server, build_trainer
 from gkd_rl.types import Source
-from gkd_rl.validation import validate
-from gkd_rl.vllm_sampler import VllmSampler, connect
 from reward_models.composite import Composite
 
 LONGEST, PORT = 8, 51216

@@ -17,14 +17,22 @@ from collections.abc import Callable
 
 import torch
 
-from experiments.benchmarks.ours import BETA, LEARNING_RATE, our_step, our_trainer, random_texts, reward
-from experiments.benchmarks.shapes import Model, models, vocabulary
+from experiments.benchmarks.models import (
+    BETA,
+    LEARNING_RATE,
+    Model,
+    models,
+    our_step,
+    our_trainer,
+    random_texts,
+    reward,
+    vocabulary,
+)
 from experiments.benchmarks.sides import Side, Work, parser_of, step_rows, take_turns, write
-from gkd_rl.choices import DivergenceName
-from gkd_rl.divergence import TokenDivergence
-from gkd_rl.masking import completion_mask, sequence_mean, shift_right
-from gkd_rl.rollout import TextCodec
-from gkd_rl.types import Example
+from gkd_rl.config.choices import DivergenceName
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.losses.divergences import TokenDivergence
+from gkd_rl.types import Example, completion_mask, sequence_mean, shift_right
 
 
 class Loop:

@@ -21,10 +21,10 @@ from torch import Tensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from experiments.benchmarks.sides import Side, Work, live_bytes, parser_of, speedup, summary, take_turns, write
-from gkd_rl.choices import DivergenceName
-from gkd_rl.divergence import TokenDivergence
-from gkd_rl.fused_head import FusedHead
-from gkd_rl.fused_loss import FusedLoss, LossOfTokens
+from gkd_rl.config.choices import DivergenceName
+from gkd_rl.losses.divergences import TokenDivergence
+from gkd_rl.losses.fused_head import FusedHead
+from gkd_rl.losses.fused_loss import FusedLoss, LossOfTokens
 from gkd_rl.types import OutputHead, Projection
 
 BETA = 0.9

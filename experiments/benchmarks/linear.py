@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.benchmarks.ours import our_trainer
+from experiments.benchmarks.models import our_trainer
 from experiments.benchmarks.sides import Side, Work, parser_of, summary, take_turns, write
 from experiments.benchmarks.steps import Bench, add_sizes
-from gkd_rl.cost import ModelCost
-from gkd_rl.rollout import TextCodec
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.training.step_metrics import ModelCost
 from gkd_rl.types import Example
 
 PHASES = ("student", "teacher")

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.ours import our_trainer
-from experiments.benchmarks.shapes import SPECIAL, vocabulary
+from experiments.benchmarks.models import SPECIAL, our_trainer, vocabulary
 from experiments.benchmarks.sides import Side, Work, live_bytes, parser_of, speedup, summary, take_turns, write
 from experiments.benchmarks.steps import Bench, add_sizes
-from gkd_rl.rollout import TextCodec
+from gkd_rl.generation.codec import TextCodec
 from gkd_rl.types import Example
 
 Update = Callable[[], object]

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.study import BOOTSTRAP_SAMPLES, markdown_rows
-from gkd_rl.environment import environment_record
-from gkd_rl.json_files import write_json
-from gkd_rl.live_memory import LiveMemory
+from experiments.study.plan import BOOTSTRAP_SAMPLES, markdown_rows
+from gkd_rl.outputs.json_files import write_json
+from gkd_rl.outputs.run_record import environment_record
+from gkd_rl.planning.memory_plan import LiveMemory
 
 
 @dataclass(frozen=True)

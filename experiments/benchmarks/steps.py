@@ -31,11 +31,19 @@ from trl.trainer.distillation_trainer import DistillationTrainer
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from experiments.benchmarks.ours import BETA, LEARNING_RATE, our_step, our_trainer, random_texts, reward
-from experiments.benchmarks.shapes import models, vocabulary
+from experiments.benchmarks.models import (
+    BETA,
+    LEARNING_RATE,
+    models,
+    our_step,
+    our_trainer,
+    random_texts,
+    reward,
+    vocabulary,
+)
 from experiments.benchmarks.sides import Side, Work, parser_of, step_rows, take_turns, write
-from gkd_rl.rollout import TextCodec
-from gkd_rl.trainer import Trainer
+from gkd_rl.generation.codec import TextCodec
+from gkd_rl.training.trainer import Trainer
 
 TrlTrainer = Any  # GRPOTrainer, DistillationTrainer, GKDTrainer
 

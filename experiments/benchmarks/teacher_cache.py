@@ -20,9 +20,8 @@ import torch
 
 from experiments.benchmarks.sides import Side, Work, parser_of, speedup, summary, take_turns, write
 from experiments.benchmarks.steps import Bench, add_sizes
-from gkd_rl.teacher_outputs import TeacherOutputs
-from gkd_rl.tensor_shards import TensorShards
-from gkd_rl.trainer import Trainer
+from gkd_rl.training.teacher_data import TeacherOutputs, TensorShards
+from gkd_rl.training.trainer import Trainer
 
 
 class CacheBench(Bench):

@@ -1,14 +1,96 @@
-"""The figures of the report: what each shows, what runs need for it, and what to run where they lack it.
+"""What a metric is called, its unit and which way is better. A metric that is not named here gets its key as words.
+
+The figures of the report: what each shows, what runs need for it, and what to run where they lack it.
 
 The page (`page/figures.js`) and the PNG and SVG files (`stills.py`) draw this one list. A figure names metrics only as
 what is selected first; all metrics that the runs have can be selected.
+
+The Pareto front of points in two metrics and the area that it dominates (Zitzler and Thiele 1998).
+
+What the page's script does with its object, for the still figures: groups, lines and means over seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+
+from gkd_rl.evaluation.uncertainty import estimate
+
+NAMES = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "self_bleu": "Self-BLEU",
+    "reward": "reward",
+    "reward/mean": "reward, mean of a step",
+    "reward/std": "reward, standard deviation of a step",
+    "judge_minus_reward": "judge − reward",
+    "completion_tokens": "length of completions",
+    "copy_rate": "copied bigrams",
+    "copied_bigrams": "copied bigrams",
+    "divergence": "divergence D",
+    "cross_entropy": "cross-entropy of the text",
+    "reverse_kl": "reverse KL to the teacher",
+    "forward_kl": "forward KL to the teacher",
+    "kl_to_teacher": "KL to the teacher",
+    "kl_to_initial": "KL to the student before",
+    "gradient/divergence_share": "divergence's share of the gradient, 0 to 1",
+    "gradient/cosine": "cosine of the two gradients, −1 to 1",
+    "gradient/divergence_norm": "gradient norm of the divergence",
+    "gradient/reward_norm": "gradient norm of the reward",
+    "alpha_effective": "alpha in effect",
+    "student_data": "steps on student data",
+}
+UNITS = {
+    "rouge1": "0 to 100",
+    "rouge2": "0 to 100",
+    "rougeL": "0 to 100",
+    "bleu": "0 to 100",
+    "chrf": "0 to 100",
+    "self_bleu": "0 to 100",
+    "completion_tokens": "tokens",
+    "copy_rate": "share",
+    "copied_bigrams": "share",
+    "repetition": "share",
+    "truncated_share": "share",
+    "padding_share": "share",
+    "clipped_share": "share",
+    "student_data": "share",
+    "entropy": "nats per token",
+}
+UNIT_OF_PREFIX = {"time/": "seconds", "flops/": "FLOPs", "tokens/": "tokens"}
+NATS = ("divergence", "cross_entropy", "kl", "kl_to_teacher", "kl_to_initial", "forward_kl", "reverse_kl")
+LOWER = (
+    "divergence",
+    "cross_entropy",
+    "kl",
+    "repetition",
+    "truncated",
+    "self_bleu",
+    "copy_rate",
+    "copied",
+    "loss",
+    "failed",
+    "time/",
+)
+
+
+def measure(key: str) -> dict[str, str]:
+    """Label, unit ("" where none is known) and the better direction of a metric."""
+    where, base = ("sampled", key.removeprefix("sampled/")) if key.startswith("sampled/") else ("", key)
+    label = NAMES.get(base) or base.replace("/", ": ").replace("_", " ")
+    unit = UNITS.get(base) or next((unit for prefix, unit in UNIT_OF_PREFIX.items() if base.startswith(prefix)), "")
+    if not unit and base in NATS:
+        unit = "nats per token"
+    lower = any(word in base for word in LOWER)
+    return {"label": f"{label}, {where}" if where else label, "unit": unit, "better": "lower" if lower else "higher"}
+
 
 QUALITY = ("rouge2", "bleu", "chrf", "rougeL", "sampled/divergence")
 TASK = ("rouge2", "bleu", "chrf", "rougeL", "reward", "sampled/divergence")  # the reward where texts are right or wrong
@@ -170,3 +252,92 @@ def listed() -> list[dict[str, Any]]:
 def first_of(wanted: Sequence[str], there: Collection[str]) -> str | None:
     """The first of the wanted metrics that is there."""
     return next((key for key in wanted if key in there), None)
+
+
+def pareto_front(points_NX: np.ndarray) -> np.ndarray:
+    """Which points no other one dominates, shape (N,), bool.
+
+    Args:
+        points_NX: shape (N, 2), higher is better on both axes; a point dominates another one if it is as good on both
+            and better on one.
+    """
+    as_good = (points_NX[:, None] >= points_NX[None]).all(2)
+    better = as_good & (points_NX[:, None] > points_NX[None]).any(2)
+    return np.logical_not(better.any(axis=0))
+
+
+def hypervolume(points_NX: np.ndarray, worst: Sequence[float], best: Sequence[float]) -> float:
+    """Area that the points dominate above the corner `worst`, as a share of the box from `worst` to `best`."""
+    above = np.clip(points_NX - np.asarray(worst), 0, None)
+    front = above[pareto_front(above)]
+    xs, ys = front[np.argsort(front[:, 0])].T
+    return float((np.diff(xs, prepend=0) * ys).sum() / np.prod(np.asarray(best) - np.asarray(worst)))
+
+
+BEFORE, AFTER, TEACHER = "student before", "student after", "teacher"
+RESAMPLES = 4000
+RunEntry = dict[str, Any]  # one of the payload's runs
+
+
+@dataclass(frozen=True)
+class Level:
+    """A mean with its interval: over seeds, or over rows where there is one run; low and high are NaN without one."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def bars(self) -> np.ndarray:
+        """Lengths of the error bar below and above, shape (2, 1)."""
+        return np.nan_to_num(np.array([[self.mean - self.low], [self.high - self.mean]]).clip(0))
+
+
+def level(runs: Sequence[RunEntry], model: str, metric: str) -> Level | None:
+    """A metric of a model over runs; None where no run has it."""
+    found = [run["values"][model][metric] for run in runs if metric in run["values"].get(model, {})]
+    if not found:
+        return None
+    if len(found) == 1:
+        return Level(*(np.nan if value is None else float(value) for value in found[0][:3]))
+    over = estimate(np.array([one[0] for one in found]), RESAMPLES, 0)
+    return Level(over.mean, over.low, over.high)
+
+
+def finished(runs: Sequence[RunEntry]) -> list[RunEntry]:
+    """Runs with results."""
+    return [run for run in runs if AFTER in run["values"]]
+
+
+def metrics_of(runs: Sequence[RunEntry]) -> set[str]:
+    """Metrics of the student after training, of any run."""
+    return {metric for run in finished(runs) for metric in run["values"][AFTER]}
+
+
+def grouped(runs: Sequence[RunEntry], label_of: Callable[[RunEntry], str]) -> dict[str, list[RunEntry]]:
+    """Label -> runs, by the lowest alpha of each and then by the label."""
+    groups: dict[str, list[RunEntry]] = {}
+    for run in runs:
+        groups.setdefault(label_of(run), []).append(run)
+
+    def alpha(run: RunEntry) -> float:
+        value = run["settings"]["alpha"]
+        return 2.0 if value is None else float(value)
+
+    return dict(sorted(groups.items(), key=lambda item: (min(map(alpha, item[1])), item[0])))
+
+
+def groups_of(runs: Sequence[RunEntry]) -> dict[str, list[RunEntry]]:
+    """Runs that differ in their seed alone."""
+    return grouped(runs, lambda run: run["group"])
+
+
+def lines_of(figure: dict[str, Any], runs: Sequence[RunEntry]) -> dict[str, dict[str, list[RunEntry]]]:
+    """Line of a figure -> its groups, in the order of the setting that varies along it."""
+
+    def along(item: tuple[str, list[RunEntry]]) -> float:
+        value = item[1][0]["settings"].get(figure["along"])
+        return 0.0 if value is None else float(value)
+
+    lines = grouped(runs, lambda run: run["lines"][figure["key"]])
+    return {label: dict(sorted(groups_of(own).items(), key=along)) for label, own in lines.items()}

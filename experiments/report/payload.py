@@ -1,4 +1,14 @@
-"""Runs -> the one JSON object that the page and the still figures are drawn from.
+"""Curves as few characters: buckets that keep mean, lowest and highest, and 16 bits a value between the curve's bounds.
+
+A curve of n values is kept whole while n <= 3 * points; a longer one becomes `points` buckets of consecutive values,
+each with its mean (for smoothing), minimum and maximum (so that no spike is lost). Rounding to 16 bits moves a value by
+at most 1/131,070 of the curve's range.
+
+One run's metrics.jsonl as packed curves, with two metrics that no step logs: judge - reward and copied bigrams.
+
+Where the text alone is learnt from, what a step logs as its divergence is named what it is: a cross-entropy.
+
+Runs -> the one JSON object that the page and the still figures are drawn from.
 
 Metrics are taken as they come, none is known here; runs are compared within a task and scale only. Nothing of the
 machine is in it: runs are named by their folders below the one that holds them all.
@@ -6,6 +16,7 @@ machine is in it: runs are named by their folders below the one that holds them 
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 from collections import Counter
@@ -15,14 +26,132 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from experiments.report.figures import FIGURES, listed
-from experiments.report.measures import measure
-from experiments.report.quantised import points_for
-from experiments.report.run_curves import encoded, frame_of
+from experiments.report.figures import FIGURES, listed, measure
 from experiments.report.texts import Texts, held_out_rows, training_rows
-from experiments.run_groups import NAME, SEED, labels, shown_setting
-from experiments.runs import RunFolder, Status, differing, grouped, predictions
+from experiments.runs.folders import (
+    NAME,
+    SEED,
+    RunFolder,
+    Status,
+    curves,
+    differing,
+    grouped,
+    labels,
+    predictions,
+    samples,
+    shown_setting,
+)
+from gkd_rl.generation.text_statistics import copy_rate
+
+LEVELS = 65535
+FEWEST, MOST = 40, 400
+CHARACTERS = 8_000_000  # for all curves of a page
+PER_POINT = 8  # three values of two bytes, in base64
+
+
+def points_for(curves: int) -> int:
+    """How many buckets each of so many curves may have, for the page to stay below its size."""
+    return max(FEWEST, min(MOST, CHARACTERS // (PER_POINT * max(curves, 1))))
+
+
+def is_whole(count: int, points: int) -> bool:
+    """Whether a curve of `count` values is kept as it is."""
+    return count <= 3 * points
+
+
+def bucket_edges(count: int, points: int) -> np.ndarray:
+    """First value of each bucket and the end, shape (points + 1,)."""
+    return np.linspace(0, count, points + 1).round().astype(int)
+
+
+def bucketed(values: np.ndarray, points: int) -> np.ndarray:
+    """Values as they are, shape (1, n), or mean, minimum and maximum of each bucket, shape (3, points)."""
+    if is_whole(values.size, points):
+        return values[None, :]
+    starts = bucket_edges(values.size, points)
+    sums = np.add.reduceat(values, starts[:-1])
+    return np.stack(
+        [sums / np.diff(starts), np.minimum.reduceat(values, starts[:-1]), np.maximum.reduceat(values, starts[:-1])]
+    )
+
+
+def grid(steps: np.ndarray, points: int) -> dict[str, Any]:
+    """Steps of the values, or the mean step of each bucket: {start, by, count} where they are evenly spaced."""
+    whole = is_whole(steps.size, points)
+    places = bucketed(steps.astype(float), points)[0]
+    gaps = np.diff(places)
+    if gaps.size and np.allclose(gaps, gaps[0], rtol=1e-9):
+        where: Any = {"start": float(places[0]), "by": float(gaps[0]), "count": int(places.size)}
+    else:
+        where = [round(float(place), 3) for place in places]
+    return {"steps": where, "whole": whole, "values": int(steps.size)}
+
+
+def packed(values: np.ndarray, points: int) -> list[Any]:
+    """[lowest, highest, base64 of little-endian 16-bit levels]; without levels where all values are one."""
+    kept = bucketed(values, points)
+    low, high = float(kept.min()), float(kept.max())
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # a mean of equal values is off by its rounding
+        return [low, high, ""]
+    levels = ((kept - low) / (high - low) * LEVELS).round().astype("<u2")
+    return [low, high, base64.b64encode(levels.tobytes()).decode("ascii")]
+
+
+def unpacked(curve: list[Any], count: int, whole: bool) -> np.ndarray:
+    """What `packed` kept: shape (1, count) or (3, count)."""
+    low, high, text = curve
+    rows = 1 if whole else 3
+    if not text:
+        return np.full((rows, count), low)
+    levels = np.frombuffer(base64.b64decode(text), "<u2").reshape(rows, count)
+    return low + levels / LEVELS * (high - low)
+
+
+def frame_of(run: RunFolder) -> pd.DataFrame | None:
+    """Numbers by step, None for a run without steps."""
+    frame = curves(run)
+    if frame.empty:
+        return None
+    if run.settings.get("divergence.name") == "cross_entropy":
+        frame = frame.rename(columns={"divergence": "cross_entropy"})
+    judge = f"reward/{run.settings.get('reward.judge')}"
+    if {judge, "reward/mean"} <= set(frame):
+        frame["judge_minus_reward"] = frame[judge] - frame["reward/mean"]
+    copied: dict[int, list[float]] = {}
+    for sample in samples(run):
+        if sample.get("source", "student") == "student":
+            rate = copy_rate(str(sample.get("completion", "")), str(sample.get("prompt", "")))
+            copied.setdefault(int(sample["step"]), []).append(rate)
+    frame["copied_bigrams"] = [float(np.mean(copied[step])) if step in copied else np.nan for step in frame["step"]]
+    return frame.dropna(axis="columns", how="all")
+
+
+def encoded(frame: pd.DataFrame, points: int) -> dict[str, Any]:
+    """Curves of a run.
+
+    Returns:
+        `grids`: the steps that metrics share; `metrics`: name -> [grid, lowest, highest, levels]; `not_finite`: name ->
+        how many of its values were nan or infinite and are left out. The axes of cost are among the metrics.
+    """
+    grids: dict[bytes, int] = {}
+    found: dict[str, Any] = {"grids": [], "metrics": {}, "not_finite": {}}
+    steps = frame["step"].to_numpy(dtype=float)
+    for name in frame.columns.drop("step"):
+        values = frame[name].to_numpy(dtype=float)
+        finite = np.isfinite(values)
+        if np.isinf(values).any():
+            found["not_finite"][str(name)] = int(np.isinf(values).sum())
+        if not finite.any():
+            continue
+        key = finite.tobytes()
+        if key not in grids:
+            grids[key] = len(found["grids"])
+            found["grids"].append(grid(steps[finite], points))
+        found["metrics"][str(name)] = [grids[key], *packed(values[finite], points)]
+    return found
+
 
 MOST_WORDS = 400
 _NO_CURVES: dict[str, Any] = {"grids": [], "metrics": {}}

@@ -14,10 +14,9 @@ import math
 
 import numpy as np
 
-from experiments.conditions import DIVERGENCES, NEWS_METRICS, SEEDS, rewarded
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim, combined
+from experiments.study.design import DIVERGENCES, NEWS_METRICS, SEEDS, Results, Study, rewarded
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim, combined
 
 QUALITY, REWARD = "rouge2", "reward/all_supported"
 TEACHER = {f"RL + GKD, alpha {alpha:g}": alpha for alpha in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)}

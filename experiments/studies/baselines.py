@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from experiments.conditions import DIVERGENCES, NEWS_METRICS, SEEDS, gkd, method
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim, Series
+from experiments.study.design import DIVERGENCES, NEWS_METRICS, SEEDS, Results, Study, gkd, method
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim, Series
 
 GKD = {f"GKD, {name}": gkd(name) for name in DIVERGENCES}
 OTHERS = {

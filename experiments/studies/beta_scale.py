@@ -8,10 +8,9 @@ Expected: raw, JSD(0.99) is close to reward alone; on the unit scale the two bet
 
 from __future__ import annotations
 
-from experiments.conditions import FEW, NEWS_METRICS, rewarded
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim, spread_of
+from experiments.study.design import FEW, NEWS_METRICS, Results, Study, rewarded
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim, spread_of
 
 BETAS = (0.5, 0.99)
 SCALES = ("raw", "unit")

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.conditions import WALK_GATE, WALK_METRICS, walk
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim
+from experiments.study.design import WALK_GATE, WALK_METRICS, Results, Study, walk
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim
 
 METHODS = {"supervised KD": 0.0, "ImitKD": 0.5, "on-policy GKD": 1.0}
 SIZES: dict[str, tuple[str, ...]] = {"all prompts": (), "a quarter": ("trainer.train_rows=250",)}

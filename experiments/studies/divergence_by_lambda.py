@@ -8,10 +8,9 @@ Expected: on own samples D is lower at lambda = 1; the greedy text of these shor
 
 from __future__ import annotations
 
-from experiments.conditions import NEWS_METRICS, SEEDS, gkd
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim, combined, mean_of
+from experiments.study.design import NEWS_METRICS, SEEDS, Results, Study, gkd
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim, combined, mean_of
 
 DIVERGENCES = ("forward KL", "JSD(0.5)", "reverse KL")
 LAMBDAS = (0.0, 0.5, 1.0)

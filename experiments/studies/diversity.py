@@ -11,10 +11,9 @@ when text is greedy.
 
 from __future__ import annotations
 
-from experiments.conditions import DIVERGENCES, NEWS_METRICS, SEEDS, TEMPERATURES, gkd
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim, Series, mean_of, spread_of
+from experiments.study.design import DIVERGENCES, NEWS_METRICS, SEEDS, TEMPERATURES, Results, Study, gkd
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim, Series, mean_of, spread_of
 
 
 def claims(results: Results) -> list[Claim]:

@@ -7,10 +7,9 @@ Expected: it rises; whether the first quarter gains little is open.
 
 from __future__ import annotations
 
-from experiments.conditions import WALK_GATE, WALK_METRICS, walk
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim, combined
+from experiments.study.design import WALK_GATE, WALK_METRICS, Results, Study, walk
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim, combined
 
 LAMBDAS = {f"lambda {lmbda:g}": lmbda for lmbda in (0.0, 0.25, 0.5, 1.0)}
 

@@ -7,10 +7,9 @@ Expected: 8 bits lose nothing; 4 bits of so narrow a model may.
 
 from __future__ import annotations
 
-from experiments.conditions import FEW, NEWS_METRICS, gkd
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim
+from experiments.study.design import FEW, NEWS_METRICS, Results, Study, gkd
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim
 
 FULL = "32 bits"
 BITS = {"8 bits": "int8", "4 bits": "nf4"}

@@ -8,10 +8,9 @@ Expected: judge - reward falls and summaries get shorter at alpha = 0, and less 
 
 from __future__ import annotations
 
-from experiments.conditions import FEW, NEWS_METRICS, rewarded
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim
+from experiments.study.design import FEW, NEWS_METRICS, Results, Study, rewarded
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim
 
 ALONE, HELD = "reward alone", "RL + GKD, alpha 0.5"
 GAP, LENGTH = "judge_minus_reward", "completion_tokens"

@@ -8,10 +8,9 @@ Expected: joint ends highest, because the others end without the teacher and D g
 
 from __future__ import annotations
 
-from experiments.conditions import DIVERGENCES, FEW, NEWS_METRICS, rewarded
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim, Series, combined
+from experiments.study.design import DIVERGENCES, FEW, NEWS_METRICS, Results, Study, rewarded
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim, Series, combined
 
 CHOSEN = ("forward KL", "reverse KL", "JSD(0.9)")
 WAYS: dict[str, tuple[float, tuple[str, ...]]] = {

@@ -7,10 +7,9 @@ Expected: neither is sure; the student is at its plateau, and so is the teacher.
 
 from __future__ import annotations
 
-from experiments.conditions import NEWS_METRICS, SEEDS, method
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim
+from experiments.study.design import NEWS_METRICS, SEEDS, Results, Study, method
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim
 
 NAME = "self-distillation"
 

@@ -11,10 +11,9 @@ seconds a part of it.
 
 from __future__ import annotations
 
-from experiments.conditions import WALK_GATE, WALK_METRICS, WALK_STEPS, walk
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim, combined
+from experiments.study.design import WALK_GATE, WALK_METRICS, WALK_STEPS, Results, Study, walk
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim, combined
 
 NAMES = {lmbda: f"lambda {lmbda:g}" for lmbda in (0.0, 0.5, 1.0)}
 LONGER = "lambda 0, twice the steps"

@@ -9,10 +9,9 @@ see the student's text in half of their steps; nothing falls below the student b
 
 from __future__ import annotations
 
-from experiments.conditions import WALK_GATE, WALK_METRICS, walk, walk_method
-from experiments.design import Results, Study
-from experiments.suite import main
-from experiments.verdicts import About, Claim
+from experiments.study.design import WALK_GATE, WALK_METRICS, Results, Study, walk, walk_method
+from experiments.study.runner import main
+from experiments.study.verdicts import About, Claim
 
 GKD = "on-policy GKD"
 OTHERS = {

@@ -1,1 +1,0 @@
-"""Public benchmarks of a saved model: lm-evaluation-harness's tasks, ScienceQA and MT-Bench."""

@@ -1,1 +1,0 @@
-"""Task definitions in lm-evaluation-harness's YAML, for what it has none of."""

@@ -1,0 +1,63 @@
+"""alpha as a function of the step. Pure Python: the check of a configuration asks it which terms a run has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gkd_rl.config.choices import AlphaSchedule
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """alpha over a run of `steps` steps.
+
+    Attributes:
+        kind: constant and balanced stay at alpha (balanced: as the share of the gradient norm); linear goes from start
+            to alpha over the run; warmup over its first `until`, then stays; switch holds start and then jumps.
+        alpha: the dial, and the value at the end.
+        start: alpha at the first step, for linear, warmup and switch.
+        until: share of the steps after which warmup and switch are at alpha.
+        steps: of the run.
+    """
+
+    kind: AlphaSchedule
+    alpha: float
+    steps: int
+    start: float | None = None
+    until: float | None = None
+
+    def __call__(self, step: int) -> float:
+        """Alpha of step `step`, counted from 0."""
+        start = self.alpha if self.start is None else self.start
+        if self.kind is AlphaSchedule.linear:
+            return start + (self.alpha - start) * step / max(self.steps - 1, 1)
+        ramp = self.steps * (0.0 if self.until is None else self.until)
+        if self.kind is AlphaSchedule.warmup:
+            return start + (self.alpha - start) * min(step / ramp, 1.0) if ramp else self.alpha
+        if self.kind is AlphaSchedule.switch:
+            return start if step < ramp else self.alpha
+        return self.alpha
+
+    @property
+    def balanced(self) -> bool:
+        """Alpha is the share of the gradient norm, not the weight of the term."""
+        return self.kind is AlphaSchedule.balanced
+
+    @property
+    def has_reward(self) -> bool:
+        """Some step has a reward term."""
+        return any(self(step) < 1 for step in self._corners())
+
+    @property
+    def has_divergence(self) -> bool:
+        """Some step has a divergence term."""
+        return any(self(step) > 0 for step in self._corners())
+
+    @property
+    def reaches_zero(self) -> bool:
+        """Some step has no divergence term."""
+        return any(self(step) == 0 for step in self._corners())
+
+    def _corners(self) -> set[int]:
+        """Steps between which alpha is a line."""
+        return {step for step in (0, 1, self.steps - 2, self.steps - 1) if 0 <= step < self.steps}

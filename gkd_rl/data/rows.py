@@ -1,0 +1,230 @@
+"""Rows of files and Hub data sets -> examples; rows that cannot be used are dropped and reported, or refused.
+
+A task says where its rows are (`TaskRows`) and how one of them becomes an example (a function of a `Row`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gkd_rl.data.row_files import NumberedRow, RowProblem, file_rows, hub_rows
+from gkd_rl.errors import DataError
+from gkd_rl.types import Example
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+SHOWN = 5  # row numbers of each reason that a message names
+ON_MALFORMED = ("drop", "refuse")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, and the limit of its texts.
+
+    Attributes:
+        columns: the row as it was read.
+        max_characters: longer texts are refused.
+    """
+
+    columns: Mapping[str, Any]
+    max_characters: int
+
+    def text(self, column: str) -> str:
+        """The text of a column; `translation.de` is what stands under `de` in the column `translation`.
+
+        Raises:
+            RowProblem: it is missing, empty, too long or no text.
+        """
+        value = self._value(column)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise RowProblem(f"column {column!r} is empty")
+        if not isinstance(value, str):
+            raise RowProblem(f"column {column!r} is {type(value).__name__}, not text")
+        if len(value) > self.max_characters:
+            raise RowProblem(f"column {column!r} is longer than {self.max_characters:,} characters")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise RowProblem(f"invalid UTF-8 in column {column!r}")
+        return value
+
+    def optional_text(self, column: str) -> str:
+        """As `text`, with nothing for a column that is missing or empty."""
+        try:
+            value = self._value(column)
+        except RowProblem:
+            return ""
+        return "" if value is None or value == "" else self.text(column)
+
+    def identifier(self, column: str) -> str:
+        """What tells the row from others, as text.
+
+        Raises:
+            RowProblem: it is missing or empty.
+        """
+        value = self._value(column)
+        if value is None or value == "":
+            raise RowProblem(f"column {column!r} is empty")
+        return repr(value)
+
+    def _value(self, column: str) -> Any:
+        outer, _, inner = column.partition(".")
+        if column in self.columns:
+            return self.columns[column]
+        nested = self.columns.get(outer)
+        if inner and isinstance(nested, Mapping) and inner in nested:
+            return nested[inner]
+        raise RowProblem(f"column {column!r} is missing")
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """What is done with rows that cannot be used.
+
+    Attributes:
+        on_malformed: "drop" leaves them out and says so; "refuse" stops.
+        max_characters: of one text; longer ones make their row unusable.
+        id_column: rows that repeat an earlier row's value in it are unusable; None looks for no duplicates.
+    """
+
+    on_malformed: str
+    max_characters: int
+    id_column: str | None
+
+    def __post_init__(self) -> None:
+        if self.on_malformed not in ON_MALFORMED:
+            raise DataError(f"task.on_malformed={self.on_malformed}: it takes {' or '.join(ON_MALFORMED)}.")
+        if self.max_characters < 1:
+            raise DataError(f"task.max_characters={self.max_characters}: it takes a whole number >= 1.")
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """What became of the rows that were read.
+
+    Attributes:
+        source: the file, or the data set and its split.
+        read: how many.
+        problems: reason -> numbers of the rows that were unusable for it.
+    """
+
+    source: str
+    read: int
+    problems: Mapping[str, tuple[int, ...]]
+
+    @property
+    def unusable(self) -> int:
+        """How many rows could not be used."""
+        return sum(map(len, self.problems.values()))
+
+    def reasons(self) -> str:
+        """E.g. `column 'document' is empty: row 7; invalid UTF-8: 12 rows, 3, 5, 8, 9, 11, ...`."""
+        return "; ".join(f"{reason}: {_places(rows)}" for reason, rows in self.problems.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON: counts, and the first row numbers of each reason."""
+        found = {reason: {"rows": len(rows), "first": list(rows[:SHOWN])} for reason, rows in self.problems.items()}
+        return {"source": self.source, "read": self.read, "dropped": self.unusable, "reasons": found}
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.unusable:,} of {self.read:,} rows dropped: {self.reasons()}"
+
+
+def _places(rows: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, rows[:SHOWN]))
+    if len(rows) == 1:
+        return f"row {shown}"
+    return f"rows {shown}" if len(rows) <= SHOWN else f"{len(rows):,} rows, {shown}, ..."
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows of a task's splits.
+
+    Attributes:
+        data_files: split -> file, read in place of the Hub where there are any.
+        hub_id: data set on the Hub.
+        hub_config: its configuration, where it has several.
+        rules: what is done with unusable rows.
+        columns: setting -> column that it names, for messages.
+        reports: split -> what became of its rows, of the splits that were read.
+    """
+
+    data_files: Mapping[str, str] | None
+    hub_id: str
+    hub_config: str | None
+    rules: RowRules
+    columns: Mapping[str, str]
+    reports: dict[str, RowReport] = field(default_factory=dict, compare=False)
+
+    def source(self, split: str) -> str:
+        """Where the rows of a split are."""
+        return self.data_files[split] if self.data_files else f"{self.hub_id}:{split}"
+
+    def examples(self, split: str, parse: Callable[[Row], Example], limit: int | None = None) -> list[Example]:
+        """The first `limit` usable rows of a split; those that are not are reported in the log and in `reports`.
+
+        Args:
+            split: a key of `data_files`, or a split of the data set on the Hub.
+            parse: row -> example; it raises RowProblem for a row that cannot be used.
+            limit: the most that are taken; None takes all.
+
+        Raises:
+            DataError: the rows cannot be read, none is usable, or one is not and `rules` refuse that.
+        """
+        examples: list[Example] = []
+        problems: dict[str, list[int]] = {}
+        names: dict[str, None] = {}
+        seen: set[str] = set()
+        read = 0
+        for number, columns in self._numbered(split):
+            if limit is not None and len(examples) >= limit:
+                break
+            read += 1
+            try:
+                if isinstance(columns, RowProblem):
+                    raise columns
+                names |= dict.fromkeys(columns)
+                row = Row(columns, self.rules.max_characters)
+                example = parse(row)
+                self._check_new(row, seen)
+            except RowProblem as problem:
+                problems.setdefault(str(problem), []).append(number)
+            else:
+                examples.append(example)
+        report = RowReport(self.source(split), read, {reason: tuple(rows) for reason, rows in problems.items()})
+        self._judge(report, bool(examples), split, list(map(str, names)))
+        if problems and self.reports.get(split) != report:
+            log.warning(str(report))
+        self.reports[split] = report
+        return examples
+
+    def _numbered(self, split: str) -> Iterator[NumberedRow]:
+        if self.data_files:
+            return file_rows(self.data_files[split], f"task.data_files.{split}")
+        return hub_rows(self.hub_id, split, self.hub_config)
+
+    def _check_new(self, row: Row, seen: set[str]) -> None:
+        """No earlier usable row has this one's identifier."""
+        if self.rules.id_column is None:
+            return
+        identifier = row.identifier(self.rules.id_column)
+        if identifier in seen:
+            raise RowProblem(f"duplicate in column {self.rules.id_column!r}")
+        seen.add(identifier)
+
+    def _judge(self, report: RowReport, usable: bool, split: str, names: list[str]) -> None:
+        key = f"task.data_files.{split}" if self.data_files else "task.hub_id"
+        if report.read == 0:
+            raise DataError(f"{key}={report.source}: there are no rows in it.")
+        if not usable:
+            settings = " and ".join(f"{one}={column}" for one, column in self.columns.items())
+            there = f"{settings} name what is read; the columns are {', '.join(names)}." if names else ""
+            raise DataError(f"{key}={report.source}: no row can be used: {report.reasons()}. {there}".rstrip())
+        if report.problems and self.rules.on_malformed == "refuse":
+            raise DataError(
+                f"{key}={report.source}: {report.unusable:,} of {report.read:,} rows cannot be used: "
+                f"{report.reasons()}. Mend them, or leave them out with task.on_malformed=drop."
+            )

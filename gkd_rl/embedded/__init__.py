@@ -1,1 +1,0 @@
-"""The offline scale: generators of small tasks whose facts are known, with exact checkers."""

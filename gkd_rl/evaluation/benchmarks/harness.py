@@ -1,0 +1,171 @@
+"""A saved model through lm-evaluation-harness.
+
+What benchmarks leave behind: results.json, a line for every sample, and a table.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from transformers.utils import logging as transformers_logging
+
+from gkd_rl.errors import BenchmarkError, ModelError
+from gkd_rl.evaluation.benchmarks.settings import BenchmarkConfig
+from gkd_rl.evaluation.benchmarks.suites import Suites
+from gkd_rl.models.checkpoint import base_of, read_config
+from gkd_rl.models.loading import folder_digest, load_model, load_tokenizer
+from gkd_rl.outputs.json_files import JsonLines, write_json
+from gkd_rl.outputs.run_record import environment_record
+from gkd_rl.outputs.tables import results_table
+
+SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+
+
+def load(config: BenchmarkConfig) -> HFLM:
+    """The model as this project reads it (an adapter merged into its base), as the harness talks to it.
+
+    Raises:
+        ModelError: it cannot be loaded, or its tokenizer ends every prompt.
+    """
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that was loaded by somebody else
+    path = config.model
+    shape = read_config(path, None, "model")
+    tokenizer = load_tokenizer(path, None, "model")
+    if not shape.is_encoder_decoder and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:  # pyright: ignore
+        raise ModelError(
+            f"model={path}: its tokenizer puts {tokenizer.eos_token} behind every text, so that prompts would end "
+            "before they are answered: save the model with a tokenizer that does not."
+        )
+    if config.chat and not tokenizer.chat_template:
+        raise ModelError(f"chat=true: the tokenizer of model={path} has no chat template. Set chat=false.")
+    model = load_model(path, None, _dtype(config, path), "model").to(_device(config))  # pyright: ignore
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size)  # pyright: ignore
+
+
+def evaluate(lm: HFLM, suites: Suites, config: BenchmarkConfig) -> dict[str, Any]:
+    """The harness's own results, samples included, of every suite."""
+    seeds = {} if config.seed is None else dict.fromkeys(SEEDS, config.seed)
+    through: Any = simple_evaluate  # its decorator hides what it takes
+    results = through(
+        model=lm,
+        tasks=suites.tasks,
+        task_manager=suites.manager,
+        num_fewshot=config.num_fewshot,
+        batch_size=config.batch_size,
+        limit=config.limit,
+        apply_chat_template=config.chat,
+        confirm_run_unsafe_code=suites.runs_code,
+        **seeds,
+    )
+    assert results is not None  # there is one process
+    return dict(results)
+
+
+def _dtype(config: BenchmarkConfig, path: str) -> torch.dtype:
+    """The one asked for, else the one that the checkpoint was saved in."""
+    if config.dtype is not None:
+        return getattr(torch, config.dtype.value)
+    saved = read_config(base_of(path, "model") or path, None, "model").dtype
+    return saved if isinstance(saved, torch.dtype) else torch.float32
+
+
+def _device(config: BenchmarkConfig) -> torch.device:
+    """Raises BenchmarkError for a device that is not there."""
+    name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BenchmarkError(f"device={name} is not there: device takes cpu, cuda or cuda:N.") from error
+
+
+KEPT = ("results", "groups", "n-samples", "n-shot", "versions", "configs", "higher_is_better")
+COLUMNS = [("score", "score"), ("stderr", "standard error"), ("n", "rows"), ("shots", "examples in the prompt")]
+
+
+def write_report(
+    folder: Path, config: BenchmarkConfig, harness: dict[str, Any], mt_bench: dict[str, Any] | None, seconds: float
+) -> None:
+    """Write results.json and samples_TASK.jsonl; texts of the model stand in the latter only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, samples in harness.get("samples", {}).items():
+        lines = JsonLines(folder / f"samples_{task}.jsonl")
+        lines.append(samples)
+        lines.close()
+    environment = environment_record()
+    environment["packages"] |= {"lm_eval": version("lm_eval")}
+    write_json(
+        folder / "results.json",
+        {
+            "model": {"path": config.model, "sha256": folder_digest(config.model)},
+            "settings": config,
+            "harness": {key: harness[key] for key in KEPT if key in harness},
+            "mt_bench": mt_bench,
+            "seconds": seconds,
+            "environment": environment,
+        },
+    )
+
+
+def table(
+    config: BenchmarkConfig, names: dict[str, list[str]], harness: dict[str, Any], mt_bench: dict[str, Any] | None
+) -> str:
+    """One row for each score of each suite."""
+    rows = {label: cells for suite in names for name in names[suite] for label, cells in _scores(suite, name, harness)}
+    rows |= {} if mt_bench is None else _mt_bench_rows(mt_bench)
+    caption = f"lm-evaluation-harness {version('lm_eval')}"
+    caption += "" if config.limit is None else f"; the first {config.limit} rows only"
+    if mt_bench is not None:
+        caption += (
+            f"; MT-Bench by {config.mt_bench.judge.model}, of 10, {mt_bench['unreadable']} of {mt_bench['verdicts']} "
+            "verdicts unreadable and left out"
+        )
+    return results_table(rows, COLUMNS, config.model, caption)
+
+
+def _scores(suite: str, name: str, harness: dict[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Row label -> cells of each metric of one task or group."""
+    scores = harness["results"][name]
+    counts = [count["effective"] for task, count in harness["n-samples"].items() if task in _members(name, harness)]
+    shots = sorted({harness["n-shot"][task] for task in _members(name, harness)})
+    for key, value in scores.items():
+        metric, comma, kind = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        stderr = scores.get(f"{metric}_stderr,{kind}")
+        words = [suite, "" if name == suite else name, metric, "" if kind == "none" else f"({kind})"]
+        yield (
+            " ".join(word for word in words if word),
+            {
+                "score": f"{value:.4f}",
+                "stderr": f"{stderr:.4f}" if isinstance(stderr, int | float) else "-",
+                "n": str(sum(counts)),
+                "shots": ", ".join(map(str, shots)),
+            },
+        )
+
+
+def _members(name: str, harness: dict[str, Any]) -> set[str]:
+    """The tasks under a group, or the task itself."""
+    children = harness.get("group_subtasks", {}).get(name, [])
+    return set().union(*(_members(child, harness) for child in children)) if children else {name}
+
+
+def _mt_bench_rows(mt_bench: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Turns, categories and all of them."""
+    return {
+        f"mt_bench {name}": {
+            "score": "-" if cells["mean"] is None else f"{cells['mean']:.2f}",
+            "stderr": "-" if cells["stderr"] is None else f"{cells['stderr']:.2f}",
+            "n": str(cells["n"]),
+            "shots": "0",
+        }
+        for name, cells in mt_bench["scores"].items()
+    }

@@ -1,0 +1,235 @@
+"""One run from start to table: supervised stages, evaluation before, training, evaluation after, output folder.
+
+The paper's pipeline: teacher and student are first fine-tuned on the references (a checkpoint skips that), then the
+student is trained on its own text. Supervised models are kept in a cache by the hash of all they depend on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+from transformers.utils import logging as transformers_logging
+
+from gkd_rl.config import Config
+from gkd_rl.config.launch import Stopped, StopRequest, is_main_process, listening
+from gkd_rl.data.prompt_order import PromptStream
+from gkd_rl.data.task import Task, data_facts
+from gkd_rl.evaluation.evaluator import Evaluation
+from gkd_rl.models.adapter import AdaptedModel
+from gkd_rl.models.loading import model_class, save_model
+from gkd_rl.outputs.json_files import write_json, write_whole
+from gkd_rl.outputs.run_record import environment_record
+from gkd_rl.outputs.tracking import Listing, Tracker, sweep_of
+from gkd_rl.pipeline import build
+from gkd_rl.pipeline.build_trainer import build_evaluator, build_trainer
+from gkd_rl.pipeline.checkpoints import Checkpoints
+from gkd_rl.pipeline.memory import longest, naming_the_largest_part, plan_memory, with_micro_batches
+from gkd_rl.pipeline.models import audit_of, build_outputs, check_teacher, has_weights, prepare_models, with_samples
+from gkd_rl.pipeline.results import Results, model_card_of, write_results
+from gkd_rl.planning.memory_plan import GIB, peak_bytes, plan_lines, reset_peak
+from gkd_rl.training.processes import from_all, meet, own_seed, progress
+from gkd_rl.training.state import FOLDER as POST_MORTEM
+from gkd_rl.training.state import weights_digest, write_post_mortem
+from gkd_rl.training.step_metrics import CostTotals, profile_lines
+from gkd_rl.training.trainer import StepRecord, Trainer
+from gkd_rl.types import Example
+from reward_models.composite import Composite
+
+log = logging.getLogger(__name__)
+
+
+def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> dict[str, float]:
+    """Train and evaluate as configured; the main process writes everything to `output_dir`, eval.json last.
+
+    Returns:
+        `objective` after training, (1 - alpha) E[r] - alpha E[D] on evaluation samples (higher is better), and every
+        metric of the student after training.
+    """
+    if config.scale.threads > 0:
+        torch.set_num_threads(config.scale.threads)
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge_score announces its tokenizer at every metric
+    torch.manual_seed(own_seed(config.seed))
+    log.info(config.scale.notice)
+    task, reward = build.build_task(config), build.build_reward(config)
+    if not is_main_process():
+        with listening() as stop:
+            return _run(config, task, reward, Place(output_dir, None, stop))
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    settings = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
+    write_whole(output_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True).encode("utf-8"))
+    write_json(output_dir / "environment.json", environment_record())
+    tracking = config.tracking
+    group = tracking.group or sweep_of(output_dir) or config.name
+    listing = Listing(tracking.project, group, config.name, tracking.job_type, tuple(tracking.tags))
+    with listening() as stop, Tracker(output_dir, tracking.wandb.value, listing, settings) as tracker:
+        return _run(config, task, reward, Place(output_dir, tracker, stop))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run writes (the main process alone has a tracker), and whether it was told to stop."""
+
+    folder: Path
+    tracker: Tracker | None
+    stop: StopRequest
+
+
+@naming_the_largest_part
+def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> dict[str, float]:
+    """All stages, then the results, which the main process writes; returns the numbers."""
+    tracker, output_dir = place.tracker, place.folder
+    accelerator = meet()
+    check_teacher(config.teacher)
+    train, held_out = task.examples("train"), task.examples(config.evaluation.split)
+    prompts = train[: config.trainer.train_rows]
+    reset_peak(accelerator.device)
+    facts = _data_facts(config, task, {"train": train, config.evaluation.split: held_out}, accelerator)
+    config = _sized(config, task, train, accelerator)
+    cost = CostTotals()
+    models = prepare_models(config, task, train, accelerator)
+    audit = audit_of(config, models, train, held_out, accelerator)
+    models = with_samples(config, models, train, prompts, cost)
+    models = replace(models, outputs=build_outputs(config, models, train))
+    stream = PromptStream(prompts, config.trainer.prompts_per_step, config.seed)
+    evaluator = build_evaluator(config, models, reward, held_out)
+    trainer = build_trainer(config, models, reward, stream, accelerator)
+
+    references, asked = [example.reference for example in held_out], [example.prompt for example in held_out]
+    kept = _checkpoints(config, models, trainer, cost, place)
+
+    def evaluate() -> dict[str, Evaluation]:
+        measured = {"teacher": models.teacher, "student before": models.student}
+        return {name: evaluator.evaluate(one, name) for name, one in measured.items() if one is not None}
+
+    torch.manual_seed(own_seed(config.seed))  # of dropout; the models may come from the cache or have drawn numbers
+    evaluations, taken = kept.begin(evaluate, references, config.resume is not None)
+    _train(config, kept, taken, place.stop)
+    evaluations["student after"] = evaluator.evaluate(models.student, "student after")
+
+    memory: dict[str, str | int] = {"device": accelerator.device.type, "peak_bytes": peak_bytes(accelerator.device)}
+    log.info("peak memory: %.2f GiB (%s)", peak_bytes(accelerator.device) / GIB, accelerator.device)
+    results = Results(
+        evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit, asked
+    )
+    if tracker is None:
+        return results.numbers(config.alpha)
+    tracker.summary({"cost": results.cost, **results.as_dict()})
+    if config.save_model:
+        card = model_card_of(results, config, model_class(models.student.model.config))
+        head = None if models.critic is None else models.critic.head
+        student = models.student if isinstance(models.student, AdaptedModel) else models.student.model
+        save_model(output_dir / "model", student, models.codec.tokenizer, card, head)
+        best = f"The best checkpoint by {config.checkpoint.best} of a run of gkd_rl.\n"
+        kept.write_best(lambda: save_model(output_dir / "model_best", student, models.codec.tokenizer, best, head))
+    table = write_results(output_dir, results, config)
+    kept.remove()
+    warnings = "".join(f"\n{line}" for line in trainer.guard.lines(config.trainer.steps))
+    print(f"{table}{warnings}\nRun folder: {output_dir}")  # noqa: T201
+    return results.numbers(config.alpha)
+
+
+def _checkpoints(config: Config, models: build.Models, trainer: Trainer, cost: CostTotals, place: Place) -> Checkpoints:
+    """Of this run, with the hashes of its models where any are made or read."""
+    used = config.resume is not None or config.trainer.checkpoint_every > 0
+    known = {"student": models.student, "teacher": models.teacher} if used else {}
+    digests = {name: weights_digest(model) for name, model in known.items() if model is not None}
+    every = config.trainer.checkpoint_every
+    return Checkpoints(place.folder, config.checkpoint, every, trainer, cost, place.tracker, digests)
+
+
+def _data_facts(
+    config: Config, task: Task, splits: dict[str, list[Example]], accelerator: Accelerator
+) -> dict[str, Any]:
+    """What became of the rows and their texts."""
+    settings = config.teacher
+    codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, accelerator.device)
+    return data_facts(task, codec, splits)
+
+
+def _sized(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> Config:
+    """Micro-batches that are left open become the most that fit in memory."""
+    settings = config.teacher
+    stages = (config.trainer, config.student.sft, None if settings is None else settings.sft)
+    if all(stage is None or stage.micro_batch_size or stage.tokens_per_micro_batch for stage in stages):
+        return config
+    codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, accelerator.device)
+    plan = plan_memory(config, longest(config, codec, train), accelerator.device, codec.tokenizer)
+    log.info("memory plan:\n%s", "\n".join(plan_lines(plan)))
+    if plan.peak > plan.available:
+        log.warning(
+            "the plan's peak is %.2f GiB of %.2f GiB that there are: python -m gkd_rl.doctor says what to change",
+            plan.peak / GIB,
+            plan.available / GIB,
+        )
+    return with_micro_batches(config, plan)
+
+
+def _train(config: Config, kept: Checkpoints, taken: int, stop: StopRequest) -> None:
+    """The run's own stage after the steps that were taken: every step's numbers, samples at log steps, checkpoints."""
+    settings, own, start = config.trainer, CostTotals(), time.perf_counter()
+    trainer, tracker = kept.trainer, kept.tracker
+    with progress(settings.steps, f"student: alpha={config.alpha:g}", "step") as bar, stop.after_the_step():
+        bar.update(taken)
+
+        def after_step(step: int, record: StepRecord) -> None:
+            kept.cost.add(record.metrics)
+            own.add(record.metrics)
+            if tracker is not None:
+                tracker.log_step(step, record.metrics)
+                if step % settings.log_every == 0 or step == settings.steps:
+                    tracker.log_samples(step, sample_rows(record, settings.samples_per_log))
+            shown = {name: record.metrics[name] for name in ("divergence", "reward/mean") if name in record.metrics}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            bar.update()
+            _stop_if_exhausted(step, record, kept)
+            kept.after_step(step, record.metrics, settings.steps)
+            _stop_if_asked(step, stop, kept)
+
+        trainer.run(settings.steps, after_step, taken)
+    if settings.profile and settings.steps > taken:
+        seconds = time.perf_counter() - start
+        log.info("%s", "\n".join(profile_lines(own.as_dict(), settings.steps - taken, seconds)))
+
+
+def _stop_if_exhausted(step: int, record: StepRecord, kept: Checkpoints) -> None:
+    """Too many steps in a row were skipped: keep the last batch, and end."""
+    if kept.trainer.guard.exhausted and kept.tracker is not None:
+        write_post_mortem(kept.run_folder, step, record, kept.trainer)
+    kept.trainer.guard.stop_if_exhausted(step, f"The last batch is in {kept.run_folder / POST_MORTEM}. ")
+
+
+def _stop_if_asked(step: int, stop: StopRequest, kept: Checkpoints) -> None:
+    """A signal came to some rank during the step: keep it, and end."""
+    number = next((number for number in from_all(stop.number) if number is not None), None)
+    if number is not None:
+        if kept.every:
+            kept.save(step)
+        raise Stopped(number, f"step {step} is kept" if kept.every else f"step {step} is not kept")
+
+
+def sample_rows(record: StepRecord, count: int) -> list[dict[str, object]]:
+    """The first `count` completions of a step, each of another prompt, with their rewards."""
+    rollout, rows = record.rollout, []
+    firsts = (rollout.prompt_index_B.diff(prepend=rollout.prompt_index_B[:1] - 1) != 0).nonzero().flatten().tolist()
+    for i in firsts[:count]:
+        example = rollout.prompts.examples[int(rollout.prompt_index_B[i])]
+        row: dict[str, object] = {
+            "prompt": example.prompt,
+            "completion": rollout.texts[i],
+            "reference": example.reference,
+            "source": rollout.source.value,
+        }
+        if record.scores is not None:
+            row["reward"] = record.scores.total[i]
+            row["rewards"] = {name: values[i] for name, values in record.scores.components.items()}
+        rows.append(row)
+    return rows

@@ -1,1 +1,0 @@
-"""Tasks: one data set per file, rows -> prompt and reference, no scoring."""
