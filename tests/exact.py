@@ -1,4 +1,4 @@
-"""Exact objectives of tests/test_gradients.py: plain sums over all completions, on the logits that transformers gives.
+"""Exact objectives of tests/losses/test_gradients.py: plain sums over all completions, on the logits that transformers gives.
 
 Nothing here calls the package's objective, divergences, masks or models: they are what it is compared with.
 """

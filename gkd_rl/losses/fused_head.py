@@ -18,7 +18,7 @@ from gkd_rl.losses.divergences import TokenDivergence
 from gkd_rl.types import OutputHead, Projection, Teaching, TokenTerms, TopLogProbs
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**31}  # of the (N, V) tensors of one chunk, where no number of tokens is set
-CHUNK_TENSORS = 12  # that are alive at one time at most, in float32 (tests/test_fused_loss.py counts them)
+CHUNK_TENSORS = 12  # that are alive at one time at most, in float32 (tests/losses/test_fused_loss.py counts them)
 CHUNK_TENSORS_COMPILED = 3  # logits of both models and a gradient
 LEAST_TOKENS = 16
 

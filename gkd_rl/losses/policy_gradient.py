@@ -3,7 +3,7 @@
 The paper says "REINFORCE-like" and no more; the default is REINFORCE on the whole sequence's log-probability with a
 leave-one-out baseline (RLOO, Ahmadian et al. 2024). Everything here is a pure function of one step's numbers: rewards
 become one weight (advantage) for each token, and `surrogate` weighs the score function with them. What each choice's
-expected gradient is stands in docs/estimators.md, produced by tests/test_gradients.py.
+expected gradient is stands in docs/estimators.md, produced by tests/losses/test_gradients.py.
 
 Who is credited for what: from rewards, sampled KL, values and divergences to one weight for each token.
 

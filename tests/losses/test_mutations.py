@@ -1,4 +1,4 @@
-"""Defects that the checks of tests/test_gradients.py have to find; each stands for a mistake that is easily made."""
+"""Defects that the checks of tests/losses/test_gradients.py have to find; each stands for a mistake that is easily made."""
 
 from __future__ import annotations
 

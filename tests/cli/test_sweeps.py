@@ -33,7 +33,7 @@ from gkd_rl.errors import ConfigError
 from gkd_rl.run import find_config_dir
 from reward_models.guard import entry_lock
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONF = find_config_dir()
 STUB = """
 import json, os, signal, sys, types

@@ -21,7 +21,7 @@ from experiments.runs.comparison import baseline_group, by_group, equal_cost
 from experiments.runs.folders import Status, curves, find_runs
 from gkd_rl.errors import GkdRlError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def finish(folder: Path, seed: int, alpha: float, value: float, *, tokens: float = 10.0, teacher: float = 1.0) -> Path:

@@ -106,7 +106,7 @@ def test_wandbs_own_command_says_that_there_is_no_account(tmp_path: Path) -> Non
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "NETRC"))}
     done = subprocess.run(
         [sys.executable, "-m", "experiments.sync", str(tmp_path)],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**kept, "HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,

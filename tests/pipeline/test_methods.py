@@ -194,7 +194,7 @@ def test_a_fixed_advantage_ignores_the_reward(kind: str, make_trainer: MakeTrain
     assert (rewarded - gradient).norm() > 0.1 * gradient.norm()
 
 
-@pytest.mark.parametrize("kind", ["t5", "llama"])  # of an adapter: tests/test_adapter.py
+@pytest.mark.parametrize("kind", ["t5", "llama"])  # of an adapter: tests/models/test_adapter.py
 def test_the_initial_student_as_a_teacher(kind: str, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("experiment=rlef", *FREE, kind=kind, reward=letters)
     teacher = trainer.readers.teacher

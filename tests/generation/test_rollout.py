@@ -96,7 +96,7 @@ def test_greedy_equals_generate(
     few_words: PreTrainedTokenizerFast,
     kept: list[int],
 ) -> None:
-    """Of decoder-only models: tests/test_decoder_only.py."""
+    """Of decoder-only models: tests/models/test_decoder_only.py."""
     codec = codec_of("t5", few_words, 12)
     ended, cut = 0, 0
     for seed in (4, 7, 8, 12, 18, 21, 24, 28, 30, 37, 49, 58):

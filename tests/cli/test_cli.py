@@ -12,7 +12,7 @@ import pytest
 
 from gkd_rl import run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # arguments, and what the message must name: key and value, what is allowed, what to type
 MISTAKES = {

@@ -19,7 +19,7 @@ ARTICLE = "mayor evans has opened the bridge . it happened in leeds . it took pl
 TRUE = "evans has opened the bridge in leeds on monday ."
 HALF = "evans has opened the bridge in leeds on friday ."
 VOID = "evans has opened bridge ."
-REWARDS = Path(__file__).resolve().parents[1] / "reward_models"
+REWARDS = Path(__file__).resolve().parents[2] / "reward_models"
 
 
 def constant(*values: Any) -> Callable[..., list[Any]]:

@@ -20,7 +20,7 @@ from gkd_rl.errors import DataError, StorageError, WorkerError, explained, expla
 from reward_models import guard
 from reward_models.composite import Composite
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STUB = """
 import os, signal, sys, types
 

@@ -302,7 +302,7 @@ def test_the_command_shows_nothing_else(work: Path) -> None:
     """In a process of its own, with whatever the libraries print; the last of three jobs is the wrong one."""
     folders = ",".join(f"{work.parent}/models/{name}" for name in ("llama", "adapter", "t5"))
     arguments = ["-m", *GSM8K, f"student.path={work.parent}/models/llama", f"teacher.path={folders}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "gkd_rl.run", *arguments], cwd=work, env=environment, capture_output=True, text=True
     )

@@ -342,7 +342,7 @@ def test_a_step_has_the_same_gradient(kind: str, extra: list[str], make_trainer:
 
 
 def test_gradients_by_enumeration_are_those_of_shared_rows() -> None:
-    """tests/test_gradients.py proves them for rows in which all completions of a prompt stand."""
+    """tests/losses/test_gradients.py proves them for rows in which all completions of a prompt stand."""
     place = World("llama")
     for model in (place.student, place.teacher):
         architecture = model.architecture

@@ -336,7 +336,7 @@ def test_code_is_not_run_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_settings_are_refused(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(Path(__file__).parents[2])
     assert evaluate.main(arguments) == 2
     assert sentence in capsys.readouterr().err
 

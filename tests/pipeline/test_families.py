@@ -24,7 +24,7 @@ from gkd_rl.data.tasks.wmt import Wmt
 from gkd_rl.errors import DataError
 from gkd_rl.pipeline import build
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHORT = (
     "student.sft.steps=2", "teacher.sft.steps=2", "trainer.steps=2", "trainer.prompts_per_step=2", "tracking=none",
     "evaluation.rollout_prompts=4", "evaluation.self_bleu_prompts=0", "scale.threads=1", "save_model=false",
@@ -202,7 +202,7 @@ class AsLong:
 
 @pytest.mark.slow
 def test_every_generated_task_runs(tmp_path: Path) -> None:
-    """In one multirun; the news are in tests/test_run.py."""
+    """In one multirun; the news are in tests/pipeline/test_run.py."""
     tasks = sorted(path.stem for path in (ROOT / "conf" / "preset" / "embedded").glob("*.yaml") if path.stem != "xsum")
     arguments = [
         "-m", "experiment=rl_gkd", f"task={','.join(tasks)}", *SHORT,

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.slow
 def run(folder: Path, *overrides: str, before: str = "") -> str:
     """Run the command in `folder`, with `before` first on the path; returns what it printed."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([before, str(Path(__file__).parents[1])])
+    environment["PYTHONPATH"] = os.pathsep.join([before, str(Path(__file__).parents[2])])
     command = [sys.executable, "-m", "gkd_rl.run", *SMALL, *overrides]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -23,7 +23,7 @@ from gkd_rl.outputs.tracking import Listing, Tracker
 from gkd_rl.run import find_config_dir
 from reward_models.targets import is_written
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {
     name: f"{name.lower()}-51b0f3d2c7a94e6d8f10fake"
     for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "JUDGE_KEY", "AWS_SECRET_ACCESS_KEY")

@@ -27,7 +27,7 @@ from gkd_rl.run import find_config_dir
 from gkd_rl.training import processes as ranks_module
 from gkd_rl.training.processes import interleaved, own_seed, share
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"{kind}: {name}" for kind in KINDS for name in CASES] + [ENDPOINT]
 FAILING = """
 import sys, types

@@ -2,7 +2,7 @@
 
 tests/enumeration.py takes the way of a training step with every batch that can be drawn and weighs its loss with the
 batch's probability; tests/exact.py has the objectives as plain sums. `check_*` raise AssertionError:
-tests/test_mutations.py calls them on code with a defect. `python tests/test_gradients.py` writes the tables of
+tests/losses/test_mutations.py calls them on code with a defect. `python tests/losses/test_gradients.py` writes the tables of
 docs/estimators.md.
 """
 
@@ -196,7 +196,7 @@ def tables() -> dict[str, str]:
 
 def test_the_page_has_these_numbers() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert with_tables(page, tables()) == page, "write them with: python tests/test_gradients.py"
+    assert with_tables(page, tables()) == page, "write them with: python tests/losses/test_gradients.py"
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ for step in range(5):
     tracker.log_samples(step, [{{"text": "x" * 20_000}}])
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1]).returncode == -signal.SIGKILL
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
     assert [line["step"] for line in _lines(tmp_path / "metrics.jsonl")] == list(range(5))
     assert len(_lines(tmp_path / "samples.jsonl")) == 5
 
@@ -107,7 +107,7 @@ assert {{key for key in os.environ if key not in before}} <= {{"WANDB_SERVICE"}}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "XDG_"))}
     result = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**kept, "HOME": str(home), "WANDB_MODE": "online", "WANDB_DIR": str(home)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -182,7 +182,7 @@ for name in ("first", "second"):
             time.sleep(0.05)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
     first, last = done.stderr.splitlines()
