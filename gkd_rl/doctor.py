@@ -27,10 +27,12 @@ def main(arguments: list[str]) -> int:
     except GkdRlError as error:
         sys.stderr.write(message(error))
         return 2
-    from gkd_rl.pipeline.preflight import examine  # here, so that a wrong setting is refused before torch is imported
+    from gkd_rl.pipeline.preflight import (
+        run_checks,  # here, so that a wrong setting is refused before torch is imported
+    )
 
     findings = []
-    for finding in examine(config, large=large):
+    for finding in run_checks(config, large=large):
         print(finding, flush=True)  # noqa: T201
         findings.append(finding)
     print(summary(findings))  # noqa: T201

@@ -207,7 +207,7 @@ class TopLogProbs:
         return self.ids_BTK, self.logp_BTK
 
 
-Teaching = Projection | TopLogProbs
+TeacherOutput = Projection | TopLogProbs
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class TokenTerms:
 
 
 @dataclass(frozen=True)
-class Survey:
+class PreUpdateTerms:
     """What the models say of the whole step before its first update; None where nothing needs it.
 
     Attributes:

@@ -25,15 +25,15 @@ from gkd_rl.losses.policy_gradient import CreditSettings
 from gkd_rl.models.adapter import AdaptedModel, InitialView
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.value_head import Critic, ValueHead
-from gkd_rl.training.step_models import Readers
-from gkd_rl.types import Credits, Example, LossTerms, PromptBatch, Rollout, Source, Survey, TokenTerms
+from gkd_rl.training.step_models import StepModels
+from gkd_rl.types import Credits, Example, LossTerms, PreUpdateTerms, PromptBatch, Rollout, Source, TokenTerms
 
 EMBEDDINGS = 5  # of which a world samples the first few
 
 
 @contextmanager
 def doubled() -> Iterator[None]:
-    """`.float()` and new tensors are float64: the package computes logits, norms and surveys in float32."""
+    """`.float()` and new tensors are float64: the package computes logits, norms and pre-update terms in float32."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -107,7 +107,7 @@ class World:
         self.words, self.size = words, len(self.completions)
         self.rollout = self._roll_out(longest)
         self.rewards_B = torch.rand(2 * self.size, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 4
-        self._readings: dict[object, tuple[TokenTerms, Survey]] = {}
+        self._readings: dict[object, tuple[TokenTerms, PreUpdateTerms]] = {}
         with doubled():
             self.value_head = ValueHead(self.student.head().weight_VD.shape[1], 4, seed=5)
             nn.init.uniform_(self.value_head.outer.weight, -3, 3, generator=torch.Generator().manual_seed(6))
@@ -156,8 +156,8 @@ class World:
         *,
         learned: bool = False,
         again: bool = False,
-    ) -> tuple[TokenTerms, Survey]:
-        """Every completion's terms with gradient, and the survey; `again` with a forward pass of its own."""
+    ) -> tuple[TokenTerms, PreUpdateTerms]:
+        """Every completion's terms with gradient, and the pre-update terms; `again` with a forward pass of its own."""
         if again:
             with doubled():
                 return self._read(divergence, temperature, learned, self.student(self.rollout))
@@ -168,16 +168,16 @@ class World:
 
     def _read(
         self, divergence: TokenDivergence | None, temperature: float, learned: bool, hidden_BTD: Tensor
-    ) -> tuple[TokenTerms, Survey]:
+    ) -> tuple[TokenTerms, PreUpdateTerms]:
         head = FusedHead(divergence, temperature, chunk_tokens=1000, vocabulary=self.words)
-        readers = Readers(self.student, self.teacher, self.initial, head, credits=True, anchored=True)
+        models = StepModels(self.student, self.teacher, self.initial, head, credits=True, anchored=True)
         alpha = 0.0 if divergence is None else 1.0
         with doubled():
             critic = Critic(self.value_head, None) if learned else None
             whole = [torch.arange(self.rollout.n_sequences)]
-            survey, taught = readers.survey(self.rollout, whole, rewarded=True, alpha=alpha, critic=critic)
-            terms = readers.read(hidden_BTD, taught.get(0), self.rollout, alpha)
-        return terms, survey
+            pre_update, taught = models.pre_update_pass(self.rollout, whole, rewarded=True, alpha=alpha, critic=critic)
+            terms = models.token_terms(hidden_BTD, taught.get(0), self.rollout, alpha)
+        return terms, pre_update
 
     def gradient(self, of: Tensor | None) -> Tensor:
         """With respect to all weights of the student, as one vector."""
@@ -197,7 +197,7 @@ class Recipe:
         credit: see the class; per_prompt is that of the draws.
         divergence: None at alpha = 0.
         rewarded: the step has a reward.
-        values: of the survey: none, of a random value head (any), or the true ones.
+        values: of the pre-update terms: none, of a random value head (any), or the true ones.
         temperature: of the sampling.
         second_epoch: the completions were sampled from the initial student, which is what the ratio is taken to.
     """
@@ -211,11 +211,13 @@ class Recipe:
     second_epoch: bool = False
 
 
-def batch_losses(place: World, recipe: Recipe, terms: TokenTerms, survey: Survey, rows: Tensor) -> LossTerms:
+def batch_losses(
+    place: World, recipe: Recipe, terms: TokenTerms, pre_update: PreUpdateTerms, rows: Tensor
+) -> LossTerms:
     """One step on some completions, as `Trainer` takes it."""
     rollout = place.pick(rows)
     mask_BT = rollout.mask_BT
-    known = Survey(**{name: None if value is None else value[rows] for name, value in vars(survey).items()})
+    known = PreUpdateTerms(**{name: None if value is None else value[rows] for name, value in vars(pre_update).items()})
     totals = StepTotals(len(rows), int(mask_BT.sum()))
     weights_BT = credit_BT = None
     if recipe.rewarded:
@@ -234,12 +236,12 @@ def batch_losses(place: World, recipe: Recipe, terms: TokenTerms, survey: Survey
 def expected(place: World, draws: Draws, recipe: Recipe, *, again: bool = False) -> LossTerms:
     """E over all batches of the step's terms; no gradient flows through the probabilities."""
     recipe = replace(recipe, credit=replace(recipe.credit, per_prompt=draws.per_prompt))
-    terms, survey = place.read(recipe.divergence, recipe.temperature, learned=recipe.values == "any", again=again)
+    terms, pre_update = place.read(recipe.divergence, recipe.temperature, learned=recipe.values == "any", again=again)
     facts = place.facts(draws, recipe.temperature)
     if recipe.values == "true":
-        survey = replace(survey, values_BT1=facts.true_values(facts.end_values(place.value_head)))
+        pre_update = replace(pre_update, values_BT1=facts.true_values(facts.end_values(place.value_head)))
     chance = (facts.initial_chance if recipe.second_epoch else facts.chance).detach()
-    losses = [batch_losses(place, recipe, terms, survey, rows) for rows in draws.indices]
+    losses = [batch_losses(place, recipe, terms, pre_update, rows) for rows in draws.indices]
 
     def mean(values: list[Tensor | None]) -> Tensor | None:
         present = [one for one in values if one is not None]

@@ -30,8 +30,8 @@ DESCENDS = {
 
 def sampled_gradients(place: World) -> dict[str, Tensor]:
     """Mean of the gradient that a step descends, for every estimator in the loss and in the reward."""
-    terms, survey = place.read(None)
-    assert survey.initial_logp_BT is not None
+    terms, pre_update = place.read(None)
+    assert pre_update.initial_logp_BT is not None
     draws, mask_BT = place.draws("one"), place.rollout.mask_BT
     chance = place.facts(draws).chance.detach()
 
@@ -44,7 +44,7 @@ def sampled_gradients(place: World) -> dict[str, Tensor]:
 
     found = {}
     for estimator in KlEstimator:
-        kl_BT = sampled_kl(terms.logp_BT, survey.initial_logp_BT, estimator)
+        kl_BT = sampled_kl(terms.logp_BT, pre_update.initial_logp_BT, estimator)
         found[f"{estimator.value} in the loss"] = mean(kl_BT)
         weights_BT = -to_go(kl_BT.detach(), mask_BT)
         found[f"{estimator.value} in the reward"] = mean(surrogate(terms.logp_BT, None, weights_BT, None))

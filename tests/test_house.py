@@ -26,7 +26,7 @@ FLOORS = {
     "known_shapes": 3, "ranks": 3, "decoding": 3, "micro_batches": 3, "packing": 3, "stack_cost": 3, "weight_files": 3,
     "kv_cache": 3, "cuts": 3, "metrics": 3, "tasks/": 3, "embedded/": 3, "beam_search": 3, "corpus_metrics": 3,
     "tensor_shards": 3, "static_decoding": 3, "vllm_sampler": 3,
-    "data_report": 4, "trainer": 4, "readers": 4, "critic": 4, "gradients": 4, "meter": 4, "step_metrics": 4,
+    "data_report": 4, "trainer": 4, "models": 4, "critic": 4, "gradients": 4, "meter": 4, "step_metrics": 4,
     "teacher_samples": 4, "step_profile": 4, "teacher_outputs": 4, "checkpoint": 4, "evaluation": 4, "tracking": 4,
     "environment": 4, "outputs": 4, "model_card": 4, "report_table": 4, "benchmarks/": 4, "teacher_audit": 4,
     "model_memory": 4, "peak_memory": 4, "run_record": 4, "guard": 4, "snapshot": 4, "training_state": 4,

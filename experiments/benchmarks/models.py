@@ -39,7 +39,7 @@ from gkd_rl.data.embedded.tokenizer import word_tokenizer
 from gkd_rl.data.prompt_order import PromptStream
 from gkd_rl.generation.codec import TextCodec
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.configurations import KNOWN_SHAPES, prune
+from gkd_rl.models.configurations import KNOWN_CONFIGURATIONS, prune
 from gkd_rl.models.placement import quantized
 from gkd_rl.pipeline.build import Models
 from gkd_rl.pipeline.build_trainer import build_trainer
@@ -93,9 +93,13 @@ class Pair:
 
 PAIRS = {
     "smollm2": Pair(SMOLLM2, None, size=20.0, every=3),
-    "qwen2.5": Pair(KNOWN_SHAPES["Qwen/Qwen2.5-1.5B-Instruct"], KNOWN_SHAPES["Qwen/Qwen2.5-0.5B-Instruct"], size=20.0),
+    "qwen2.5": Pair(
+        KNOWN_CONFIGURATIONS["Qwen/Qwen2.5-1.5B-Instruct"],
+        KNOWN_CONFIGURATIONS["Qwen/Qwen2.5-0.5B-Instruct"],
+        size=20.0,
+    ),
     "t5_small": Pair(T5_SMALL, None, size=200.0, every=2),
-    "t5_xl": Pair(KNOWN_SHAPES["google/flan-t5-xl"], KNOWN_SHAPES["google/flan-t5-base"], size=200.0),
+    "t5_xl": Pair(KNOWN_CONFIGURATIONS["google/flan-t5-xl"], KNOWN_CONFIGURATIONS["google/flan-t5-base"], size=200.0),
 }
 
 

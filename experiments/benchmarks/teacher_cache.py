@@ -20,7 +20,7 @@ import torch
 
 from experiments.benchmarks.sides import Side, Work, parser_of, speedup, summary, take_turns, write
 from experiments.benchmarks.steps import Bench, add_sizes
-from gkd_rl.training.teacher_data import TeacherOutputs, TensorShards
+from gkd_rl.training.teacher_data import TeacherOutputCache, TensorShards
 from gkd_rl.training.trainer import Trainer
 
 
@@ -50,9 +50,9 @@ class CacheBench(Bench):
 
         def run() -> Work:
             number = next(steps)
-            trainer.readers.outputs = _outputs(folder / str(number))
+            trainer.models.outputs = _outputs(folder / str(number))
             work = _step(trainer, number)
-            trainer.readers.close()
+            trainer.models.close()
             return work
 
         return run
@@ -60,16 +60,16 @@ class CacheBench(Bench):
     def warm(self, folder: Path, count: int) -> Callable[[], Work]:
         """The first `count` steps, when all of their text has been read."""
         trainer, steps = self.on_references(), itertools.count()
-        trainer.readers.outputs = _outputs(folder)
+        trainer.models.outputs = _outputs(folder)
         for number in range(count):
             _step(trainer, number)
-        trainer.readers.close()
-        trainer.readers.outputs = _outputs(folder)
+        trainer.models.close()
+        trainer.models.outputs = _outputs(folder)
         return lambda: _step(trainer, next(steps))
 
 
-def _outputs(folder: Path) -> TeacherOutputs:
-    return TeacherOutputs(TensorShards(folder, limit=2**33), tolerance=1e-3)
+def _outputs(folder: Path) -> TeacherOutputCache:
+    return TeacherOutputCache(TensorShards(folder, limit=2**33), tolerance=1e-3)
 
 
 def _step(trainer: Trainer, number: int) -> Work:

@@ -38,7 +38,7 @@ PLACES = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
 
-def foreign_code(node: DictConfig, configs: Sequence[Config]) -> Iterator[str]:
+def untrusted_targets(node: DictConfig, configs: Sequence[Config]) -> Iterator[str]:
     """One sentence for each setting under `hydra` that names code of another package, or anything by `ext://`.
 
     Args:
@@ -119,7 +119,7 @@ def check_command_line(config_dir: Path, arguments: list[str]) -> list[Config]:
             config, found = _examined(name, job)
             configs += [] if config is None else [config]
             problems += found
-        problems += [] if node is None else [*directions(node, configs), *foreign_code(node, configs)]
+        problems += [] if node is None else [*directions(node, configs), *untrusted_targets(node, configs)]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return configs

@@ -27,7 +27,7 @@ from gkd_rl.generation.text_statistics import copy_rate, repetition_rate
 from gkd_rl.losses.divergences import TokenDivergence
 from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.remote_teacher import EndpointTeacher, said_by
+from gkd_rl.models.remote_teacher import EndpointTeacher, forward_outputs
 from gkd_rl.outputs.tables import Estimate
 from gkd_rl.training.processes import from_all, interleaved, own_seed, progress, share
 from gkd_rl.training.trainer import score
@@ -272,7 +272,7 @@ class Evaluator:
         """Each divergence to another model at the tokens of each completion, in nats."""
         found: dict[str, list[np.ndarray]] = {f"sampled/{name}": [] for name in heads}
         for rollout in rollouts:
-            own_side, other_side = Projection(model(rollout), model.head()), said_by(other, rollout)
+            own_side, other_side = Projection(model(rollout), model.head()), forward_outputs(other, rollout)
             lengths = rollout.mask_BT.sum(dim=1).tolist()
             for name, head in heads.items():
                 terms = head(own_side, other_side, rollout.ids_BT, rollout.mask_BT)

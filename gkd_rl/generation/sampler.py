@@ -80,10 +80,10 @@ def beam_search(
 COMPACT_SHARE = 0.25  # finished rows leave once they are this share of the running batch
 
 
-LOOK_EVERY = {"cpu": 1}  # tokens between two looks at who has finished; a GPU is waited for to look
+CHECK_EVERY = {"cpu": 1}  # tokens between two looks at who has finished; a GPU is waited for to look
 
 
-LOOK_EVERY_ELSEWHERE = 8
+CHECK_EVERY_OTHERWISE = 8
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ class Sampling:
             probabilities = ordered.softmax(dim=-1)
             outside = probabilities.cumsum(dim=-1) - probabilities >= self.top_p  # the first token always stays
             logits = logits.masked_fill(outside.scatter(1, order, outside), -torch.inf)
-        return _drawn(logits.softmax(dim=-1), generator)
+        return _sample_by_inversion(logits.softmax(dim=-1), generator)
 
 
-def _drawn(chances_BV: Tensor, generator: torch.Generator | None) -> Tensor:
+def _sample_by_inversion(chances_BV: Tensor, generator: torch.Generator | None) -> Tensor:
     """A word of each row with its chance, by inverting the cumulated chances; shape (B,).
 
     One random number a row, where torch.multinomial draws one a word: a tenth of a small model's rollout on a CPU.
@@ -213,7 +213,7 @@ class Sampler:
             drawn = torch.where(done, eos_ids[0], sampling.draw(logits, generator))
             ids_BT[live, position] = drawn
             done = done | torch.isin(drawn, eos_ids)
-            if (position + 1) % LOOK_EVERY.get(ids_BT.device.type, LOOK_EVERY_ELSEWHERE):
+            if (position + 1) % CHECK_EVERY.get(ids_BT.device.type, CHECK_EVERY_OTHERWISE):
                 continue
             finished = int(done.sum())
             if finished == done.numel():

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gkd_rl.losses.divergences import TokenDivergence
-from gkd_rl.types import OutputHead, Projection, Teaching, TokenTerms, TopLogProbs
+from gkd_rl.types import OutputHead, Projection, TeacherOutput, TokenTerms, TopLogProbs
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**31}  # of the (N, V) tensors of one chunk, where no number of tokens is set
 CHUNK_TENSORS = 12  # that are alive at one time at most, in float32 (tests/losses/test_fused_loss.py counts them)
@@ -42,7 +42,9 @@ class FusedHead:
     vocabulary: int | None = None
     compiled: bool = False
 
-    def __call__(self, student: Projection, teacher: Teaching | None, ids_BT: Tensor, mask_BT: Tensor) -> TokenTerms:
+    def __call__(
+        self, student: Projection, teacher: TeacherOutput | None, ids_BT: Tensor, mask_BT: Tensor
+    ) -> TokenTerms:
         """Per-token terms of the completions.
 
         Args:
@@ -70,7 +72,7 @@ class FusedHead:
         self,
         student_ND: Tensor,
         student_head: OutputHead,
-        teacher: Teaching | None,
+        teacher: TeacherOutput | None,
         told_N: tuple[Tensor, ...],
         ids_N: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +106,7 @@ class FusedHead:
         self,
         student_ND: Tensor,
         student_head: OutputHead,
-        teacher: Teaching | None,
+        teacher: TeacherOutput | None,
         told_N: tuple[Tensor, ...],
         ids_N: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,7 +137,7 @@ class FusedHead:
         size = -(-tokens // max(1, -(-tokens // most)))
         return [slice(start, start + size) for start in range(0, max(tokens, 1), max(size, 1))]
 
-    def shared_vocabulary(self, student_head: OutputHead, teacher: Teaching | None) -> int:
+    def shared_vocabulary(self, student_head: OutputHead, teacher: TeacherOutput | None) -> int:
         """Words that both models can say: embeddings are padded to other sizes."""
         sizes = [student_head.weight_VD.shape[0]]
         if self.vocabulary is not None:
@@ -145,7 +147,7 @@ class FusedHead:
         return min(sizes)
 
 
-def check_shapes(student: Projection, teacher: Teaching | None, ids_BT: Tensor) -> None:
+def check_shapes(student: Projection, teacher: TeacherOutput | None, ids_BT: Tensor) -> None:
     """Refuse states that are not those of the completions.
 
     Raises:

@@ -19,7 +19,7 @@ from gkd_rl.losses.compiled_head import Reading, add_product, any_number, compil
 from gkd_rl.losses.divergence_gradients import dot
 from gkd_rl.losses.divergences import gradient_of
 from gkd_rl.losses.fused_head import FusedHead, check_shapes, spread
-from gkd_rl.types import OutputHead, Projection, Teaching, TokenTerms, TopLogProbs
+from gkd_rl.types import OutputHead, Projection, TeacherOutput, TokenTerms, TopLogProbs
 
 LossOfTokens = Callable[[Tensor, Tensor | None, slice], Tensor]
 
@@ -38,7 +38,7 @@ class FusedLoss:
     loss: LossOfTokens
 
     def __call__(
-        self, student: Projection, teacher: Teaching | None, ids_BT: Tensor, mask_BT: Tensor
+        self, student: Projection, teacher: TeacherOutput | None, ids_BT: Tensor, mask_BT: Tensor
     ) -> tuple[Tensor, TokenTerms]:
         """The loss, ready for backward, and the terms without gradient; arguments and errors are `FusedHead`'s."""
         check_shapes(student, teacher, ids_BT)
@@ -51,7 +51,7 @@ class FusedLoss:
         self,
         student_ND: Tensor,
         student_head: OutputHead,
-        teacher: Teaching | None,
+        teacher: TeacherOutput | None,
         told_N: tuple[Tensor, ...],
         ids_N: Tensor,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -82,7 +82,7 @@ class FusedLoss:
         self,
         logits_NV: Tensor,
         student_head: OutputHead,
-        teacher: Teaching | None,
+        teacher: TeacherOutput | None,
         told_N: tuple[Tensor, ...],
         ids_N: Tensor,
         rows: slice,
@@ -104,7 +104,7 @@ class FusedLoss:
             slope_NV.mul_(1 - (logits_NV / student_head.softcap) ** 2)
         return (loss, logp_N, logp_N if divergence_N is None else divergence_N, entropy_N), slope_NV
 
-    def _takes_two(self, teacher: Teaching | None, vocabulary: int) -> bool:
+    def _takes_two(self, teacher: TeacherOutput | None, vocabulary: int) -> bool:
         """The logits are read by compiled code."""
         divergence = self.head.divergence
         closed = divergence is None or divergence.in_closed_form(vocabulary)
@@ -114,7 +114,7 @@ class FusedLoss:
         self,
         logits_NV: Tensor,
         student_head: OutputHead,
-        teacher: Teaching | None,
+        teacher: TeacherOutput | None,
         told_N: tuple[Tensor, ...],
         ids_N: Tensor,
         rows: slice,
@@ -145,7 +145,7 @@ class FusedLoss:
         self,
         logits_NV: Tensor,
         own: tuple[Tensor, Tensor],
-        teacher: Teaching | None,
+        teacher: TeacherOutput | None,
         told_N: tuple[Tensor, ...],
         ids_N: Tensor,
     ) -> tuple[Tensor | None, Tensor | None]:

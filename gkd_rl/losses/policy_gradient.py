@@ -8,7 +8,7 @@ expected gradient is stands in docs/estimators.md, produced by tests/losses/test
 Who is credited for what: from rewards, sampled KL, values and divergences to one weight for each token.
 
 Two weights come out: the advantage of the reward term, and the credit of the divergence term (`kd_credit`). What is
-needed beside the rewards comes from a survey, one pass over the whole step without gradient before its first update.
+needed beside the rewards comes from the pre-update pass, one pass over the whole step without gradient before its first update.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.config.choices import Baseline, DivergenceReduction, KdCredit, KlEstimator
-from gkd_rl.types import Rollout, Survey, sequence_sum
+from gkd_rl.types import PreUpdateTerms, Rollout, sequence_sum
 
 _EPSILON = 1e-4  # of a standard deviation, so that equal rewards give advantage 0
 
@@ -212,7 +212,7 @@ class CreditSettings:
 
 
 def reward_weights(
-    settings: CreditSettings, rewards_B: Tensor, rollout: Rollout, survey: Survey, first: int = 0
+    settings: CreditSettings, rewards_B: Tensor, rollout: Rollout, pre_update: PreUpdateTerms, first: int = 0
 ) -> Tensor:
     """Advantage of each token, shape (B, T), 0 where masked.
 
@@ -220,28 +220,28 @@ def reward_weights(
         settings: baseline and its kin.
         rewards_B: of all ranks, in their order: baseline=batch_mean compares with the whole step.
         rollout: of this rank.
-        survey: of this rank.
+        pre_update: of this rank.
         first: row of `rewards_B` where this rank's own begin.
 
     Raises:
-        ValueError: the survey lacks what the settings ask for.
+        ValueError: the pre-update terms lacks what the settings ask for.
     """
     mask_BT = rollout.mask_BT
     if settings.fixed_advantage is not None:
         return settings.fixed_advantage * mask_BT.to(rewards_B.dtype)
     kl_BT = None
     if settings.kl_in_reward > 0:
-        if survey.logp_BT is None or survey.initial_logp_BT is None:
+        if pre_update.logp_BT is None or pre_update.initial_logp_BT is None:
             raise ValueError("the sampled KL needs the log-probabilities of both students.")
-        kl_BT = sampled_kl(survey.logp_BT, survey.initial_logp_BT, KlEstimator.k1) * mask_BT
+        kl_BT = sampled_kl(pre_update.logp_BT, pre_update.initial_logp_BT, KlEstimator.k1) * mask_BT
     if settings.baseline is Baseline.learned:
-        if survey.values_BT1 is None:
+        if pre_update.values_BT1 is None:
             raise ValueError("baseline=learned needs the value head's numbers.")
         rewards_BT = at_last_token(rewards_B[first : first + rollout.n_sequences], mask_BT)
         if kl_BT is not None:
             rewards_BT = rewards_BT - settings.kl_in_reward * kl_BT
         cut_B = rollout.truncated_B & settings.bootstrap
-        return gae(rewards_BT, survey.values_BT1, mask_BT, cut_B, settings.discount, settings.gae_lambda)
+        return gae(rewards_BT, pre_update.values_BT1, mask_BT, cut_B, settings.discount, settings.gae_lambda)
     advantages_B = advantages(rewards_B.view(-1, settings.per_prompt), settings.baseline, settings.divide_by_std)
     weights_BT = advantages_B.view(-1, 1)[first : first + rollout.n_sequences] * mask_BT
     if kl_BT is not None:
@@ -250,20 +250,20 @@ def reward_weights(
 
 
 def divergence_weights(
-    settings: CreditSettings, rollout: Rollout, survey: Survey, total: tuple[float, int]
+    settings: CreditSettings, rollout: Rollout, pre_update: PreUpdateTerms, total: tuple[float, int]
 ) -> Tensor | None:
     """Credit of each token for the divergence, (B, T); None when no gradient flows through sampling.
 
     Args:
         settings: kd_credit and the reduction.
         rollout: the student's completions.
-        survey: with the divergence.
+        pre_update: with the divergence.
         total: sum of the divergence and number of tokens of the whole step, over all ranks.
     """
-    if settings.kd_credit is KdCredit.none or survey.divergence_BT is None:
+    if settings.kd_credit is KdCredit.none or pre_update.divergence_BT is None:
         return None
     return divergence_credit(
-        survey.divergence_BT, rollout.mask_BT, settings.divergence_reduction, settings.per_prompt, total
+        pre_update.divergence_BT, rollout.mask_BT, settings.divergence_reduction, settings.per_prompt, total
     )
 
 

@@ -25,7 +25,7 @@ from gkd_rl.models.decoding import (
     encoder_of,
     start_id,
 )
-from gkd_rl.models.row_layout import Rows, StackCost, alike, can_share, shares_prompts
+from gkd_rl.models.row_layout import Rows, StackCost, can_share, length_batches, shares_prompts
 from gkd_rl.types import Example, OutputHead, PromptBatch, Rollout
 
 # Model types whose log-probabilities equal transformers' own and whose greedy decoding equals its generate, by test.
@@ -57,7 +57,7 @@ class Architecture(Protocol):
         """How the model's hidden states become logits."""
         ...
 
-    def alike(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
+    def prompt_batches(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
         """Prompts in groups of like length, the cheapest to read."""
         ...
 
@@ -95,7 +95,7 @@ class EncoderDecoder:
         """Completions of a prompt in one row of the decoder or apart, whichever costs less (`models/row_layout.py`)."""
         shared = self.shares_prompts(model, rollout)
         index_P = torch.arange(len(rollout.prompts.ids_PS), device=rollout.ids_BT.device)
-        rows = Rows.written(rollout, start_id(model), shared=shared)
+        rows = Rows.for_decoding(rollout, start_id(model), shared=shared)
         return EncodedText(rollout.prompts, rows, index_P if shared else rollout.prompt_index_B)
 
     def read(self, model: PreTrainedModel, text: EncodedText) -> Tensor:
@@ -127,9 +127,9 @@ class EncoderDecoder:
             scale=model.config.d_model**-0.5 if scaled else 1.0,
         )
 
-    def alike(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
+    def prompt_batches(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
         """Prompts in groups of like length, the cheapest to encode."""
-        return alike(_lengths(prompts), self._encoder, model.device.type)
+        return length_batches(_lengths(prompts), self._encoder, model.device.type)
 
     def start(
         self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]]
@@ -175,9 +175,9 @@ class DecoderOnly:
             softcap=getattr(config, "final_logit_softcapping", None),
         )
 
-    def alike(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
+    def prompt_batches(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
         """Prompts in groups of like length, the cheapest to read."""
-        return alike(_lengths(prompts), self._cost, model.device.type)
+        return length_batches(_lengths(prompts), self._cost, model.device.type)
 
     def start(
         self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]]
@@ -245,7 +245,7 @@ class HiddenStateModel(nn.Module):
         """
         own = self.own(prompts)
         if groups is None:
-            groups = self.architecture.alike(self.model, own)
+            groups = self.architecture.prompt_batches(self.model, own)
         return self.architecture.start(self.model, own, per_prompt, groups)
 
     def generating(self) -> AbstractContextManager[None]:

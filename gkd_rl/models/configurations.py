@@ -52,7 +52,7 @@ _T5 = {
     "large": _t5(1024, 2816, 24, 16),
     "xl": _t5(2048, 5120, 24, 32),
 }
-KNOWN_SHAPES: dict[str, dict[str, Any]] = {
+KNOWN_CONFIGURATIONS: dict[str, dict[str, Any]] = {
     **{f"google/t5-{size}-lm-adapt": shape for size, shape in _T5.items()},
     **{f"google/flan-t5-{size}": shape for size, shape in _T5.items()},
     "Qwen/Qwen2.5-0.5B-Instruct": _qwen2(896, 4864, 24, 14, 151_936, tied=True),
@@ -63,7 +63,7 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
 
 def known_config(path: str | None) -> PreTrainedConfig | None:
     """The configuration of a checkpoint of this table; None of any other."""
-    shape = dict(KNOWN_SHAPES.get(path or "", {}))
+    shape = dict(KNOWN_CONFIGURATIONS.get(path or "", {}))
     return AutoConfig.for_model(shape.pop("model_type"), **shape) if shape else None
 
 

@@ -102,7 +102,7 @@ def _quantized_linear(module: nn.Linear, kind: Quantization) -> nn.Linear:
     return linear.train(module.training)
 
 
-class ModelElsewhere(HiddenStateModel):
+class PlacedModel(HiddenStateModel):
     """Reads and gives tensors on `here`.
 
     `offload`: the weights stay in CPU memory and each layer's visit `there` while it is computed (accelerate).
@@ -116,7 +116,7 @@ class ModelElsewhere(HiddenStateModel):
         head = _moved_head(self.architecture.output_head(model), here)  # before offloading hides the weights
         if offload:
             cpu_offload(model, there)
-        self.architecture = _Elsewhere(self.architecture, head, there, here)
+        self.architecture = _PlacedArchitecture(self.architecture, head, there, here)
         self._here = here
 
     @property
@@ -125,7 +125,7 @@ class ModelElsewhere(HiddenStateModel):
         return self._here
 
 
-class _Elsewhere:
+class _PlacedArchitecture:
     """An architecture that moves what goes in and what comes out."""
 
     def __init__(self, inner: Architecture, head: OutputHead, there: torch.device, here: torch.device) -> None:
@@ -151,19 +151,19 @@ class _Elsewhere:
         """The head's copy."""
         return self._head
 
-    def alike(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
+    def prompt_batches(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
         """Prompts in groups of like length, the cheapest to read."""
-        return self._inner.alike(model, prompts)
+        return self._inner.prompt_batches(model, prompts)
 
     def start(
         self, model: PreTrainedModel, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]]
     ) -> DecodingState:
         """Read the prompts there and open `per_prompt` empty completions of each."""
         state = self._inner.start(model, _moved_prompts(prompts, self._there), per_prompt, groups)
-        return _StateElsewhere(state, self._there, self._here)
+        return _PlacedState(state, self._there, self._here)
 
 
-class _StateElsewhere:
+class _PlacedState:
     """A decoding state that is kept there and told of here."""
 
     def __init__(self, inner: DecodingState, there: torch.device, here: torch.device) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from gkd_rl.errors import EndpointError
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.types import Projection, Rollout, Teaching, TopLogProbs
+from gkd_rl.types import Projection, Rollout, TeacherOutput, TopLogProbs
 from reward_models.models.judge import ServerError, post
 
 _ROUNDING = 1e-2  # by which the probabilities of a server that computes in bfloat16 may exceed 1 together
@@ -160,7 +160,7 @@ def _unpadded(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
     return [row[used].tolist() for row, used in zip(ids.cpu(), mask.cpu(), strict=True)]
 
 
-def said_by(model: HiddenStateModel | EndpointTeacher, rollout: Rollout) -> Teaching:
+def forward_outputs(model: HiddenStateModel | EndpointTeacher, rollout: Rollout) -> TeacherOutput:
     """A model's states and its head, or a server's likeliest words, at each completion token."""
     if isinstance(model, EndpointTeacher):
         return model(rollout)

@@ -109,7 +109,7 @@ def layer_flops(device: str) -> float:
     return LAYER_FLOPS.get(device, LAYER_FLOPS["cuda"])
 
 
-def cheapest_cuts(count: int, costs: Callable[[int], FloatArray]) -> list[range]:
+def cheapest_batches(count: int, costs: Callable[[int], FloatArray]) -> list[range]:
     """The pieces of a sequence of `count` whose costs add up to the least (dynamic programming).
 
     Args:
@@ -128,7 +128,7 @@ def cheapest_cuts(count: int, costs: Callable[[int], FloatArray]) -> list[range]
     return pieces[::-1]
 
 
-def alike(lengths: Sequence[int], cost: StackCost, device: str) -> list[list[int]]:
+def length_batches(lengths: Sequence[int], cost: StackCost, device: str) -> list[list[int]]:
     """Texts in batches of like length, the cheapest to read once, without backward.
 
     Args:
@@ -146,7 +146,7 @@ def alike(lengths: Sequence[int], cost: StackCost, device: str) -> list[list[int
     def costs(last: int) -> FloatArray:
         return np.arange(last + 1, 0, -1) * wide[last] + call
 
-    return [[order[place] for place in piece] for piece in cheapest_cuts(len(order), costs)]
+    return [[order[place] for place in piece] for piece in cheapest_batches(len(order), costs)]
 
 
 MASKED_ATTENTION = ("sdpa", "eager")  # the others (flash, flex) take no mask of this form: their rows stay apart
@@ -185,7 +185,7 @@ class Rows:
         return replace(rows, columns_BT=columns_BT.clamp(max=rows.ids_RW.shape[1] - 1))
 
     @classmethod
-    def written(cls, rollout: Rollout, start: int, *, shared: bool) -> Rows:
+    def for_decoding(cls, rollout: Rollout, start: int, *, shared: bool) -> Rows:
         """Rows of an encoder-decoder's decoder: each completion behind its start token, with no prompt."""
         nothing_P0 = rollout.prompts.ids_PS[:, :0]
         nothing = PromptBatch(rollout.prompts.examples, nothing_P0, nothing_P0.bool())

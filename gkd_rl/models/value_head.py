@@ -3,7 +3,7 @@
 The hidden state that predicts token t is the state before token t. No gradient flows from V into the student, so that
 the student's update stays that of the objective.
 
-PPO's learned baseline at work: values for the survey, and the value loss beside the student's.
+PPO's learned baseline at work: values for the pre-update pass, and the value loss beside the student's.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from gkd_rl.models.loading import (
 from gkd_rl.models.remote_teacher import EndpointTeacher
 from gkd_rl.models.value_head import FILE as VALUE_HEAD_FILE
 from gkd_rl.models.value_head import Critic, ValueHead
-from gkd_rl.training.teacher_data import TeacherOutputs, TeacherSamples
+from gkd_rl.training.teacher_data import TeacherOutputCache, TeacherSamples
 from gkd_rl.types import Example
 from reward_models.composite import Composite
 from reward_models.guard import Guard
@@ -73,7 +73,7 @@ class Models:
     critic: Critic | None = None
     samples: TeacherSamples | None = None
     endpoint: EndpointTeacher | None = None
-    outputs: TeacherOutputs | None = None
+    outputs: TeacherOutputCache | None = None
     server: Server | None = None
 
 

@@ -41,16 +41,16 @@ from gkd_rl.models.checkpoint import read_config
 from gkd_rl.models.row_layout import can_share
 from gkd_rl.pipeline.build import Models, load_options, token_divergence
 from gkd_rl.training.guard import Guard, Limits
-from gkd_rl.training.micro_batches import Cutter
+from gkd_rl.training.micro_batches import MicroBatcher
 from gkd_rl.training.optimization import OptimizerSettings
-from gkd_rl.training.step_metrics import ModelCost, StepMeter
-from gkd_rl.training.step_models import Readers
+from gkd_rl.training.step_metrics import CostMeter, ModelCost
+from gkd_rl.training.step_models import StepModels
 from gkd_rl.training.trainer import StepSettings, Trainer
 from gkd_rl.types import Example, Source
 from reward_models.composite import Composite
 
 
-def check_writer(config: Config) -> None:
+def check_generation(config: Config) -> None:
     """Refuse a student that cannot write in the way that is asked for; no weights are read.
 
     Raises:
@@ -78,7 +78,7 @@ def build_server(config: Config, codec: TextCodec) -> Server | None:
         ModelError: the student cannot write in this way.
         EndpointError: the server cannot be reached, or takes no weights.
     """
-    check_writer(config)
+    check_generation(config)
     settings = config.rollout.vllm
     if config.rollout.engine is not RolloutEngine.vllm:
         return None
@@ -155,7 +155,7 @@ def build_supervised_trainer(
     optimizer, schedule = _optimizer_settings(sft).build(model.parameters())
     return Trainer(
         accelerator=accelerator,
-        readers=Readers(model, None, None, FusedHead(divergence, 1.0, sft.head_chunk_tokens, codec.vocabulary)),
+        models=StepModels(model, None, None, FusedHead(divergence, 1.0, sft.head_chunk_tokens, codec.vocabulary)),
         objective=Objective(DivergenceReduction.token_mean, SurrogateReduction.sequence_sum),
         alpha=Schedule(AlphaSchedule.constant, 1.0, sft.steps),
         credit=CreditSettings(per_prompt=1),
@@ -165,7 +165,7 @@ def build_supervised_trainer(
         reward=None,
         stream=PromptStream(train[: sft.train_rows], sft.batch_size, settings.seed),
         samples=None,
-        cutter=_cutter(sft, model),
+        micro_batcher=_micro_batcher(sft, model),
         optimizer=optimizer,
         schedule=schedule,
         settings=StepSettings(
@@ -192,7 +192,7 @@ def build_trainer(
     _name_unshared(models, rollout.per_prompt)
     return Trainer(
         accelerator=accelerator,
-        readers=_readers(config, models, divergence),
+        models=_readers(config, models, divergence),
         objective=Objective(
             divergence_reduction=config.divergence.reduction,
             surrogate_reduction=surrogate.reduction,
@@ -207,7 +207,7 @@ def build_trainer(
         reward=reward if alpha.has_reward else None,
         stream=stream,
         samples=models.samples,
-        cutter=_cutter(trainer, models.student),
+        micro_batcher=_micro_batcher(trainer, models.student),
         optimizer=optimizer,
         schedule=schedule,
         settings=StepSettings(
@@ -237,12 +237,12 @@ def _limits(config: Config) -> Limits:
     )
 
 
-def _readers(config: Config, models: Models, divergence: TokenDivergence | None) -> Readers:
+def _readers(config: Config, models: Models, divergence: TokenDivergence | None) -> StepModels:
     """The student, the model that it imitates, and the student before training."""
     imitated = models.initial if config.teacher is not None and config.teacher.initial_student else models.teacher
     taught = divergence is not None and divergence.needs_teacher
     vocabulary = models.codec.vocabulary
-    return Readers(
+    return StepModels(
         student=models.student,
         teacher=imitated if taught else None,
         initial=models.initial,
@@ -257,7 +257,7 @@ def _readers(config: Config, models: Models, divergence: TokenDivergence | None)
         credits=config.divergence.kd_credit is not KdCredit.none,
         anchored=config.policy_gradient.sampled_kl.coefficient > 0,
         endpoint=models.endpoint if taught else None,
-        meter=StepMeter(waits=config.trainer.profile),
+        meter=CostMeter(waits=config.trainer.profile),
         outputs=models.outputs,
     )
 
@@ -294,11 +294,11 @@ def _clip(settings: PolicyGradientConfig) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _cutter(config: OptimizerConfig, model: HiddenStateModel) -> Cutter:
+def _micro_batcher(config: OptimizerConfig, model: HiddenStateModel) -> MicroBatcher:
     """Micro-batches as configured; what is left open is planned first, see `build_plan.with_micro_batches`."""
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     limits = (config.micro_batch_size, config.tokens_per_micro_batch)
-    return Cutter(ModelCost.of(model), model.device.type, trained, *limits)
+    return MicroBatcher(ModelCost.of(model), model.device.type, trained, *limits)
 
 
 def _optimizer_settings(config: OptimizerConfig) -> OptimizerSettings:

@@ -118,8 +118,8 @@ class Checkpoints:
         if step == self._made:
             return
         self._made = step
-        if self.trainer.readers.outputs is not None:
-            self.trainer.readers.outputs.shards.write()
+        if self.trainer.models.outputs is not None:
+            self.trainer.models.outputs.shards.write()
         state = state_of(self.trainer)
         if self.tracker is None:
             return

@@ -30,8 +30,15 @@ from gkd_rl.outputs.tracking import Listing, Tracker, sweep_of
 from gkd_rl.pipeline import build
 from gkd_rl.pipeline.build_trainer import build_evaluator, build_trainer
 from gkd_rl.pipeline.checkpoints import Checkpoints
-from gkd_rl.pipeline.memory import longest, naming_the_largest_part, plan_memory, with_micro_batches
-from gkd_rl.pipeline.models import audit_of, build_outputs, check_teacher, has_weights, prepare_models, with_samples
+from gkd_rl.pipeline.memory import explaining_memory_shortage, longest, plan_memory, with_micro_batches
+from gkd_rl.pipeline.models import (
+    audit_of,
+    build_teacher_output_cache,
+    check_teacher,
+    has_weights,
+    prepare_models,
+    with_samples,
+)
 from gkd_rl.pipeline.results import Results, model_card_of, write_results
 from gkd_rl.planning.memory_plan import GIB, peak_bytes, plan_lines, reset_peak
 from gkd_rl.training.processes import from_all, meet, own_seed, progress
@@ -83,7 +90,7 @@ class Place:
     stop: StopRequest
 
 
-@naming_the_largest_part
+@explaining_memory_shortage
 def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> dict[str, float]:
     """All stages, then the results, which the main process writes; returns the numbers."""
     tracker, output_dir = place.tracker, place.folder
@@ -98,7 +105,7 @@ def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> 
     models = prepare_models(config, task, train, accelerator)
     audit = audit_of(config, models, train, held_out, accelerator)
     models = with_samples(config, models, train, prompts, cost)
-    models = replace(models, outputs=build_outputs(config, models, train))
+    models = replace(models, outputs=build_teacher_output_cache(config, models, train))
     stream = PromptStream(prompts, config.trainer.prompts_per_step, config.seed)
     evaluator = build_evaluator(config, models, reward, held_out)
     trainer = build_trainer(config, models, reward, stream, accelerator)

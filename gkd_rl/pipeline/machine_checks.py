@@ -19,7 +19,7 @@ from gkd_rl.generation.codec import TextCodec
 from gkd_rl.models.loading import is_on_hub
 from gkd_rl.pipeline.build_trainer import build_server
 from gkd_rl.pipeline.models import build_endpoint
-from gkd_rl.planning.checks import FAILED, OK, UNKNOWN, Finding
+from gkd_rl.planning.checks import FAILED, OK, UNKNOWN, CheckResult
 from gkd_rl.planning.memory_plan import GIB, MemoryPlan
 from gkd_rl.types import Example
 
@@ -33,20 +33,20 @@ def models_of(config: Config) -> dict[str, ModelConfig]:
     return {"student": config.student} | ({} if config.teacher is None else {"teacher": config.teacher})
 
 
-def look_at_precision(config: Config, device: torch.device) -> Finding:
+def check_precision(config: Config, device: torch.device) -> CheckResult:
     """The device computes with the models' numbers, and not by emulation."""
     low = [key for key, model in models_of(config).items() if model.dtype is Dtype.bfloat16]
     if not low:
-        return Finding("precision", OK, "float32")
+        return CheckResult("precision", OK, "float32")
     named = " and ".join(f"{key}.dtype=bfloat16" for key in low)
     if device.type == "cpu" and config.scale.memory_gib is not None:
-        return Finding("precision", UNKNOWN, f"{named}: scale.memory_gib plans for another machine than this")
+        return CheckResult("precision", UNKNOWN, f"{named}: scale.memory_gib plans for another machine than this")
     times = slowdown(device)
     if times > SLOW:
         instead = " ".join(f"{key}.dtype=float32" for key in low)
         words = f"{named}: a product of matrices takes {times:.1f} times as long as in float32 on this {device.type}"
-        return Finding("precision", FAILED, f"{words}: set {instead}, or take a device that computes in bfloat16.")
-    return Finding("precision", OK, f"{named}: {times:.2f} times the time of float32 on this {device.type}")
+        return CheckResult("precision", FAILED, f"{words}: set {instead}, or take a device that computes in bfloat16.")
+    return CheckResult("precision", OK, f"{named}: {times:.2f} times the time of float32 on this {device.type}")
 
 
 def slowdown(device: torch.device) -> float:
@@ -63,22 +63,22 @@ def slowdown(device: torch.device) -> float:
     return shortest[torch.bfloat16] / shortest[torch.float32]
 
 
-def look_at_hub(config: Config) -> Finding:
+def check_hub(config: Config) -> CheckResult:
     """What comes from the Hub is in its cache, or can be reached."""
     wanted = dict.fromkeys(_on_hub(config), "model")
     if config.task.get("data") == "hub" and not config.task.get("data_files"):
         wanted[str(config.task["hub_id"])] = "dataset"
     if not wanted:
-        return Finding("hub", OK, "not needed")
+        return CheckResult("hub", OK, "not needed")
     away = [path for path, kind in wanted.items() if not _is_cached(path, kind)]
     if not away:
-        return Finding("hub", OK, f"not needed: {', '.join(wanted)} is in its cache")
+        return CheckResult("hub", OK, f"not needed: {', '.join(wanted)} is in its cache")
     reasons = {path: _unreachable(path, wanted[path]) for path in away}
     problems = [f"{path} ({reason})" for path, reason in reasons.items() if reason]
     if problems:
         words = f"needed for {', '.join(problems)}: fetch it where there is a network (`hf download`), and set its "
-        return Finding("hub", FAILED, f"{words}path or task.data_files to the local copy.")
-    return Finding("hub", OK, f"reachable: {', '.join(away)}")
+        return CheckResult("hub", FAILED, f"{words}path or task.data_files to the local copy.")
+    return CheckResult("hub", OK, f"reachable: {', '.join(away)}")
 
 
 def _on_hub(config: Config) -> Iterator[str]:
@@ -115,19 +115,19 @@ def _unreachable(path: str, kind: str) -> str:
     return ""
 
 
-def look_at_servers(config: Config, codec: TextCodec, example: Example) -> Iterator[Finding]:
+def check_servers(config: Config, codec: TextCodec, example: Example) -> Iterator[CheckResult]:
     """A teacher behind a server answers as a teacher has to; a server that writes rollouts takes weights."""
     try:
         if config.teacher is not None and config.teacher.endpoint is not None:
             build_endpoint(config.teacher.endpoint, codec, example)
-            yield Finding("endpoint", OK, f"{config.teacher.endpoint.url} gives the teacher's likeliest words")
+            yield CheckResult("endpoint", OK, f"{config.teacher.endpoint.url} gives the teacher's likeliest words")
         if build_server(config, codec) is not None:
-            yield Finding("endpoint", OK, f"{config.rollout.vllm.url} writes rollouts")
+            yield CheckResult("endpoint", OK, f"{config.rollout.vllm.url} writes rollouts")
     except GkdRlError as error:
-        yield Finding("endpoint", FAILED, str(error))
+        yield CheckResult("endpoint", FAILED, str(error))
 
 
-def look_at_disk(config: Config, plan: MemoryPlan) -> Finding:
+def check_disk(config: Config, plan: MemoryPlan) -> CheckResult:
     """Room for the models that the run keeps, in folders that take files."""
     held = plan.stages[-1].held
     need = held["student"] if config.save_model else 0
@@ -141,9 +141,11 @@ def look_at_disk(config: Config, plan: MemoryPlan) -> Finding:
     places = [next(one for one in (folder, *folder.parents) if one.exists()), Path.cwd()]
     closed = [place for place in places if not os.access(place, os.W_OK)]
     if closed:
-        return Finding("disk", FAILED, f"{closed[0]} takes no files: set cache_dir=FOLDER, or start elsewhere")
+        return CheckResult("disk", FAILED, f"{closed[0]} takes no files: set cache_dir=FOLDER, or start elsewhere")
     free = min(shutil.disk_usage(place).free for place in places)
     words = f"{need / GIB:.2f} GiB of models to write, {free / GIB:.1f} GiB free"
     if need < free:
-        return Finding("disk", OK, words)
-    return Finding("disk", FAILED, f"{words} in {' and '.join(map(str, places))}: make room, or set cache_dir=FOLDER.")
+        return CheckResult("disk", OK, words)
+    return CheckResult(
+        "disk", FAILED, f"{words} in {' and '.join(map(str, places))}: make room, or set cache_dir=FOLDER."
+    )

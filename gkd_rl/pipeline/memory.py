@@ -309,7 +309,7 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in CPU_ALLOCATOR)
 
 
-def naming_the_largest_part(run: Callable[P, T]) -> Callable[P, T]:
+def explaining_memory_shortage(run: Callable[P, T]) -> Callable[P, T]:
     """A run whose lack of memory ends as one message.
 
     Args:

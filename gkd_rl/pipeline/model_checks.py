@@ -23,7 +23,7 @@ from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.loading import is_on_hub, load_model
 from gkd_rl.pipeline import build
 from gkd_rl.pipeline.models import has_weights
-from gkd_rl.planning.checks import FAILED, OK, UNKNOWN, Finding
+from gkd_rl.planning.checks import FAILED, OK, UNKNOWN, CheckResult
 from gkd_rl.planning.memory_plan import GIB
 from gkd_rl.types import Example, Projection, sequence_mean
 
@@ -47,7 +47,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class ModelCheckup:
+class ModelChecks:
     """Looks at the weights of a run.
 
     Attributes:
@@ -64,7 +64,7 @@ class ModelCheckup:
     held_out: Sequence[Example]
     large: bool
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[CheckResult]:
         """Every check that the weights which are there allow."""
         settings = self.config.teacher
         student = self._weights(self.config.student, "student")
@@ -74,13 +74,13 @@ class ModelCheckup:
         teacher = self._weights(settings, "teacher")
         yield from self._template(teacher, settings, "teacher")
         if isinstance(teacher, str):
-            yield Finding("ends", UNKNOWN, teacher)
-            yield Finding("teacher", UNKNOWN, teacher)
+            yield CheckResult("ends", UNKNOWN, teacher)
+            yield CheckResult("teacher", UNKNOWN, teacher)
             return
         read = self._read(teacher, self._codec(settings, "teacher"))
         yield _ends(read)
         if isinstance(student, str):
-            yield Finding("teacher", UNKNOWN, student)
+            yield CheckResult("teacher", UNKNOWN, student)
         else:
             yield _better(read, self._read(student, self._codec(self.config.student, "student")))
 
@@ -117,7 +117,7 @@ class ModelCheckup:
         end_B = terms.logp_BT.gather(1, last_B1).squeeze(1).exp()
         return Read(mean_B.double().numpy(), end_B.double().numpy())
 
-    def _template(self, model: HiddenStateModel | str, settings: ModelConfig, key: str) -> Iterator[Finding]:
+    def _template(self, model: HiddenStateModel | str, settings: ModelConfig, key: str) -> Iterator[CheckResult]:
         """References are likelier behind prompts in the configured form than in the other, of a chat or of plain text.
 
         Left out where the tokenizer has no chat template; `unknown` where there are no weights to ask.
@@ -126,7 +126,7 @@ class ModelCheckup:
         if not (codec.decoder_only and codec.tokenizer.chat_template):
             return
         if isinstance(model, str):
-            yield Finding("template", UNKNOWN, model)
+            yield CheckResult("template", UNKNOWN, model)
             return
         try:
             other = self._codec(replace(settings, chat=not settings.chat), key)
@@ -136,9 +136,9 @@ class ModelCheckup:
         words = f"{key}.chat={str(settings.chat).lower()}: references are {-lead.mean:.2f} nats a token likelier than "
         words += f"with {str(not settings.chat).lower()}"
         if lead.low > 0:
-            yield Finding("template", FAILED, f"{words}: set {key}.chat={str(not settings.chat).lower()}.")
+            yield CheckResult("template", FAILED, f"{words}: set {key}.chat={str(not settings.chat).lower()}.")
         else:
-            yield Finding("template", OK, words)
+            yield CheckResult("template", OK, words)
 
 
 def _left_alone(path: str, key: str, *, large: bool) -> str:
@@ -153,21 +153,23 @@ def _left_alone(path: str, key: str, *, large: bool) -> str:
     return ""
 
 
-def _ends(read: Read) -> Finding:
+def _ends(read: Read) -> CheckResult:
     chance = float(read.end.mean())
     words = f"the teacher ends with probability {chance:.3f} where a reference does"
     if chance >= LEAST_END:
-        return Finding("ends", OK, words)
-    return Finding(
+        return CheckResult("ends", OK, words)
+    return CheckResult(
         "ends", FAILED, f"{words}: its texts end otherwise, check teacher.chat, teacher.tokenizer and its end token."
     )
 
 
-def _better(teacher: Read, student: Read) -> Finding:
+def _better(teacher: Read, student: Read) -> CheckResult:
     """References are likelier to the teacher; a difference within the noise is no failure."""
     lead = paired_difference(teacher.logp, student.logp, RESAMPLES, seed=0)
     words = f"references are {lead.mean:.2f} [{lead.low:.2f}, {lead.high:.2f}] nats a token likelier to the teacher "
     words += f"than to the student ({lead.n} rows)"
     if lead.high >= 0:
-        return Finding("teacher", OK, words)
-    return Finding("teacher", FAILED, f"{words}: it has less to teach than the student knows, choose another teacher.")
+        return CheckResult("teacher", OK, words)
+    return CheckResult(
+        "teacher", FAILED, f"{words}: it has less to teach than the student knows, choose another teacher."
+    )

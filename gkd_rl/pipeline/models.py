@@ -29,7 +29,7 @@ from gkd_rl.generation.sampler import Sampler, Sampling
 from gkd_rl.models.adapter import AdaptedModel, InitialView
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.loading import cache_key, save_model
-from gkd_rl.models.placement import ModelElsewhere, check_quantization, quantized
+from gkd_rl.models.placement import PlacedModel, check_quantization, quantized
 from gkd_rl.models.remote_teacher import EndpointTeacher
 from gkd_rl.pipeline import build
 from gkd_rl.pipeline.build import Models, attach_adapter, model_key
@@ -37,7 +37,7 @@ from gkd_rl.pipeline.build_trainer import build_server, build_supervised_trainer
 from gkd_rl.planning.memory_plan import GIB
 from gkd_rl.training.processes import from_all, own_seed, progress
 from gkd_rl.training.step_metrics import CostTotals
-from gkd_rl.training.teacher_data import TeacherOutputs, TeacherSamples, TensorShards, write_samples
+from gkd_rl.training.teacher_data import TeacherOutputCache, TeacherSamples, TensorShards, write_samples
 from gkd_rl.training.trainer import StepRecord
 from gkd_rl.types import Example
 from reward_models.guard import entry_lock
@@ -83,7 +83,7 @@ def placed_teacher(model: HiddenStateModel, settings: TeacherConfig, here: torch
     there = here if settings.device is None else torch.device(settings.device)
     inner = quantized(model.model.cpu(), settings.quantization, torch.device("cpu") if settings.offload else there)
     if settings.offload or there != here:
-        placed: HiddenStateModel = ModelElsewhere(inner, there, here, offload=settings.offload)
+        placed: HiddenStateModel = PlacedModel(inner, there, here, offload=settings.offload)
     else:
         placed = HiddenStateModel(inner).eval()
     placed.codec = model.codec
@@ -125,7 +125,7 @@ def build_endpoint(settings: EndpointConfig, codec: TextCodec, example: Example)
     return teacher
 
 
-def build_outputs(config: Config, models: Models, train: list[Example]) -> TeacherOutputs | None:
+def build_teacher_output_cache(config: Config, models: Models, train: list[Example]) -> TeacherOutputCache | None:
     """What the teacher said of fixed text in earlier runs, in a folder that is named by all that decides it."""
     settings, teacher = config.teacher, models.teacher
     if settings is None or teacher is None or settings.output_cache_gib is None:
@@ -138,7 +138,7 @@ def build_outputs(config: Config, models: Models, train: list[Example]) -> Teach
     folder = Path(config.cache_dir).expanduser() / "teacher_outputs" / key
     whole = settings.quantization is Quantization.none
     shards = TensorShards(folder, int(settings.output_cache_gib * GIB))
-    return TeacherOutputs(shards, ROUNDING[settings.dtype] if whole else ROUNDING_QUANTIZED)
+    return TeacherOutputCache(shards, ROUNDING[settings.dtype] if whole else ROUNDING_QUANTIZED)
 
 
 def audit_teacher(

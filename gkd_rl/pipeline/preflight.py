@@ -23,12 +23,12 @@ from gkd_rl.models.configurations import check_layers
 from gkd_rl.models.loading import is_on_hub
 from gkd_rl.pipeline import build
 from gkd_rl.pipeline.build import build_codecs, build_task, load_options
-from gkd_rl.pipeline.build_trainer import check_writer
-from gkd_rl.pipeline.machine_checks import look_at_disk, look_at_hub, look_at_precision, look_at_servers
+from gkd_rl.pipeline.build_trainer import check_generation
+from gkd_rl.pipeline.machine_checks import check_disk, check_hub, check_precision, check_servers
 from gkd_rl.pipeline.memory import longest, plan_memory
-from gkd_rl.pipeline.model_checks import ModelCheckup
+from gkd_rl.pipeline.model_checks import ModelChecks
 from gkd_rl.pipeline.models import check_teacher, has_weights
-from gkd_rl.planning.checks import Finding
+from gkd_rl.planning.checks import CheckResult
 from gkd_rl.planning.memory_plan import GIB, Lengths, plan_lines
 from gkd_rl.training.trainer import score
 from gkd_rl.types import Example
@@ -44,7 +44,7 @@ def check_checkpoints(configs: Sequence[Config]) -> None:
     seen = []
     for config in configs:
         check_teacher(config.teacher)
-        check_writer(config)
+        check_generation(config)
         models = {"student": config.student} | ({} if config.teacher is None else {"teacher": config.teacher})
         facts = [replace(model, seed=0, sft=None) for model in models.values()]
         if facts in seen:  # jobs that differ in other settings
@@ -95,7 +95,7 @@ ROWS = 256  # of the data, that the reward is looked at
 ASKED = 8  # of them, where a server is asked
 
 
-def examine(config: Config, *, large: bool = False) -> Iterator[Finding]:
+def run_checks(config: Config, *, large: bool = False) -> Iterator[CheckResult]:
     """Every check in turn.
 
     Args:
@@ -104,15 +104,15 @@ def examine(config: Config, *, large: bool = False) -> Iterator[Finding]:
     """
     logging.getLogger("datasets").setLevel(logging.ERROR)
     device = Accelerator().device
-    yield Finding("settings", "ok", "nothing contradicts anything else")
+    yield CheckResult("settings", "ok", "nothing contradicts anything else")
     yield from _devices(config)
-    yield look_at_precision(config, device)
-    yield look_at_hub(config)
+    yield check_precision(config, device)
+    yield check_hub(config)
     yield from _checkpoints(config)
     try:
         task = build.build_task(config)
     except GkdRlError as error:
-        yield Finding("data", "failed", str(error))
+        yield CheckResult("data", "failed", str(error))
         return
     found, train, held_out = _data(config, task)
     yield found
@@ -121,26 +121,26 @@ def examine(config: Config, *, large: bool = False) -> Iterator[Finding]:
     if codec is not None and train:
         yield _lengths(codec, train)
         yield from _reward(config, codec, train)
-        yield from look_at_servers(config, codec, train[0])
+        yield from check_servers(config, codec, train[0])
         if held_out:
-            yield from ModelCheckup(config, task, train, held_out, large).findings()
+            yield from ModelChecks(config, task, train, held_out, large).findings()
         lengths, origin = longest(config, codec, train), "the longest prompt that the run meets"
     else:
         lengths, origin = Lengths(task.max_prompt_tokens, task.max_completion_tokens), "the limit of prompts"
     yield from _memory(config, lengths, origin, codec)
 
 
-def _devices(config: Config) -> Iterator[Finding]:
+def _devices(config: Config) -> Iterator[CheckResult]:
     device = Accelerator().device
     try:
         check_teacher(config.teacher)
     except GkdRlError as error:
-        yield Finding("devices", "failed", str(error))
+        yield CheckResult("devices", "failed", str(error))
     else:
-        yield Finding("devices", "ok", f"the run's device is {device}")
+        yield CheckResult("devices", "ok", f"the run's device is {device}")
 
 
-def _checkpoints(config: Config) -> Iterator[Finding]:
+def _checkpoints(config: Config) -> Iterator[CheckResult]:
     """The files of both models, by their headers."""
     models = {"student": config.student} | ({} if config.teacher is None else {"teacher": config.teacher})
     for key, model in models.items():
@@ -149,23 +149,23 @@ def _checkpoints(config: Config) -> Iterator[Finding]:
         try:
             check_files(model, key)
         except ModelError as error:
-            yield Finding("checkpoints", "unknown" if is_on_hub(model.path) else "failed", str(error))
+            yield CheckResult("checkpoints", "unknown" if is_on_hub(model.path) else "failed", str(error))
         else:
-            yield Finding("checkpoints", "ok", f"{key}: {model.path}")
+            yield CheckResult("checkpoints", "ok", f"{key}: {model.path}")
 
 
-def _data(config: Config, task: Task) -> tuple[Finding, list[Example], list[Example]]:
+def _data(config: Config, task: Task) -> tuple[CheckResult, list[Example], list[Example]]:
     """Both splits are read."""
     try:
         train, held_out = task.examples("train"), task.examples(config.evaluation.split)
     except DataError as error:
-        return Finding("data", "failed" if config.task.get("data_files") else "unknown", str(error)), [], []
+        return CheckResult("data", "failed" if config.task.get("data_files") else "unknown", str(error)), [], []
     words = f"{len(train)} train rows, {len(held_out)} {config.evaluation.split} rows"
     words += "".join(f"; {report}" for report in row_reports(task).values() if report.problems)
-    return Finding("data", "ok", words), train, held_out
+    return CheckResult("data", "ok", words), train, held_out
 
 
-def _tokenizers(config: Config, task: Task) -> tuple[Finding, TextCodec | None]:
+def _tokenizers(config: Config, task: Task) -> tuple[CheckResult, TextCodec | None]:
     """Student and teacher mean the same by the same ids, and end alike."""
     settings = config.teacher
     own = settings if has_weights(settings) else None
@@ -173,33 +173,33 @@ def _tokenizers(config: Config, task: Task) -> tuple[Finding, TextCodec | None]:
         codec, _ = build.build_codecs(config, own, task, Accelerator().device)
     except ModelError as error:
         remote = any(is_on_hub(one.path) for one in (config.student, own) if one is not None)
-        return Finding("tokenizers", "unknown" if remote else "failed", str(error)), None
+        return CheckResult("tokenizers", "unknown" if remote else "failed", str(error)), None
     ends = " or ".join(map(str, codec.eos_ids))
     shared = "" if own is None else ", shared with the teacher"
-    return Finding("tokenizers", "ok", f"{codec.vocabulary} words{shared}; id {ends} ends a text"), codec
+    return CheckResult("tokenizers", "ok", f"{codec.vocabulary} words{shared}; id {ends} ends a text"), codec
 
 
-def _lengths(codec: TextCodec, train: list[Example]) -> Finding:
+def _lengths(codec: TextCodec, train: list[Example]) -> CheckResult:
     """How many rows are cut."""
     report = cut_report(codec, train)
     if max(report.prompts.cut, report.references.cut) > report.rows / 2:
         words = f"{report}: raise task.max_prompt_tokens or task.max_completion_tokens. {report.advice()}."
-        return Finding("lengths", "failed", words)
-    return Finding("lengths", "ok", str(report))
+        return CheckResult("lengths", "failed", words)
+    return CheckResult("lengths", "ok", str(report))
 
 
-def _reward(config: Config, codec: TextCodec, train: list[Example]) -> Iterator[Finding]:
+def _reward(config: Config, codec: TextCodec, train: list[Example]) -> Iterator[CheckResult]:
     """The reward of references is above that of other rows' references."""
     try:
         reward = build.build_reward(config)
     except GkdRlError as error:
-        yield Finding("reward", "failed", str(error))
+        yield CheckResult("reward", "failed", str(error))
         return
     if reward is None or not alpha_schedule(config).has_reward:
         return
     untrained = reward.untrained()
     if untrained:
-        yield Finding("reward", "unknown", f"{', '.join(untrained)}: the run trains its model first")
+        yield CheckResult("reward", "unknown", f"{', '.join(untrained)}: the run trains its model first")
         return
     asks = any(hasattr(component.reward, "server") for component in reward.components.values())
     own = codec.references(train[: ASKED if asks else ROWS])
@@ -207,27 +207,27 @@ def _reward(config: Config, codec: TextCodec, train: list[Example]) -> Iterator[
     try:
         right, wrong = (float(np.mean(score(reward, rollout).total)) for rollout in (own, turned))
     except GkdRlError as error:
-        yield Finding("reward", "failed", str(error))
+        yield CheckResult("reward", "failed", str(error))
         return
     words = f"{right:.3g} for references, {wrong:.3g} for references of other rows"
     if right > wrong:
-        yield Finding("reward", "ok", words)
+        yield CheckResult("reward", "ok", words)
     else:
-        yield Finding("reward", "failed", f"{words}: it cannot tell them apart, choose another with reward=NAME.")
+        yield CheckResult("reward", "failed", f"{words}: it cannot tell them apart, choose another with reward=NAME.")
 
 
-def _memory(config: Config, lengths: Lengths, origin: str, codec: TextCodec | None) -> Iterator[Finding]:
+def _memory(config: Config, lengths: Lengths, origin: str, codec: TextCodec | None) -> Iterator[CheckResult]:
     """The plan, and whether it fits; what the run writes, and whether the disk has room."""
     tokenizer = None if codec is None else codec.tokenizer
     try:
         plan = plan_memory(config, lengths, Accelerator().device, tokenizer)
     except GkdRlError as error:
-        yield Finding("memory", "unknown", str(error))
+        yield CheckResult("memory", "unknown", str(error))
         return
-    yield look_at_disk(config, plan)
+    yield check_disk(config, plan)
     words = f"{plan.peak / GIB:.2f} GiB of {plan.available / GIB:.2f} GiB ({plan.device}) at the peak, in "
     words += f"{plan.largest.name}; prompts of {lengths.prompt} tokens ({origin}), completions of {lengths.completion}"
     state = "ok"
     if plan.peak > plan.available:
         state, words = "failed", f"{words}. It does not fit, {plan.advice()}."
-    yield Finding("memory", state, "\n".join([words, *plan_lines(plan)]))
+    yield CheckResult("memory", state, "\n".join([words, *plan_lines(plan)]))

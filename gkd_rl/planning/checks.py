@@ -9,7 +9,7 @@ OK, FAILED, UNKNOWN = "ok", "failed", "unknown"
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What one check found.
 
     Attributes:
@@ -26,7 +26,7 @@ class Finding:
         return f"{self.state:<9}{self.check:<12}{self.words}"
 
 
-def summary(findings: Sequence[Finding]) -> str:
+def summary(findings: Sequence[CheckResult]) -> str:
     """The last line of the table: how many checks failed, and which could not be made."""
     failed, unknown = ([one.check for one in findings if one.state == state] for state in (FAILED, UNKNOWN))
     words = f"{len(findings)} checks, {len(failed)} failed" + (f" ({', '.join(failed)})" if failed else "")

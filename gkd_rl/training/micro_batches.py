@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gkd_rl.models.row_layout import FloatArray, cheapest_cuts, layer_flops
+from gkd_rl.models.row_layout import FloatArray, cheapest_batches, layer_flops
 from gkd_rl.training.step_metrics import ModelCost
 from gkd_rl.types import Rollout
 
@@ -72,7 +72,7 @@ class Padded:
 
 
 @dataclass(frozen=True)
-class Cutter:
+class MicroBatcher:
     """Cuts rollouts for the model that is trained.
 
     Attributes:
@@ -117,7 +117,7 @@ class Cutter:
             return np.where(fits, flops + call, np.inf)
 
         firsts = np.concatenate([[0], np.cumsum(units.completions)]).astype(int)
-        return [order_B[firsts[piece.start] : firsts[piece.stop]] for piece in cheapest_cuts(count, costs)]
+        return [order_B[firsts[piece.start] : firsts[piece.stop]] for piece in cheapest_batches(count, costs)]
 
     def _units(self, prompt_B: FloatArray, index_B: FloatArray, completion_B: FloatArray) -> Padded:
         """Each unit as a batch of its own, of completions that lie in order."""

@@ -153,7 +153,7 @@ class Pass(Enum):
     generation = "generation"
 
 
-class StepMeter:
+class CostMeter:
     """Adds up the seconds and FLOPs of one step."""
 
     def __init__(self, waits: bool = False) -> None:
@@ -183,7 +183,7 @@ class StepMeter:
         if kind is Pass.training:
             self._tokens += np.array(cost.tokens(rollout))
 
-    def remembered(self, phase: str, hits: int, completions: int) -> None:
+    def cached(self, phase: str, hits: int, completions: int) -> None:
         """Counts completions that a phase did not have to compute; a phase without any FLOPs is named all the same."""
         self._flops[phase] += 0
         self._hits += (hits, completions)
@@ -217,7 +217,9 @@ def loss_metrics(losses: LossTerms, terms: TokenTerms, alpha: float, totals: Ste
     return values
 
 
-def rollout_metrics(rollout: Rollout, totals: StepTotals, scores: Scores | None, *, taught: bool) -> dict[str, float]:
+def rollout_metrics(
+    rollout: Rollout, totals: StepTotals, scores: Scores | None, *, teacher_scored: bool
+) -> dict[str, float]:
     """Whose text it was, how long, how repetitive, what it cost in tokens, and its rewards if it had any."""
     source, tokens = rollout.source, float(totals.tokens)
     metrics = {
@@ -228,7 +230,7 @@ def rollout_metrics(rollout: Rollout, totals: StepTotals, scores: Scores | None,
         "tokens/student_trained": tokens,
         "tokens/student_generated": tokens if source is Source.student else 0.0,
         "tokens/teacher_generated": tokens if source is Source.teacher else 0.0,
-        "tokens/teacher_scored": tokens if taught else 0.0,
+        "tokens/teacher_scored": tokens if teacher_scored else 0.0,
     }
     if scores is not None:
         total = torch.tensor(scores.total)

@@ -8,7 +8,7 @@ What the teacher says of fixed text (references, its own samples), kept on disk:
 
 Kept are the hidden states of a completion before the output head, (T, D) in the teacher's dtype, so that any
 divergence, temperature and scale reads them. A completion goes by the hash of its own ids and of its prompt's as the
-teacher reads them; the folder by the hash of all that decides the teacher (`build_teacher.build_outputs`).
+teacher reads them; the folder by the hash of all that decides the teacher (`build_teacher.build_teacher_output_cache`).
 
 One completion of the teacher for every training prompt (SeqKD, f-distill): written once, kept on disk, resumable.
 
@@ -174,7 +174,7 @@ def _checksum(tensor: Tensor) -> str:
 
 
 @dataclass
-class TeacherOutputs:
+class TeacherOutputCache:
     """A teacher's hidden states by completion; those that are missing are computed and added.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""One optimiser step: choose whose text -> roll out -> score -> survey -> teach -> update. `accelerate` is the engine.
+"""One optimiser step: choose whose text -> roll out -> score -> pre_update -> teach -> update. `accelerate` is the engine.
 
 What varies between methods comes in as objects (objective, alpha, credit, sampler, reward, teacher, critic); the step
 itself is always this. The step is cut into micro-batches of completions; every divisor is that of the whole step, so
@@ -28,13 +28,13 @@ from gkd_rl.losses.objective import Objective, StepTotals
 from gkd_rl.losses.policy_gradient import CreditSettings, divergence_weights, moments, reward_weights, whitened
 from gkd_rl.models.value_head import Critic, Targets
 from gkd_rl.training.guard import Guard, ratio_error, text_metrics, updates
-from gkd_rl.training.micro_batches import Cutter
+from gkd_rl.training.micro_batches import MicroBatcher
 from gkd_rl.training.optimization import TermGradients, recomputed_layers
 from gkd_rl.training.processes import over_ranks
 from gkd_rl.training.step_metrics import Pass, loss_metrics, rollout_metrics
-from gkd_rl.training.step_models import Readers
+from gkd_rl.training.step_models import StepModels
 from gkd_rl.training.teacher_data import TeacherSamples
-from gkd_rl.types import Credits, Rollout, Source, Survey, Teaching
+from gkd_rl.types import Credits, PreUpdateTerms, Rollout, Source, TeacherOutput
 from reward_models.composite import Composite, Scores
 
 
@@ -77,12 +77,14 @@ class _Work:
     """One step's text and everything that is decided about it before its first update."""
 
     rollout: Rollout
-    cuts: list[Tensor]
+    micro_batches: list[Tensor]
     alpha: float
     totals: StepTotals
     credits: Credits
     targets: Targets | None
-    taught: dict[int, Teaching | None]  # the teacher's states by micro-batch, where they are known already
+    teacher_outputs: dict[
+        int, TeacherOutput | None
+    ]  # the teacher's states by micro-batch, where they are known already
     diagnose: bool
 
 
@@ -91,7 +93,7 @@ class Trainer:
     """Everything one step needs; `reward`, `critic` and `samples` may be None."""
 
     accelerator: Accelerator
-    readers: Readers
+    models: StepModels
     objective: Objective
     alpha: Schedule
     credit: CreditSettings
@@ -101,21 +103,21 @@ class Trainer:
     reward: Composite | None
     stream: PromptStream
     samples: TeacherSamples | None
-    cutter: Cutter
+    micro_batcher: MicroBatcher
     optimizer: Optimizer
     schedule: LRScheduler
     settings: StepSettings
     guard: Guard = field(default_factory=Guard)
 
     def __post_init__(self) -> None:
-        self.student = self.readers.student
-        self._meter = self.readers.meter
+        self.student = self.models.student
+        self._meter = self.models.meter
         self._phase = self._meter.phase
         self._wrapped = self.accelerator.prepare_model(self.student)
 
     def run(self, steps: int, after_step: Callable[[int, StepRecord], None], taken: int = 0) -> None:
         """Take `steps` steps but for the first `taken`; `after_step(step, record)` follows each, counted from 1."""
-        with closing(self.readers):
+        with closing(self.models):
             for step in range(taken, steps):
                 after_step(step + 1, self.step(step))
 
@@ -137,7 +139,7 @@ class Trainer:
             with recomputed_layers(self.student, settings.gradient_checkpointing):
                 first, sums = self._accumulate(work, keep=epochs > 1)
             if work.diagnose and scores is not None:
-                sums |= ratio_error(self.readers.written(rollout, work.cuts), first, rollout.mask_BT)
+                sums |= ratio_error(self.models.sampling_log_probs(rollout, work.micro_batches), first, rollout.mask_BT)
             work.diagnose = False  # the first update is the one that is described
             metrics |= sums if epoch == 0 else {name: sums[name] for name in ("clipped_share",)}
             skipped = metrics.get("guard/skipped", 0.0)
@@ -168,34 +170,34 @@ class Trainer:
         return rollout
 
     def _prepare(self, step: int, rollout: Rollout, alpha: float, scores: Scores | None) -> _Work:
-        """Totals over all ranks, the survey, and the weights of the score function."""
+        """Totals over all ranks, the pre_update, and the weights of the score function."""
         counts = torch.stack([torch.tensor(rollout.n_sequences, device=self.student.device), rollout.mask_BT.sum()])
         totals = StepTotals(*(int(count) for count in self._sum(counts).tolist()))
-        cuts = self.cutter(rollout)
-        with self._phase("survey"):
-            survey, taught = self.readers.survey(
-                rollout, cuts, rewarded=scores is not None, alpha=alpha, critic=self.critic
+        micro_batches = self.micro_batcher(rollout)
+        with self._phase("pre_update"):
+            pre_update, teacher_outputs = self.models.pre_update_pass(
+                rollout, micro_batches, rewarded=scores is not None, alpha=alpha, critic=self.critic
             )
         every = self.settings.diagnose_every
         diagnose = every > 0 and (step % every == 0 or step == self.alpha.steps - 1)
-        weights_BT, targets = self._reward_weights(rollout, scores, survey)
+        weights_BT, targets = self._reward_weights(rollout, scores, pre_update)
         credit_BT = None
-        if survey.divergence_BT is not None:
-            total = float(self._sum(survey.divergence_BT.sum()))
-            credit_BT = divergence_weights(self.credit, rollout, survey, (total, totals.tokens))
-        credits = Credits(weights_BT, credit_BT, None, survey.initial_logp_BT)
-        return _Work(rollout, cuts, alpha, totals, credits, targets, taught, diagnose)
+        if pre_update.divergence_BT is not None:
+            total = float(self._sum(pre_update.divergence_BT.sum()))
+            credit_BT = divergence_weights(self.credit, rollout, pre_update, (total, totals.tokens))
+        credits = Credits(weights_BT, credit_BT, None, pre_update.initial_logp_BT)
+        return _Work(rollout, micro_batches, alpha, totals, credits, targets, teacher_outputs, diagnose)
 
     def _reward_weights(
-        self, rollout: Rollout, scores: Scores | None, survey: Survey
+        self, rollout: Rollout, scores: Scores | None, pre_update: PreUpdateTerms
     ) -> tuple[Tensor | None, Targets | None]:
         """Advantages, and what the value head is to learn from them."""
         if scores is None:
             return None, None
         rewards_B = self.accelerator.gather(torch.tensor(scores.total, device=rollout.ids_BT.device))
         first = self.accelerator.process_index * rollout.n_sequences
-        weights_BT = reward_weights(self.credit, rewards_B, rollout, survey, first)  # pyright: ignore[reportArgumentType]
-        targets = None if survey.values_BT1 is None else Targets.of(survey.values_BT1, weights_BT)
+        weights_BT = reward_weights(self.credit, rewards_B, rollout, pre_update, first)  # pyright: ignore[reportArgumentType]
+        targets = None if pre_update.values_BT1 is None else Targets.of(pre_update.values_BT1, weights_BT)
         if self.credit.whiten:
             weights_BT = whitened(weights_BT, rollout.mask_BT, self._sum(moments(weights_BT, rollout.mask_BT)))
         return weights_BT, targets
@@ -211,26 +213,26 @@ class Trainer:
         apart = None
         if work.diagnose or self.alpha.balanced:
             apart = TermGradients(self.student.parameters(), self.accelerator)
-        for number, rows in enumerate(work.cuts):
+        for number, rows in enumerate(work.micro_batches):
             micro = work.rollout.rows(rows)
             width = micro.ids_BT.shape[1]
-            if number not in work.taught:
+            if number not in work.teacher_outputs:
                 with self._phase("teacher"):
-                    work.taught[number] = self.readers.teach(work.rollout, rows, micro, work.alpha)
-            teacher = work.taught[number] if keep else work.taught.pop(number)
+                    work.teacher_outputs[number] = self.models.teacher_forward(work.rollout, rows, micro, work.alpha)
+            teacher = work.teacher_outputs[number] if keep else work.teacher_outputs.pop(number)
             with (
                 self._phase("student"),
-                nullcontext() if rows is work.cuts[-1] else self.accelerator.no_sync(self._wrapped),
+                nullcontext() if rows is work.micro_batches[-1] else self.accelerator.no_sync(self._wrapped),
             ):
                 hidden_BTD = (self._wrapped if apart is None else self.student)(micro)  # ranks meet once a step
                 credits = work.credits.rows(rows, width)
                 if apart is not None:
-                    terms = self.readers.read(hidden_BTD, teacher, micro, work.alpha)
+                    terms = self.models.token_terms(hidden_BTD, teacher, micro, work.alpha)
                     losses = self.objective(terms, micro.mask_BT, credits, work.totals)
                     apart.add(losses)
                 else:  # wrappers average gradients over ranks; the divisors count all ranks already
                     of_tokens = self.objective.of(micro.mask_BT, credits, work.totals)
-                    loss, terms = self.readers.learn(hidden_BTD, teacher, micro, work.alpha, of_tokens)
+                    loss, terms = self.models.student_loss(hidden_BTD, teacher, micro, work.alpha, of_tokens)
                     self.accelerator.backward(loss * self.accelerator.num_processes)
                     losses = self.objective(terms, micro.mask_BT, credits, work.totals)
                 if self.critic is not None and work.targets is not None:
@@ -242,7 +244,7 @@ class Trainer:
                 sums[name] += value
             if work.diagnose and work.rollout.source is Source.student:
                 with self._phase("initial"):
-                    for name, value in self.readers.distances(hidden_BTD, teacher, micro).items():
+                    for name, value in self.models.kl_to_others(hidden_BTD, teacher, micro).items():
                         sums[name] += value.sum() / work.totals.tokens
         metrics = {name: float(self._sum(value)) for name, value in sums.items()}
         return logp_BT, metrics | ({} if apart is None else apart.finish(work.alpha, self.alpha.balanced))
@@ -267,7 +269,9 @@ class Trainer:
         """The step's numbers. A step without a reward has no reward metric."""
         metrics = {"learning_rate": self.schedule.get_last_lr()[0], "alpha": work.alpha}
         self.schedule.step()
-        metrics |= rollout_metrics(work.rollout, work.totals, scores, taught=self.readers.taught(work.alpha))
+        metrics |= rollout_metrics(
+            work.rollout, work.totals, scores, teacher_scored=self.models.uses_teacher(work.alpha)
+        )
         metrics |= text_metrics(work.rollout, scores, {} if self.reward is None else self.reward.bounds())
         return over_ranks(self.accelerator, metrics | self._meter.take())
 

@@ -12,9 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+from command_runs import SMALL, environment, lines
 from forked import run_forked
-from test_run import SMALL, lines
-from test_sweeps import environment
 
 from gkd_rl.errors import DataError, StorageError, WorkerError, explained, explaining_faults
 from reward_models import guard

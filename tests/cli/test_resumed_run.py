@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command_runs import SMALL
 from forked import Started, start_forked
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from run_cases import record_of
-from test_run import SMALL
 
 from gkd_rl.cli.resume import keep_command, refuse_other_settings, refuse_to_overwrite, with_resumed_run
 from gkd_rl.config.launch import Stopped, listening

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_runs import SMALL, environment
 from conftest import configured
-from test_judge import Server
-from test_judge import server as judge_server  # noqa: F401
-from test_run import SMALL
-from test_sweeps import environment
+from judge_server import Server
+from judge_server import server as judge_server  # noqa: F401
 
 from gkd_rl.cli.command_line import check_command_line
 from gkd_rl.config.validation import validate

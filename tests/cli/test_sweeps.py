@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 import yaml
+from command_runs import SMALL, environment, lines
 from forked import run_forked
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from test_run import SMALL, lines
 
 from gkd_rl.cli import sweeps as sweep_check
 from gkd_rl.cli.command_line import check_command_line
@@ -63,12 +63,6 @@ module = types.ModuleType("gkd_rl.pipeline.experiment")
 module.run_experiment = run_experiment
 sys.modules["gkd_rl.pipeline.experiment"] = module
 """
-
-
-def environment(folder: Path, *first: Path, **variables: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key not in ("HYDRA_FULL_ERROR", "OMP_NUM_THREADS")}
-    paths = os.pathsep.join(map(str, (*first, ROOT)))
-    return kept | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(folder / "cache")} | variables
 
 
 @pytest.fixture(scope="module")

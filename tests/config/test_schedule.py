@@ -56,8 +56,8 @@ def test_distil_first_then_climb(make_trainer: MakeTrainer) -> None:
         return share_of_a(prompts, completions)
 
     trainer = make_trainer("experiment=sequential", "trainer.steps=6", "trainer.diagnose_every=1", reward=reward)
-    assert trainer.readers.teacher is not None
-    trainer.readers.teacher.register_forward_hook(lambda *_: taught.append(step))
+    assert trainer.models.teacher is not None
+    trainer.models.teacher.register_forward_hook(lambda *_: taught.append(step))
     for step in range(6):
         metrics = trainer.step(step).metrics
         first = step < 3

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_tokenizers import tokenizer_of
 from conftest import MakeExamples
-from test_chat import tokenizer_of
 from test_tasks import files_task, write
 from transformers import PreTrainedTokenizerFast
 

@@ -121,7 +121,7 @@ def test_failed_rewards_are_counted_in_evaluations_and_steps(
     totals = StepTotals(tokens=4, sequences=2)
 
     def metrics(failed: list[bool] | None) -> dict[str, float]:
-        return rollout_metrics(rollout, totals, Scores([1.0, 2.0], {"x": [1.0, 2.0]}, failed), taught=False)
+        return rollout_metrics(rollout, totals, Scores([1.0, 2.0], {"x": [1.0, 2.0]}, failed), teacher_scored=False)
 
     assert metrics([True, False])["reward/failed"] == 0.5 and "reward/failed" not in metrics(None)
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chat_tokenizers import BOS, BOT, END, TEMPLATE, TURN, USER, tokenizer_of
 from conftest import MakeExamples, MakeModel, config_of, models_of
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.errors import DataError, ModelError
 from gkd_rl.generation.codec import ChatTemplate, TextCodec
@@ -24,26 +23,7 @@ from gkd_rl.training.teacher_data import write_samples
 from gkd_rl.types import Example, Projection
 
 CPU = torch.device("cpu")
-WORDS = ["<s>", "</s>", "<pad>", *"abcde", "user", "bot", "<turn>"]
-BOS, END, USER, BOT, TURN = 0, 1, 8, 9, 10
-TEMPLATE = (
-    "<s>{% for message in messages %} {{ {'user': 'user', 'assistant': 'bot'}[message['role']] }} "
-    "{{ message['content'] }} <turn> {% endfor %}{% if add_generation_prompt %}bot {% endif %}"
-)
 HEAD, TAIL = [BOS, USER], [TURN, BOT]
-
-
-def tokenizer_of(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """Words a..e have the ids 3..7; a plain prompt gets `<s>` as well."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single="<s> $A", special_tokens=[("<s>", BOS)]
-    )
-    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in ("<s>", "</s>", "<pad>", "<turn>")])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", bos_token="<s>", chat_template=template
-    )
 
 
 def codec_of(longest: int = 12, template: str | None = TEMPLATE, chat: bool = True) -> TextCodec:

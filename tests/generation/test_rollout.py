@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from chi_square import chi_square_p
 from conftest import (
     KINDS,
     MakeExamples,
@@ -173,20 +174,6 @@ def chances(model: HiddenStateModel, prompt: Tensor, length: int, vocabulary: in
     return torch.where(alive, logp, certain).sum(dim=1).exp().view([vocabulary] * length)
 
 
-def chi_square_p(counts: Tensor, probabilities: Tensor) -> float:
-    """p-value of the counts; cells that expect less than five are taken together."""
-    total = counts.sum()
-    expected = probabilities.flatten().double() * total
-    counts = counts.flatten().double()
-    small = expected < 5
-    cells = torch.cat([expected[~small], expected[small].sum().view(1)])
-    seen = torch.cat([counts[~small], counts[small].sum().view(1)])
-    cells, seen = cells[cells > 0], seen[cells > 0]
-    statistic = ((seen - cells) ** 2 / cells).sum()
-    degrees = torch.tensor((len(cells) - 1) / 2, dtype=torch.float64)
-    return float(torch.special.gammaincc(degrees, statistic / 2))
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
 def test_samples_follow_the_exact_probabilities(
     temperature: float, kind: str, make_tokenizer: MakeTokenizer, make_student: MakeStudent, kept: list[int]
@@ -242,7 +229,7 @@ def test_a_batch_that_ends_early_is_as_wide_as_its_longest_completion(
 ) -> None:
     codec = codec_of("t5", few_words, 200)
     for every in (1, 7):
-        monkeypatch.setitem(rollout_module.LOOK_EVERY, "cpu", every)
+        monkeypatch.setitem(rollout_module.CHECK_EVERY, "cpu", every)
         rollout = Sampler(codec, Sampling()).sample(
             make_model(few_words), codec.prompts(make_examples(4)), 2, seeded(0)
         )
@@ -256,7 +243,7 @@ def test_how_often_one_looks_who_has_finished_changes_no_greedy_text(
 ) -> None:
     model, texts = make_student(kind, codec.tokenizer), []
     for every in (1, 3, 1000):
-        monkeypatch.setitem(rollout_module.LOOK_EVERY, "cpu", every)
+        monkeypatch.setitem(rollout_module.CHECK_EVERY, "cpu", every)
         texts.append(Sampler(codec, GREEDY).sample(model, codec.prompts(make_examples(16)), 1, None).texts)
     assert texts[0] == texts[1] == texts[2]
 

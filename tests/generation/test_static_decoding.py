@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 import torch
 from conftest import KINDS, MakeExamples, MakeModel, MakeStudent, MakeTrainer, codec_of, configured
+from decoder_only_kinds import KINDS as DECODER_ONLY_KINDS
 from peft import LoraConfig
-from test_decoder_only import KINDS as DECODER_ONLY_KINDS
 from torch._dynamo.testing import CompileCounter
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +20,7 @@ from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
 from gkd_rl.generation.static_decoding import TAKES_NONE, StaticDecoding, compiler_for
 from gkd_rl.models.adapter import AdaptedModel
 from gkd_rl.models.architecture import DECODER_ONLY, ENCODER_DECODERS, HiddenStateModel
-from gkd_rl.pipeline.build_trainer import check_writer
+from gkd_rl.pipeline.build_trainer import check_generation
 from gkd_rl.pipeline.memory import plan_memory
 from gkd_rl.planning.memory_plan import Lengths
 from gkd_rl.planning.model_memory import static_bytes
@@ -178,7 +178,7 @@ def test_attention_without_a_static_cache_is_refused(
     model = make_model(few_words, model_type="longt5", local_radius=4)
     message = r"rollout\.static_cache=true: attention of model_type=longt5"
     with pytest.raises(ModelError, match=message):
-        check_writer(configured("rollout.static_cache=true", "student.architecture.model_type=longt5"))
+        check_generation(configured("rollout.static_cache=true", "student.architecture.model_type=longt5"))
     with pytest.raises(ModelError, match=message):
         rollout_of(model, codec, codec.prompts(make_examples(2)), static_of(codec))
     model = make_model(few_words, model_type="t5")

@@ -66,14 +66,14 @@ def check_divergence(kind: str, name: str, kd: KdCredit, reduction: DivergenceRe
 def check_credit_is_for_later_positions(kind: str) -> None:
     """Of sequence_sum: Σ_{s > t} D_s. With D_t the mean would be the same, and the variance larger."""
     place = world(kind)
-    _, survey = place.read(FAMILY["reverse_kl"])
-    assert survey.divergence_BT is not None
+    _, pre_update = place.read(FAMILY["reverse_kl"])
+    assert pre_update.divergence_BT is not None
     reduction = DivergenceReduction.sequence_sum
     settings = CreditSettings(1, kd_credit=KdCredit.reward_to_go, divergence_reduction=reduction)
-    found_BT = credit.divergence_weights(settings, place.rollout, survey, (0.0, 1))
+    found_BT = credit.divergence_weights(settings, place.rollout, pre_update, (0.0, 1))
     assert found_BT is not None
     for row, completion in enumerate(place.oracle.completions):
-        values = survey.divergence_BT[row, : len(completion)].tolist()
+        values = pre_update.divergence_BT[row, : len(completion)].tolist()
         for t in range(len(completion)):
             assert abs(float(found_BT[row, t]) - sum(values[t + 1 :])) < TOLERANCE, "credit for an earlier position"
 

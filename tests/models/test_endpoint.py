@@ -339,11 +339,11 @@ def test_at_alpha_0_it_is_not_asked(
     config = config_of("teacher=endpoint", "teacher.endpoint.model=m", "alpha=0.5")
 
     models = replace(models_of(student, None, llama_codec), endpoint=teacher)
-    readers = build_trainer(config, models, None, PromptStream([], 4, 0), Accelerator(cpu=True)).readers
+    models = build_trainer(config, models, None, PromptStream([], 4, 0), Accelerator(cpu=True)).models
     rows = torch.arange(2)
-    assert readers.teach(rollout, rows, rollout.rows(rows), 0.0) is None
+    assert models.teacher_forward(rollout, rows, rollout.rows(rows), 0.0) is None
     assert not server.requests
-    assert isinstance(readers.teach(rollout, rows, rollout.rows(rows), 0.5), TopLogProbs)
+    assert isinstance(models.teacher_forward(rollout, rows, rollout.rows(rows), 0.5), TopLogProbs)
 
 
 BASE = ["teacher=endpoint", "teacher.endpoint.model=m"]

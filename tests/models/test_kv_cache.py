@@ -14,7 +14,7 @@ from transformers import DynamicCache, LlamaConfig, PreTrainedTokenizerFast
 from gkd_rl.models import decoding as kv_cache
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.decoding import ROOM, RoomyLayer, can_join, empty_cache
-from gkd_rl.models.row_layout import LAYER_FLOPS, StackCost, alike
+from gkd_rl.models.row_layout import LAYER_FLOPS, StackCost, length_batches
 from gkd_rl.types import PromptBatch
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def test_groups_of_prompts_give_the_same_states(
     if kind == "window":
         assert read[0] == whole
     else:
-        assert sum(read[:6]) >= int(prompts.mask_PS.sum()) == sum(read[:5])  # two prompts are alike
+        assert sum(read[:6]) >= int(prompts.mask_PS.sum()) == sum(read[:5])  # two prompts are length_batches
 
 
 def test_a_token_is_written_where_there_is_room() -> None:
@@ -108,7 +108,7 @@ def test_no_grouping_of_neighbours_costs_less(call: float, monkeypatch: Any) -> 
     draw = np.random.default_rng(0)
     for _ in range(10):
         lengths = draw.integers(1, 60, 7).tolist()
-        groups = alike(lengths, cost, "cpu")
+        groups = length_batches(lengths, cost, "cpu")
         assert sorted(text for group in groups for text in group) == list(range(7))
         found = sum(len(group) * max(lengths[text] for text in group) + call for group in groups)
         ordered, best = sorted(lengths), float("inf")

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, MakeTrainer, assert_close, gradient_of
+from decoder_only_kinds import KINDS
 from enumeration import World
 from peft import LoraConfig
-from test_decoder_only import KINDS, left_padded, logp_of
+from test_decoder_only import left_padded, logp_of
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerFast
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -162,7 +163,7 @@ def test_what_an_encoder_decoder_computes(
 
 def test_the_rows_of_a_decoder_by_hand(make_prompts: MakePrompts, make_rollout: MakeRollout) -> None:
     rollout = make_rollout(make_prompts([[5, 6], [7]]), [[3, 4, 1], [2, 1], [1], [4, 4, 4]], per_prompt=2)
-    rows = Rows.written(rollout, 9, shared=True)
+    rows = Rows.for_decoding(rollout, 9, shared=True)
     assert rows.ids_RW.tolist() == [[9, 3, 4, 9, 2, 1], [9, 1, 9, 4, 4, 0]]
     assert rows.part_RW.tolist() == [[1, 1, 1, 2, 2, 2], [1, 1, 2, 2, 2, -1]]
     assert [columns[mask].tolist() for columns, mask in zip(rows.columns_BT, rollout.mask_BT, strict=True)] == [

@@ -26,7 +26,7 @@ from gkd_rl.errors import ConfigError, ModelError
 from gkd_rl.generation.codec import TextCodec
 from gkd_rl.generation.sampler import Sampler, Sampling
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.placement import ModelElsewhere, check_quantization, quantizable, quantized
+from gkd_rl.models.placement import PlacedModel, check_quantization, quantizable, quantized
 from gkd_rl.pipeline.models import check_teacher, placed_teacher
 from gkd_rl.training.step_metrics import ModelCost
 from gkd_rl.types import Rollout
@@ -149,7 +149,7 @@ def test_its_cost_is_that_of_its_shapes(full: HiddenStateModel, bits: Quantizati
 def test_elsewhere_it_gives_the_same_numbers(
     full: HiddenStateModel, kind: str, offload: bool, rollout: Rollout, few_words: PreTrainedTokenizerFast
 ) -> None:
-    moved = ModelElsewhere(copy.deepcopy(full.model), CPU, CPU, offload=offload)
+    moved = PlacedModel(copy.deepcopy(full.model), CPU, CPU, offload=offload)
     assert moved.device == CPU
     assert torch.equal(moved(rollout), full(rollout))
     assert torch.equal(moved.head().weight_VD, full.head().weight_VD)
@@ -163,10 +163,10 @@ def test_elsewhere_it_gives_the_same_numbers(
 
 
 def test_where_it_is_placed(full: HiddenStateModel) -> None:
-    assert not isinstance(placed_teacher(copy.deepcopy(full), settings_of(device="cpu"), CPU), ModelElsewhere)
-    assert isinstance(placed_teacher(copy.deepcopy(full), settings_of(offload=True), CPU), ModelElsewhere)
+    assert not isinstance(placed_teacher(copy.deepcopy(full), settings_of(device="cpu"), CPU), PlacedModel)
+    assert isinstance(placed_teacher(copy.deepcopy(full), settings_of(offload=True), CPU), PlacedModel)
     elsewhere = placed_teacher(copy.deepcopy(full), settings_of(device="cpu"), torch.device("meta"))
-    assert isinstance(elsewhere, ModelElsewhere)
+    assert isinstance(elsewhere, PlacedModel)
     assert elsewhere.device.type == elsewhere.head().weight_VD.device.type == "meta"
     assert {parameter.device.type for parameter in elsewhere.parameters()} == {"cpu"}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_rollout import chi_square_p
+from chi_square import chi_square_p
 from torch import Tensor
 from transformers import PreTrainedModel
 

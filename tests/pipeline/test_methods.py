@@ -39,8 +39,8 @@ def parameters_of(model: torch.nn.Module) -> torch.Tensor:
 def read_by_teacher(trainer: Trainer) -> list[Rollout]:
     """What the teacher will read."""
     read: list[Rollout] = []
-    assert trainer.readers.teacher is not None
-    trainer.readers.teacher.register_forward_hook(lambda _, args, __: read.append(args[0]))
+    assert trainer.models.teacher is not None
+    trainer.models.teacher.register_forward_hook(lambda _, args, __: read.append(args[0]))
     return read
 
 
@@ -74,7 +74,7 @@ def test_supervised_kd_by_hand(kind: str, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("experiment=supervised_kd", *settings, kind=kind)
     assert (trainer.settings.lmbda, trainer.alpha(0)) == (0, 1)
     trainer.sampler.sample = None  # pyright: ignore[reportAttributeAccessIssue] so that sampling would fail
-    teacher = trainer.readers.teacher
+    teacher = trainer.models.teacher
     student = make_trainer("alpha=1", kind=kind).student
     assert teacher is not None
     assert torch.equal(parameters_of(student), parameters_of(trainer.student))
@@ -122,7 +122,7 @@ def test_other_steps_read_the_teachers_samples(kind: str, divergence: str, make_
         assert gradient.norm() > 0
         assert record.metrics["tokens/teacher_generated"] == sum(map(len, expected))
         assert record.metrics["tokens/student_generated"] == record.metrics["student_data"] == 0
-    assert (trainer.readers.teacher is None) is (divergence == "cross_entropy")
+    assert (trainer.models.teacher is None) is (divergence == "cross_entropy")
     assert len(read) == (2 if divergence == "tvd" else 0)
 
 
@@ -197,8 +197,8 @@ def test_a_fixed_advantage_ignores_the_reward(kind: str, make_trainer: MakeTrain
 @pytest.mark.parametrize("kind", ["t5", "llama"])  # of an adapter: tests/models/test_adapter.py
 def test_the_initial_student_as_a_teacher(kind: str, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("experiment=rlef", *FREE, kind=kind, reward=letters)
-    teacher = trainer.readers.teacher
-    assert teacher is trainer.readers.initial and teacher is not trainer.student and teacher is not None
+    teacher = trainer.models.teacher
+    assert teacher is trainer.models.initial and teacher is not trainer.student and teacher is not None
     start = parameters_of(trainer.student)
     divergences = [trainer.step(step).metrics["divergence"] for step in range(3)]
     assert divergences[0] == pytest.approx(0, abs=1e-6)
@@ -243,7 +243,7 @@ def test_a_sampled_kl_is_taken_where_it_follows_the_kl(
             for one in trainer.student.parameters():  # away from the initial student
                 one.add_(0.15 * torch.randn(one.shape, generator=generator) * one.requires_grad)
         found, record = gradient_of(trainer)
-        rollout, initial = record.rollout, trainer.readers.initial
+        rollout, initial = record.rollout, trainer.models.initial
         assert initial is not None
         own, other = ((one(rollout) @ one.head().weight_VD.T).log_softmax(-1) for one in (trainer.student, initial))
         kl = (own.exp() * (own - other.detach())).sum(-1)[rollout.mask_BT].sum() / rollout.n_sequences

@@ -12,31 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_runs import SMALL, lines
 from forked import run_forked
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-SMALL = [
-    "experiment=xsum_rl",
-    "reward=faithfulness",  # the default trains a model of its own first
-    "task.train_size=200",
-    "task.test_size=20",
-    "student.sft.steps=3",
-    "teacher.sft.steps=3",
-    "student.architecture.dropout_rate=0.1",  # draws from torch's own generator, in every stage
-    "teacher.architecture.dropout_rate=0.1",
-    "student.sft.batch_size=8",
-    "teacher.sft.batch_size=8",
-    "trainer.steps=3",
-    "trainer.log_every=2",
-    "trainer.prompts_per_step=4",
-    "rollout.per_prompt=2",
-    "task.max_completion_tokens=12",
-    "evaluation.rollout_prompts=8",
-    "evaluation.self_bleu_prompts=2",
-    "evaluation.bootstrap_samples=100",
-    "scale.threads=1",
-]
-
 
 pytestmark = pytest.mark.slow
 
@@ -56,11 +34,6 @@ def run_again(folder: Path, *overrides: str) -> str:
     done = run_forked([*SMALL, *overrides], folder, GKD_RL_CACHE=str(folder / "cache"))
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
-
-
-def lines(file: Path) -> list[dict]:
-    """The rows of a JSON-lines file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")

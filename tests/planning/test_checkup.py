@@ -24,7 +24,7 @@ from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.loading import build_model, save_model
 from gkd_rl.pipeline import machine_checks as machine_checkup
 from gkd_rl.pipeline import model_checks as model_checkup
-from gkd_rl.planning.checks import Finding, summary
+from gkd_rl.planning.checks import CheckResult, summary
 from gkd_rl.run import find_config_dir
 from gkd_rl.types import Example, Projection
 from reward_models.models import judge as openai_server
@@ -253,5 +253,5 @@ def test_nothing_speaks_against_a_shipped_experiment(
 
 
 def test_the_last_line_counts() -> None:
-    found = [Finding("a", "ok", ""), Finding("b", "failed", ""), Finding("c", "unknown", "")]
+    found = [CheckResult("a", "ok", ""), CheckResult("b", "failed", ""), CheckResult("c", "unknown", "")]
     assert summary(found) == "3 checks, 1 failed (b), 1 not made (c)"

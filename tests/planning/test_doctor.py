@@ -21,7 +21,7 @@ from gkd_rl.losses.divergences import TokenDivergence
 from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.models.adapter import AdaptedModel
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.configurations import KNOWN_SHAPES, known_config
+from gkd_rl.models.configurations import KNOWN_CONFIGURATIONS, known_config
 from gkd_rl.models.loading import build_model, empty_model
 from gkd_rl.models.placement import quantized
 from gkd_rl.pipeline.memory import plan_memory, with_micro_batches
@@ -236,7 +236,7 @@ def test_every_checkpoint_of_the_configuration_has_a_known_shape() -> None:
         assert config.teacher is not None
         paths = {config.student.path, config.teacher.path}
         paths |= {row["path"] for row in config.scale.sizes.values()}
-        assert paths <= KNOWN_SHAPES.keys()
+        assert paths <= KNOWN_CONFIGURATIONS.keys()
 
 
 def test_less_memory_makes_smaller_micro_batches(checkpoint: str) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_runs import SMALL, lines
 from conftest import assert_close, configured
 from forked import Started, start_forked
 from rank_cases import CASES, ENDPOINT, KINDS, everything
-from test_run import SMALL, lines
 
 from gkd_rl import run
 from gkd_rl.cli.command_line import check_command_line

@@ -152,8 +152,8 @@ def test_distances_are_the_reverse_kls_per_token(kind: str, make_trainer: MakeTr
     )
     trainer.step(0)
     _, record = gradient_of(trainer, step=1)
-    student, teacher, rollout = trainer.student, trainer.readers.teacher, record.rollout
-    initial, without = trainer.readers.initial, nullcontext()
+    student, teacher, rollout = trainer.student, trainer.models.teacher, record.rollout
+    initial, without = trainer.models.initial, nullcontext()
     assert teacher is not None and initial is not None
     if isinstance(student, AdaptedModel):
         initial, without = student, student.adapter.disable_adapter()

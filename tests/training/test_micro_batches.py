@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.models.row_layout import LAYER_FLOPS, StackCost
-from gkd_rl.training.micro_batches import WEIGHT_FLOPS, Cutter
+from gkd_rl.training.micro_batches import WEIGHT_FLOPS, MicroBatcher
 from gkd_rl.training.step_metrics import ModelCost
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 
@@ -50,7 +50,7 @@ def random_rollout(seed: int, prompts: int = 7, per_prompt: int = 3) -> Rollout:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_completion_has_its_place_in_order_of_length(seed: int) -> None:
     rollout = random_rollout(seed)
-    cuts = Cutter(COSTS["decoder-only"], "cpu", completions=6)(rollout)
+    cuts = MicroBatcher(COSTS["decoder-only"], "cpu", completions=6)(rollout)
     rows = torch.cat(cuts)
     assert rows.sort().values.tolist() == list(range(21))
     prompts = rollout.prompt_index_B[rows].view(7, 3)  # groups of three stay together
@@ -113,7 +113,7 @@ def test_no_cut_between_prompts_costs_less(kind: str, budget: dict[str, int], ca
     cost = COSTS[kind]
     for seed in range(4):
         rollout = random_rollout(seed)
-        cuts = Cutter(cost, "cpu", trained=2, **budget)(rollout)
+        cuts = MicroBatcher(cost, "cpu", trained=2, **budget)(rollout)
         order = torch.cat(cuts)
         found = sum(price(cost, rollout, cut)[1] + call * (cost.layers + 1) for cut in cuts)
         best = float("inf")
@@ -133,18 +133,18 @@ def test_no_cut_between_prompts_costs_less(kind: str, budget: dict[str, int], ca
 @pytest.mark.parametrize("kind", COSTS)
 def test_a_prompt_with_more_completions_than_fit_is_cut(kind: str) -> None:
     rollout = rollout_of([5, 50], [[3, 9, 4, 8, 2, 7], [6, 6, 6, 6, 6, 6]])
-    by_number = Cutter(COSTS[kind], "cpu", completions=4)(rollout)
+    by_number = MicroBatcher(COSTS[kind], "cpu", completions=4)(rollout)
     assert [len(cut) for cut in by_number] == [3, 3, 3, 3]
-    tokens = Cutter(COSTS[kind], "cpu", tokens=90)(rollout)
+    tokens = MicroBatcher(COSTS[kind], "cpu", tokens=90)(rollout)
     assert sum(map(len, tokens)) == 12 and all(price(COSTS[kind], rollout, cut)[0] <= 90 for cut in tokens)
-    alone = Cutter(COSTS[kind], "cpu", tokens=1)(rollout)
+    alone = MicroBatcher(COSTS[kind], "cpu", tokens=1)(rollout)
     assert [len(cut) for cut in alone] == [1] * 12
 
 
 def test_cheap_calls_leave_little_padding_and_dear_ones_make_few_batches() -> None:
     rollout = random_rollout(0, prompts=64, per_prompt=4)
     cost = ModelCost(None, StackCost(weights=7_000_000, attention=1000, layers=2), 100)
-    many, few = (Cutter(cost, device)(rollout) for device in ("cpu", "cuda"))
+    many, few = (MicroBatcher(cost, device)(rollout) for device in ("cpu", "cuda"))
     assert len(few) == 1 < len(many)
     used = padded = 0.0
     for cut in many:
@@ -158,7 +158,7 @@ def test_padding_is_under_4_percent_at_the_lengths_of_the_benchmark(count: int) 
     """Prompts of 64 to 384 tokens, one completion each, for SmolLM2-135M's width and ten of its layers; ten steps."""
     layer = 2 * 576 * (576 + 192) + 3 * 576 * 1536
     cost = ModelCost(None, StackCost(weights=10 * layer, attention=10 * 576, layers=10), 49152 * 576)
-    cutter = Cutter(cost, "cpu", trained=10 * layer + 49152 * 576, tokens=2048)
+    cutter = MicroBatcher(cost, "cpu", trained=10 * layer + 49152 * 576, tokens=2048)
     draw, used, padded = np.random.default_rng(0), 0.0, 0.0
     for _ in range(10):
         rollout = rollout_of(draw.integers(64, 385, count).tolist(), draw.integers(1, 49, (count, 1)).tolist())

@@ -31,7 +31,7 @@ from gkd_rl.models.loading import save_model
 from gkd_rl.models.value_head import Critic, value_loss
 from gkd_rl.pipeline.build import build_critic
 from gkd_rl.training.trainer import Trainer
-from gkd_rl.types import PromptBatch, Rollout, Source, Survey
+from gkd_rl.types import PreUpdateTerms, PromptBatch, Rollout, Source
 
 PPO = ("alpha=0", "policy_gradient=ppo", "trainer.max_grad_norm=1e9", "trainer.warmup_steps=0")
 SIZES = (8, 3)  # one micro-batch, and 3 + 3 + 2
@@ -208,7 +208,7 @@ def test_the_cut_changes_neither_gradient_nor_advantages(
     spied, found = Spied(monkeypatch), []
     for size in SIZES:
         spied.calls.clear()
-        trainer.cutter = dataclasses.replace(trainer.cutter, completions=size)
+        trainer.micro_batcher = dataclasses.replace(trainer.micro_batcher, completions=size)
         both, record = gradient_of(trainer, model=nn.ModuleList([trainer.student, critic.head]))
         students = sum(one.numel() for one in trainer.student.parameters())
         weights = [part[part != 0] for _, _, part, _ in spied.calls]
@@ -231,8 +231,8 @@ def test_values_are_of_the_states_before_and_after_each_token(kind: str, make_tr
     critic, rollout = lively_critic(trainer), trainer.step(0).rollout
     for size in SIZES:
         cuts = list(torch.arange(rollout.n_sequences).split(size))
-        survey, _ = trainer.readers.survey(rollout, cuts, rewarded=True, alpha=0.0, critic=critic)
-        assert survey.values_BT1 is not None
+        pre_update, _ = trainer.models.pre_update_pass(rollout, cuts, rewarded=True, alpha=0.0, critic=critic)
+        assert pre_update.values_BT1 is not None
         for row in range(rollout.n_sequences):
             prompt = int(rollout.prompt_index_B[row])
             ids = rollout.prompts.ids_PS[prompt][rollout.prompts.mask_PS[prompt]].unsqueeze(0)
@@ -248,7 +248,7 @@ def test_values_are_of_the_states_before_and_after_each_token(kind: str, make_tr
                     )
                     states = out.decoder_hidden_states[-1][0]
                 expected = critic.head(states)
-            torch.testing.assert_close(survey.values_BT1[row, : len(expected)], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(pre_update.values_BT1[row, : len(expected)], expected, rtol=1e-4, atol=1e-5)
 
 
 def rollout_of(mask: Tensor, truncated: Tensor) -> Rollout:
@@ -262,7 +262,7 @@ def test_the_reward_comes_with_the_last_token_less_the_sampled_kl() -> None:
     mask, truncated, logp, values = ragged()
     initial, rewards = logp + 0.1 * values[:, 1:], values[:, 0] * 2
     settings = CreditSettings(1, Baseline.learned, kl_in_reward=0.3, discount=0.9, gae_lambda=0.8)
-    found = reward_weights(settings, rewards, rollout_of(mask, truncated), Survey(logp, None, initial, values))
+    found = reward_weights(settings, rewards, rollout_of(mask, truncated), PreUpdateTerms(logp, None, initial, values))
     for row in range(len(mask)):
         length = int(mask[row].sum())
         given = [-0.3 * (logp[row, t] - initial[row, t]).item() for t in range(length)]
@@ -270,18 +270,18 @@ def test_the_reward_comes_with_the_last_token_less_the_sampled_kl() -> None:
         expected = gae_by_loops(given, values[row, : length + 1].tolist(), bool(truncated[row]), 0.9, 0.8)
         assert found[row, :length].tolist() == pytest.approx(expected)
     with pytest.raises(ValueError, match="value head"):
-        reward_weights(settings, rewards, rollout_of(mask, truncated), Survey(logp, None, initial, None))
+        reward_weights(settings, rewards, rollout_of(mask, truncated), PreUpdateTerms(logp, None, initial, None))
 
 
 def test_without_bootstrap_truncated_completions_end_like_finished_ones() -> None:
     mask, truncated, logp, values = ragged()
-    survey, rewards = Survey(logp, None, None, values), values[:, 0] * 2
+    pre_update, rewards = PreUpdateTerms(logp, None, None, values), values[:, 0] * 2
     settings = CreditSettings(1, Baseline.learned, bootstrap=False)
-    found = reward_weights(settings, rewards, rollout_of(mask, truncated), survey)
+    found = reward_weights(settings, rewards, rollout_of(mask, truncated), pre_update)
     finished = torch.zeros_like(truncated)
     with_bootstrap = dataclasses.replace(settings, bootstrap=True)
-    assert torch.equal(found, reward_weights(with_bootstrap, rewards, rollout_of(mask, finished), survey))
-    assert not torch.equal(found, reward_weights(with_bootstrap, rewards, rollout_of(mask, truncated), survey))
+    assert torch.equal(found, reward_weights(with_bootstrap, rewards, rollout_of(mask, finished), pre_update))
+    assert not torch.equal(found, reward_weights(with_bootstrap, rewards, rollout_of(mask, truncated), pre_update))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -350,8 +350,8 @@ def test_the_teacher_reads_a_rollout_once_for_all_epochs(kind: str, credit: str,
     settings = ("alpha=0.5", "policy_gradient.epochs=3", f"divergence.kd_credit={credit}", "trainer.micro_batch_size=3")
     trainer = make_trainer(*PPO, *settings, kind=kind)
     read: list[Rollout] = []
-    assert trainer.readers.teacher is not None
-    trainer.readers.teacher.register_forward_hook(lambda _, args, __: read.append(args[0]))
+    assert trainer.models.teacher is not None
+    trainer.models.teacher.register_forward_hook(lambda _, args, __: read.append(args[0]))
     record = trainer.step(0)
     assert sorted(text for part in read for text in part.texts) == sorted(record.rollout.texts)
     assert len(read) == 4  # each prompt with its two completions
@@ -442,6 +442,6 @@ def test_every_token_of_a_completion_has_its_advantage(
     ((_, _, weights, _),) = spied.calls
     rewards = torch.tensor(record.scores.total).view(-1, 4)
     expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
-    rows = torch.cat(trainer.cutter(record.rollout))
+    rows = torch.cat(trainer.micro_batcher(record.rollout))
     mask_BT = record.rollout.mask_BT[rows]
     torch.testing.assert_close(weights, expected.view(-1, 1)[rows].expand(mask_BT.shape)[mask_BT])

@@ -30,8 +30,8 @@ from gkd_rl.errors import ConfigError, ModelError
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.pipeline.build import Models
 from gkd_rl.pipeline.build_trainer import build_trainer
-from gkd_rl.pipeline.models import build_outputs
-from gkd_rl.training.teacher_data import TeacherOutputs, TensorShards, completion_keys
+from gkd_rl.pipeline.models import build_teacher_output_cache
+from gkd_rl.training.teacher_data import TeacherOutputCache, TensorShards, completion_keys
 from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 
@@ -41,16 +41,16 @@ SETTINGS = ("alpha=1", "divergence=jsd", "divergence.beta=0.5", "reward=none", "
 Metrics = list[dict[str, float]]
 
 
-def outputs_in(folder: Path, limit: int = 64 * MIB) -> TeacherOutputs:
-    return TeacherOutputs(TensorShards(folder, limit), TOLERANCE)
+def outputs_in(folder: Path, limit: int = 64 * MIB) -> TeacherOutputCache:
+    return TeacherOutputCache(TensorShards(folder, limit), TOLERANCE)
 
 
 def trained(trainer: Trainer) -> tuple[Metrics, list[Rollout]]:
     """The metrics of a run but for its seconds, and what its teacher read."""
     metrics: Metrics = []
     read: list[Rollout] = []
-    assert trainer.readers.teacher is not None
-    hook = trainer.readers.teacher.register_forward_hook(lambda _, args, __: read.append(args[0]))
+    assert trainer.models.teacher is not None
+    hook = trainer.models.teacher.register_forward_hook(lambda _, args, __: read.append(args[0]))
     trainer.run(STEPS, lambda _, record: metrics.append(record.metrics))
     hook.remove()
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics], read
@@ -80,9 +80,9 @@ def test_a_cold_and_a_warm_cache_change_no_number(
     samples = [[3 + row % 5, 4, 1][: 1 + row % 3] for row in range(12)] if source == "teacher_samples" else None
     settings = (*SETTINGS, f"lmbda={lmbda}", f"fixed_data={source}")
 
-    def run(outputs: TeacherOutputs | None) -> tuple[Metrics, list[Rollout]]:
+    def run(outputs: TeacherOutputCache | None) -> tuple[Metrics, list[Rollout]]:
         trainer = make_trainer(*settings, kind=kind, samples=samples)
-        trainer.readers.outputs = outputs
+        trainer.models.outputs = outputs
         return trained(trainer)
 
     plain, all_read = run(None)
@@ -153,7 +153,7 @@ def computing(teacher: HiddenStateModel, read: list[Rollout]) -> Callable[[Rollo
     return compute
 
 
-def warmed(folder: Path, teacher: HiddenStateModel, text: Rollout, checked: bool = False) -> TeacherOutputs:
+def warmed(folder: Path, teacher: HiddenStateModel, text: Rollout, checked: bool = False) -> TeacherOutputCache:
     """Opened anew, with what the teacher says of a text on disk."""
     first = outputs_in(folder)
     first(teacher, text, teacher.forward)
@@ -211,7 +211,7 @@ def test_states_that_rounding_does_not_explain_are_refused(
     stored = outputs_in(tmp_path)
     stored(teacher, rollout, lambda _: other_BTD)
     stored.shards.write()
-    outputs = TeacherOutputs(TensorShards(tmp_path, MIB), tolerance)
+    outputs = TeacherOutputCache(TensorShards(tmp_path, MIB), tolerance)
     if fine:
         assert torch.equal(
             outputs(teacher, rollout, lambda _: hidden_BTD)[0][rollout.mask_BT], hidden_BTD[rollout.mask_BT]
@@ -227,13 +227,13 @@ def test_another_teacher_of_the_same_folder_is_refused(
 ) -> None:
     def trainer_with_cache() -> Trainer:
         trainer = make_trainer(*SETTINGS, "lmbda=0")
-        trainer.readers.outputs = outputs_in(tmp_path)
+        trainer.models.outputs = outputs_in(tmp_path)
         return trainer
 
     trained(trainer_with_cache())
     trainer = trainer_with_cache()
     for width, says in ((24, r"states of a completion are \S+ of their norm away"), (16, "are inf of their norm")):
-        trainer.readers.teacher = make_model(few_words, seed=29, lively=True, d_model=width).eval()
+        trainer.models.teacher = make_model(few_words, seed=29, lively=True, d_model=width).eval()
         with pytest.raises(ModelError, match=says) as caught:
             trained(trainer)
         assert str(tmp_path) in str(caught.value)
@@ -241,7 +241,7 @@ def test_another_teacher_of_the_same_folder_is_refused(
 
 def test_a_run_that_fails_keeps_what_was_computed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(*SETTINGS, "lmbda=0")
-    trainer.readers.outputs = outputs_in(tmp_path)
+    trainer.models.outputs = outputs_in(tmp_path)
 
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
@@ -256,7 +256,7 @@ def test_a_small_or_damaged_cache_changes_no_number(
 ) -> None:
     def run(limit: int | None) -> tuple[Metrics, list[Rollout]]:
         trainer = make_trainer(*SETTINGS, "lmbda=0")
-        trainer.readers.outputs = None if limit is None else outputs_in(tmp_path, limit)
+        trainer.models.outputs = None if limit is None else outputs_in(tmp_path, limit)
         return trained(trainer)
 
     plain, _ = run(None)
@@ -312,9 +312,9 @@ def test_the_builder_wires_a_folder_for_each_teacher(
     student, teacher = (make_model(few_words, seed=seed) for seed in (0, 1))
     base = ("alpha=1", "lmbda=0", f"cache_dir={tmp_path}", "teacher.output_cache_gib=0.5", "teacher.path=null")
 
-    def built(*overrides: str, rows: list[Example] = rows) -> tuple[TeacherOutputs, Models]:
+    def built(*overrides: str, rows: list[Example] = rows) -> tuple[TeacherOutputCache, Models]:
         models = models_of(student, teacher, codec)
-        outputs = build_outputs(config_of(*base, *overrides), models, rows)
+        outputs = build_teacher_output_cache(config_of(*base, *overrides), models, rows)
         assert outputs is not None
         return outputs, replace(models, outputs=outputs)
 
@@ -323,7 +323,7 @@ def test_the_builder_wires_a_folder_for_each_teacher(
     assert folder.parent == tmp_path / "teacher_outputs" and outputs.shards._limit == 2**29
     assert outputs.tolerance == 1e-3
     trainer = build_trainer(config_of(*base), models, None, PromptStream(rows, 4, 0), Accelerator(cpu=True))
-    assert trainer.readers.outputs is outputs
+    assert trainer.models.outputs is outputs
     same = ("alpha=0.5", "lmbda=0.5", "divergence=reverse_kl", "seed=3", "divergence.temperature=2", "student.seed=9")
     for one in (*same, "teacher.output_cache_gib=7", "teacher.audit_prompts=3"):
         assert built(one)[0].shards.folder == folder, one
@@ -333,7 +333,7 @@ def test_the_builder_wires_a_folder_for_each_teacher(
     monkeypatch.setattr("gkd_rl.models.loading.version", lambda _: "0")
     assert len(found | {built()[0].shards.folder}) == 9
     assert [built(one)[0].tolerance for one in others[:2]] == [0.1, 0.05]
-    assert build_outputs(config_of("teacher.output_cache_gib=null"), models, rows) is None
+    assert build_teacher_output_cache(config_of("teacher.output_cache_gib=null"), models, rows) is None
     assert built("teacher.quantization=nf4")[0].tolerance == 0.1
 
 

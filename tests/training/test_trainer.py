@@ -102,7 +102,7 @@ def test_neither_cut_nor_order_nor_padding_changes_the_gradient(
     sampler = trainer.sampler
 
     def cut_into(size: int, change: Callable[[Rollout], Rollout] = lambda same: same) -> tuple[Tensor, StepRecord]:
-        trainer.cutter = dataclasses.replace(trainer.cutter, completions=size)
+        trainer.micro_batcher = dataclasses.replace(trainer.micro_batcher, completions=size)
         trainer.sampler = Changed(sampler, change)
         return gradient_of(trainer)
 
@@ -136,8 +136,8 @@ def test_in_bfloat16_the_gradient_keeps_its_direction(kind: str, make_trainer: M
     expected, record = gradient_of(trainer)
     trainer.sampler = Changed(trainer.sampler, lambda _: record.rollout)
     trainer.student.bfloat16()
-    assert trainer.readers.teacher is not None
-    trainer.readers.teacher.bfloat16()
+    assert trainer.models.teacher is not None
+    trainer.models.teacher.bfloat16()
     found, again = gradient_of(trainer)
     assert found.dtype is torch.bfloat16
     assert float(torch.cosine_similarity(found.float(), expected, dim=0)) > 0.99
@@ -168,17 +168,17 @@ def test_the_step_takes_the_gradient_of_the_objective(
         "divergence.temperature=1.5",
         kind=kind,
     )
-    assert trainer.readers.teacher is not None
+    assert trainer.models.teacher is not None
     gradient, record = gradient_of(trainer)
     rollout = record.rollout
     rewards = torch.tensor(share_of_a([], list(rollout.texts))).view(PROMPTS, per_prompt)
     others = (rewards.sum(1, keepdim=True) - rewards) / (per_prompt - 1)
     advantages = (rewards - others).flatten()  # each against the other rollouts of its prompt
     if cut is PACKED:
-        assert len(trainer.cutter(rollout)) > 1
+        assert len(trainer.micro_batcher(rollout)) > 1
     logits = logits_of(trainer.student, rollout)
     with torch.no_grad():
-        p = torch.softmax(logits_of(trainer.readers.teacher, rollout) / 1.5, -1)
+        p = torch.softmax(logits_of(trainer.models.teacher, rollout) / 1.5, -1)
     q = torch.softmax(logits / 1.5, -1)
     sampled = torch.log_softmax(logits / 1.2, -1)
     logp = sampled.gather(2, rollout.ids_BT.unsqueeze(2)).squeeze(2)
@@ -233,8 +233,8 @@ class Calls:
         self.encoder_rows: list[int] = []
         self.samples: list[Rollout] = []
         trainer.student.register_forward_hook(lambda model, args, _: self._student(model, args))
-        if teacher or trainer.readers.teacher:
-            (teacher or trainer.readers.teacher).register_forward_hook(  # pyright: ignore[reportOptionalMemberAccess]
+        if teacher or trainer.models.teacher:
+            (teacher or trainer.models.teacher).register_forward_hook(  # pyright: ignore[reportOptionalMemberAccess]
                 lambda _, args, __: self.teacher.append(args[0])
             )
         if not trainer.codec.decoder_only:
@@ -294,7 +294,7 @@ def test_pure_reward_never_asks_the_teacher(
     )
     calls = Calls(trainer, teacher)
     record = trainer.step(0)
-    assert trainer.readers.teacher is None
+    assert trainer.models.teacher is None
     assert calls.teacher == []
     assert len(calls.student) == len(reward.completions) == 1
     assert "divergence" not in record.metrics
@@ -380,7 +380,7 @@ def test_the_student_learns_in_training_mode_also_after_an_evaluation(
     trainer.step(0)
     assert calls.training == [True]
     config = config_of("evaluation.batch_size=4", "evaluation.rollout_prompts=4", "evaluation.self_bleu_prompts=0")
-    models = models_of(trainer.student, trainer.readers.teacher, trainer.codec)
+    models = models_of(trainer.student, trainer.models.teacher, trainer.codec)
     build_evaluator(config, models, trainer.reward, make_examples(4)).evaluate(trainer.student, "student")
     calls.training.clear()
     trainer.step(1)
@@ -409,7 +409,7 @@ def test_the_log_probability_is_that_of_the_sampled_distribution(
     words = len(codec.tokenizer)
     every_word = make_rollout(make_prompts([[3, 4]]), [[word] for word in range(words)], per_prompt=words)
     own = Projection(student(every_word), student.head())
-    terms = trainer.readers.head(own, None, every_word.ids_BT, every_word.mask_BT)
+    terms = trainer.models.head(own, None, every_word.ids_BT, every_word.mask_BT)
     assert terms.logp_BT.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
 
 
