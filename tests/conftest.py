@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -56,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(trylast=True)  # after tests were deselected by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first: while the last file runs, the other workers have nothing to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
@@ -100,7 +101,18 @@ BART = {
 }
 
 ARCHITECTURES = {"t5": ARCHITECTURE, "llama": LLAMA}
-KINDS = ("t5", "llama", "t5 with LoRA", "llama with LoRA")  # of students
+
+
+def essential(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """Values for `parametrize`: `kept` are essential, all others get the marker `exhaustive`."""
+    values = list(values)
+    absent = [one for one in kept if one not in values]
+    assert not absent, f"essential cases that do not exist: {absent}"
+    return [one if one in kept else pytest.param(one, marks=pytest.mark.exhaustive) for one in values]
+
+
+# students; the two essential ones differ in architecture and in what is trained
+KINDS = essential(["t5", "llama", "t5 with LoRA", "llama with LoRA"], "t5", "llama with LoRA")
 PROMPTS, PER_PROMPT, LONGEST = 4, 2, 8
 SIZES = (
     *(f"trainer.prompts_per_step={PROMPTS}", f"rollout.per_prompt={PER_PROMPT}", "trainer.diagnose_every=0"),
