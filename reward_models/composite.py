@@ -1,6 +1,7 @@
-"""Weighted sum of rewards, every component kept beside the sum.
+"""Rewards made of other rewards: the weighted sum `Composite`, and `ByKind`, which scores each row by its kind.
 
-One reward for each kind of row: those of a mixture are scored by what fits them.
+`Composite` is what a training run calls. It keeps every component beside the sum, and passes each call through
+`reward_models.guard` (batches, cache, time limit, failures).
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from typing import Any
 
 from reward_models.guard import Guard, GuardedReward, Reward
 
-RESERVED = ("mean", "std", "failed")  # name what is told of the total
+RESERVED = ("mean", "std", "failed")  # suffixes of the metrics of the total
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of B completions: the weighted total, each component by name, and who has none of its own.
+    """Rewards of B completions.
 
     Attributes:
-        total: weighted sums.
-        components: name -> rewards.
-        failed: whether a component failed, for each completion; None where failures are not let pass.
+        total: weighted sums, [B].
+        components: name -> rewards of that component, [B].
+        failed: whether any component failed, [B]; None if failures raise (`Guard.on_failure="stop"`).
     """
 
     total: list[float]
@@ -30,15 +31,15 @@ class Scores:
 
 
 class Composite:
-    """r = Σ_i weight_i r_i.
+    """Weighted sum r = Σ_i weight_i r_i.
 
     Args:
-        components: name -> reward with GRPO's signature.
-        weights: name -> weight; a component of weight 0 is computed and logged only.
-        guard: how components are called, and what happens where one fails.
+        components: name -> reward with the signature of trl's GRPO rewards.
+        weights: name -> weight; a component of weight 0 is computed and logged, and does not change the total.
+        guard: how components are called and what happens if one fails; None: `Guard()`.
 
     Raises:
-        ValueError: names differ.
+        ValueError: components and weights have different names, or a name is in `RESERVED`.
     """
 
     def __init__(
@@ -55,10 +56,15 @@ class Composite:
         self.weights = dict(weights)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Scores:
-        """Score completions.
+        """Score B completions.
+
+        Args:
+            prompts: [B].
+            completions: [B].
+            **columns: further columns of the rows by name, each [B].
 
         Raises:
-            ValueError: a component failed, and the guard says stop.
+            ValueError: a component failed and `Guard.on_failure` is "stop".
         """
         lists = {name: list(values) for name, values in columns.items()}
         rows = [
@@ -74,31 +80,37 @@ class Composite:
         return Scores(total, values, failed if self.guard.on_failure == "replace" else None)
 
     def bounds(self) -> dict[str, tuple[float, float]]:
-        """Lowest and highest reward of the components that declare them, by an attribute `bounds`."""
+        """Name -> (lowest, highest) reward of the components that declare them in an attribute `bounds`."""
         found = {name: getattr(guarded.reward, "bounds", None) for name, guarded in self.components.items()}
         return {name: bounds for name, bounds in found.items() if bounds is not None}
 
-    def remembered(self) -> dict[str, dict[str, float]]:
-        """Rewards that each component keeps by text, for `remember` of another process."""
-        return {name: guarded.kept() for name, guarded in self.components.items()}
+    def cached_rewards(self) -> dict[str, dict[str, float]]:
+        """Component -> its cached rewards, for `restore_cache` after a resume."""
+        return {name: guarded.cached() for name, guarded in self.components.items()}
 
-    def remember(self, rewards: Mapping[str, Mapping[str, float]]) -> None:
-        """Go on with the rewards of `remembered`: computed again in another batch, a model's round otherwise."""
-        for name, kept in rewards.items():
-            self.components[name].keep(kept)
+    def restore_cache(self, rewards: Mapping[str, Mapping[str, float]]) -> None:
+        """Replace the caches by an earlier `cached_rewards()`.
+
+        A resume needs them to be exact: a model reward computed again in another batch can differ in the last digit.
+        """
+        for name, cached in rewards.items():
+            self.components[name].restore(cached)
 
     def untrained(self) -> list[str]:
-        """Components whose model is trained at the first call: they have a method `trained()`, and it says no."""
+        """Components whose model the first call trains: those with a method `trained()` that returns False."""
         found = {name: getattr(guarded.reward, "trained", None) for name, guarded in self.components.items()}
         return [name for name, trained in found.items() if trained is not None and not trained()]
 
 
 class ByKind:
-    """The reward of a row is that of its kind.
+    """Reward of a mixture of tasks: each row is scored by the reward of its kind.
 
     Args:
-        column: tells the kinds apart.
+        column: column that holds the kind of a row.
         rewards: kind -> reward.
+
+    Raises:
+        ValueError: `rewards` is empty.
     """
 
     def __init__(self, column: str, rewards: Mapping[str, Callable[..., Sequence[float | None]]]) -> None:
@@ -108,14 +120,14 @@ class ByKind:
         self.rewards = dict(rewards)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-        """Score completions, each with the columns of its row.
+        """Score B completions; each reward gets the rows of its kind, and the columns with a value in at least one of them.
 
         Raises:
-            ValueError: the column is missing, or names a kind that has no reward.
+            ValueError: the column is missing, or has a kind without a reward.
         """
         if self.column not in columns:
             raise ValueError(
-                f"rows have no column {self.column!r}, which tells kinds apart: {', '.join(self.rewards)}."
+                f"rows have no column {self.column!r}, which holds the kind of a row: {', '.join(self.rewards)}."
             )
         kinds = list(columns[self.column])
         unknown = next((kind for kind in kinds if kind not in self.rewards), None)
@@ -123,11 +135,11 @@ class ByKind:
             raise ValueError(f"{self.column}={unknown!r} has no reward: kinds are {', '.join(self.rewards)}.")
         scores: list[float | None] = [None] * len(completions)
         for kind, reward in self.rewards.items():
-            rows = [i for i, one in enumerate(kinds) if one == kind]
+            rows = [i for i, row_kind in enumerate(kinds) if row_kind == kind]
             if not rows:
                 continue
             own = {name: [values[i] for i in rows] for name, values in columns.items()}
-            # a column of another kind is None throughout: this reward does as if there were none
+            # A column of another kind is None in all rows of this one; the reward then finds it absent.
             own = {name: values for name, values in own.items() if any(value is not None for value in values)}
             found = reward(prompts=[prompts[i] for i in rows], completions=[completions[i] for i in rows], **own)
             for i, score in zip(rows, found, strict=True):

@@ -1,8 +1,8 @@
-"""One maker for each entry of a cache: of several processes that need it, one makes it and the others wait.
+"""Protection around expensive or unreliable work: calls of a reward, and entries of a cache on disk.
 
-The lock is the kernel's (flock), so that a process that dies, however it dies, leaves none behind; its file stays.
-
-One component of a reward, called in batches, kept per text, in a limited time; and what happens where it fails.
+`GuardedReward` calls one reward in batches, caches its results in memory by text, limits the time of a call, and turns
+failures into an error or a replacement value as `Guard` says. `entry_lock` lets one of several processes make an entry
+of a cache on disk while the others wait.
 """
 
 from __future__ import annotations
@@ -22,44 +22,26 @@ from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
-
-@contextmanager
-def entry_lock(entry: Path) -> Iterator[None]:
-    """Hold the lock of `entry`, a folder that may not be there yet; look for it again once the lock is held.
-
-    Args:
-        entry: its lock is the file beside it with the suffix `.lock`.
-    """
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(entry.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Waiting for %s, which another process makes ...", entry)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-SILENCE = 300.0  # seconds of a call without a time limit after which that is said
-HANGS = "a reward has not answered for %g seconds, and is waited for; reward.timeout=SECONDS gives up"
+SLOW_CALL = 300.0  # seconds after which a call without a time limit is reported in the log
 Reward = Callable[..., Sequence[float | None]]
 Row = tuple[str, str, dict[str, Any]]  # prompt, completion, columns
 
 
 @dataclass(frozen=True)
 class Guard:
-    """How components are called.
+    """How the components of a reward are called.
 
     Attributes:
-        batch_size: completions of one call; None: all at one time.
-        cache_size: texts whose reward is kept; 0 keeps none.
-        timeout: seconds for one call; None waits for ever. What runs on in Python cannot be stopped and is left alone.
-        on_failure: of a component that raises, runs out of time, or returns None or what is not finite: "stop" raises;
-            "replace" takes `failure_value` for the completions concerned, says so, and counts them.
-        failure_value: of a completion that has no reward.
+        batch_size: completions in one call; None: all in one call.
+        cache_size: rewards kept in memory, the least recently used is dropped first; 0 keeps none.
+        timeout: seconds for one call; None: no limit. A Python call that runs out of time cannot be stopped: its thread
+            runs on in the background.
+        on_failure: what follows a call that raises, runs out of time, or returns None or a value that is not finite:
+            "stop" raises; "replace" scores the completions concerned with `failure_value`, logs it and counts them.
+        failure_value: reward of a completion whose reward failed.
+
+    Raises:
+        ValueError: `on_failure` is neither "stop" nor "replace".
     """
 
     batch_size: int | None = None
@@ -74,10 +56,10 @@ class Guard:
 
 
 class GuardedReward:
-    """A component under a guard.
+    """One reward called under a `Guard`.
 
     Args:
-        name: the component's, for messages.
+        name: name of the component, for messages.
         reward: the component.
         guard: how it is called.
     """
@@ -86,51 +68,51 @@ class GuardedReward:
         self.name = name
         self.reward = reward
         self.guard = guard
-        self._kept: OrderedDict[str, float] = OrderedDict()
+        self._cache: OrderedDict[str, float] = OrderedDict()
 
     def __call__(self, rows: Sequence[Row]) -> list[float | None]:
-        """A reward for each row; None where there is none, which only `on_failure="replace"` lets happen.
+        """One reward for each of B rows; None for a failure, which only `on_failure="replace"` permits.
 
         Raises:
-            ValueError: the component failed, and the guard says stop.
+            ValueError: the component failed and `on_failure` is "stop".
         """
         if self.guard.cache_size == 0:
             return self._in_batches(rows)
         keys = [_key(row) for row in rows]
-        values: dict[str, float | None] = {key: self._kept[key] for key in keys if key in self._kept}
+        values: dict[str, float | None] = {key: self._cache[key] for key in keys if key in self._cache}
         fresh = list({key: row for key, row in zip(keys, rows, strict=True) if key not in values}.items())
         scores = self._in_batches([row for _, row in fresh])
         values |= {key: score for (key, _), score in zip(fresh, scores, strict=True)}
-        self._keep(keys, values)
+        self._update_cache(keys, values)
         return [values[key] for key in keys]
 
-    def kept(self) -> dict[str, float]:
-        """Rewards that are kept, by the hash of their text, the oldest first."""
-        return dict(self._kept)
+    def cached(self) -> dict[str, float]:
+        """Cached rewards by the hash of their row, the oldest first."""
+        return dict(self._cache)
 
-    def keep(self, rewards: Mapping[str, float]) -> None:
-        """Keep those of an earlier `kept()` and no others."""
-        self._kept = OrderedDict(rewards)
+    def restore(self, rewards: Mapping[str, float]) -> None:
+        """Replace the cache by an earlier `cached()`."""
+        self._cache = OrderedDict(rewards)
 
-    def _keep(self, keys: Sequence[str], values: Mapping[str, float | None]) -> None:
-        """The latest `cache_size` rewards; failures are tried again."""
+    def _update_cache(self, keys: Sequence[str], values: Mapping[str, float | None]) -> None:
+        """Keep the latest `cache_size` rewards; failures are not cached, so that they are computed again."""
         for key in keys:
             value = values[key]
             if value is not None:
-                self._kept[key] = value
-                self._kept.move_to_end(key)
-        while len(self._kept) > self.guard.cache_size:
-            self._kept.popitem(last=False)
+                self._cache[key] = value
+                self._cache.move_to_end(key)
+        while len(self._cache) > self.guard.cache_size:
+            self._cache.popitem(last=False)
 
     def _in_batches(self, rows: Sequence[Row]) -> list[float | None]:
         size = self.guard.batch_size or max(1, len(rows))
         return [value for start in range(0, len(rows), size) for value in self._batch(rows[start : start + size])]
 
     def _batch(self, rows: Sequence[Row]) -> list[float | None]:
-        """One call, or one for each row where that fails and it is to be told whose fault it is."""
+        """One call; if it fails under "replace", one call for each row, to find the rows that fail."""
         try:
             values = self._call(rows)
-        except Exception as error:  # any reward of anybody
+        except Exception as error:  # a reward may raise anything
             if self.guard.on_failure == "stop":
                 raise ValueError(f"reward {self.name!r} failed: {_reason(error)}") from error
             if len(rows) > 1 and not isinstance(error, TimeoutError):
@@ -140,13 +122,13 @@ class GuardedReward:
         return [self._checked(value, row) for value, row in zip(values, rows, strict=True)]
 
     def _checked(self, value: float | None, row: Row) -> float | None:
-        """The reward, if it is a number."""
+        """The reward if it is finite, else a failure."""
         if value is not None and math.isfinite(value):
             return float(value)
         if self.guard.on_failure == "stop":
             raise ValueError(
                 f"reward {self.name!r} returned {value} for the completion {row[1][:200]!r}; a reward must be a finite "
-                "number. reward.on_failure=replace takes reward.failure_value in its place."
+                "number. reward.on_failure=replace uses reward.failure_value in its place."
             )
         self._report([row], f"it returned {value}")
         return None
@@ -161,38 +143,32 @@ class GuardedReward:
         """What the component returns for these rows.
 
         Raises:
-            TimeoutError: its time is up.
-            ValueError: it returned too few or too many numbers.
+            TimeoutError: the call took longer than the time limit.
+            ValueError: it returned another number of rewards than there are rows.
         """
         prompts, texts = [row[0] for row in rows], [row[1] for row in rows]
         columns = {name: [row[2][name] for row in rows] for name in rows[0][2]} if rows else {}
-        values = list(in_time(lambda: self.reward(prompts=prompts, completions=texts, **columns), self.guard.timeout))
+
+        def work() -> Sequence[float | None]:
+            return self.reward(prompts=prompts, completions=texts, **columns)
+
+        values = list(call_with_timeout(work, self.guard.timeout))
         if len(values) != len(rows):
             raise ValueError(f"it returned {len(values)} numbers for {len(rows)} completions")
         return values
 
 
-def _key(row: Row) -> str:
-    """A short name of a text and its columns."""
-    prompt, text, columns = row
-    return hashlib.sha256(repr((prompt, text, sorted(columns.items()))).encode("utf-8", "surrogatepass")).hexdigest()
+def call_with_timeout(work: Callable[[], Any], seconds: float | None) -> Any:
+    """The result of `work()`, or its exception.
 
-
-def _reason(error: Exception) -> str:
-    """What went wrong; a missing column is told in the user's words."""
-    if isinstance(error, TypeError) and "required positional argument" in str(error):
-        return f"it needs a column that the rows do not have ({error})"
-    return f"{type(error).__name__}: {error}"
-
-
-def in_time(work: Callable[[], Any], seconds: float | None) -> Any:
-    """The result of `work`, or its exception.
+    Without a limit the call is waited for, and a warning is logged after `SLOW_CALL` seconds.
 
     Raises:
-        TimeoutError: it is not there within `seconds`.
+        TimeoutError: `work` did not return within `seconds`.
     """
     if seconds is None:
-        warning = threading.Timer(SILENCE, log.warning, (HANGS, SILENCE))
+        message = "a reward has not returned after %g seconds and is still waited for; reward.timeout=SECONDS limits it"
+        warning = threading.Timer(SLOW_CALL, log.warning, (message, SLOW_CALL))
         warning.daemon = True
         warning.start()
         try:
@@ -205,14 +181,50 @@ def in_time(work: Callable[[], Any], seconds: float | None) -> Any:
     def run() -> None:
         try:
             results.append(work())
-        except BaseException as error:  # handed on to the caller
+        except BaseException as error:  # raised again in the calling thread
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
+        raise TimeoutError(f"it did not return within {seconds:g} seconds")
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _key(row: Row) -> str:
+    """SHA-256 of a prompt, its completion and its columns."""
+    prompt, text, columns = row
+    return hashlib.sha256(repr((prompt, text, sorted(columns.items()))).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """The exception in one line; a missing argument of the reward is a missing column of the rows."""
+    if isinstance(error, TypeError) and "required positional argument" in str(error):
+        return f"it needs a column that the rows do not have ({error})"
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def entry_lock(entry: Path) -> Iterator[None]:
+    """Hold the lock of a cache entry, so that one process makes it while the others wait.
+
+    The caller checks again for the entry once the lock is held. It is a kernel lock (flock), which ends with its
+    process, however that dies; the lock file remains.
+
+    Args:
+        entry: a folder that may not exist yet; its lock is the file beside it with the suffix `.lock`.
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(entry.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Waiting for %s, which another process makes ...", entry)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,7 +1,7 @@
-"""Code that settings name (`_target_`): which of it may be called, told by its source and without importing any.
+"""Trusted Hydra targets: which code a setting `_target_` may name. Decided from source files, without importing them.
 
-A dotted name can reach through a module to whatever that imports (`gkd_rl.outputs.run_record.subprocess.run`), so a name is
-taken only if the class or function is written in that very file.
+A dotted name can reach through a module to what that module imports (`gkd_rl.outputs.run_record.subprocess.run`).
+A target is therefore accepted only if its class or function is defined in the file that the name leads to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ ALLOWED_PACKAGES = ("gkd_rl", "reward_models")
 
 
 def find_targets(node: Any, prefix: str, names: Sequence[str] = ("_target_",)) -> Iterator[tuple[str, Any]]:
-    """Every `_target_` under a plain container, with its dotted key; other keys that name code by `names`."""
+    """(dotted key, value) of every `_target_` in nested dicts and lists.
+
+    Args:
+        node: a plain container.
+        prefix: dotted key of `node`.
+        names: keys whose values name code.
+    """
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, child in items:
         if name in names:
@@ -27,12 +33,12 @@ def find_targets(node: Any, prefix: str, names: Sequence[str] = ("_target_",)) -
 
 
 def refusal(key: str, target: Any, trusted: Sequence[str] = ()) -> str | None:
-    """Why a target is not called; None where it may be.
+    """Why a target must not be called, as one sentence; None if it may be.
 
     Args:
-        key: the setting.
+        key: dotted key of the setting.
         target: its value.
-        trusted: packages that the user named, whose code is not looked at.
+        trusted: packages that the user trusts; their targets are not checked.
     """
     package, *rest = str(target).split(".")
     if package in trusted:
@@ -43,28 +49,28 @@ def refusal(key: str, target: Any, trusted: Sequence[str] = ()) -> str | None:
             f"{key}={target} is outside this project: {key} takes a class of {allowed}, or of a package of yours that "
             f"trusted_packages=[{package}] names."
         )
-    if not is_written(str(target)):
-        return f"{key}={target}: there is no class or function {'.'.join(rest)} in {package}; {key} takes one that is."
+    if not is_defined(str(target)):
+        return f"{key}={target}: there is no class or function {'.'.join(rest)} in {package}; {key} takes one that exists."
     return None
 
 
 @functools.cache
-def is_written(target: str) -> bool:
-    """Whether a class or function that anybody may use stands in the file that a dotted name leads to."""
+def is_defined(target: str) -> bool:
+    """Whether the file that a dotted name leads to defines that class or function, and its name is public."""
     package, *path = target.split(".")
     spec = find_spec(package) if package.isidentifier() and path else None
     if spec is None or not all(part.isidentifier() for part in path) or path[-1].startswith("_"):
         return False
     for folder in spec.submodule_search_locations or ():
-        place = Path(folder, *path[:-1])
-        for file in (place.with_suffix(".py") if path[:-1] else place, place / "__init__.py"):
-            if file.is_file() and path[-1] in _names(file, package):
+        module = Path(folder, *path[:-1])
+        for file in (module.with_suffix(".py") if path[:-1] else module, module / "__init__.py"):
+            if file.is_file() and path[-1] in _defined_names(file, package):
                 return True
     return False
 
 
-def _names(file: Path, package: str) -> set[str]:
-    """Classes and functions of a file, and what a package's own file takes from its modules."""
+def _defined_names(file: Path, package: str) -> set[str]:
+    """Classes and functions that a file defines; an `__init__.py` also has those it imports from its own package."""
     found: set[str] = set()
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -31,7 +31,7 @@ from gkd_rl.cli.sweeps import directions, ends, missing_plugins
 from gkd_rl.config import Config
 from gkd_rl.config.validation import describe_setting, not_a_setting, validate
 from gkd_rl.errors import ConfigError
-from reward_models.targets import find_targets, is_written
+from reward_models.targets import find_targets, is_defined
 
 PACKAGES = ("hydra", "hydra_plugins", "gkd_rl", "logging", "colorlog", "optuna")
 PLACES = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
@@ -50,7 +50,7 @@ def untrusted_targets(node: DictConfig, configs: Sequence[Config]) -> Iterator[s
         settings = OmegaConf.to_container(node[place], resolve=False) if node.get(place) is not None else {}
         for key, target in find_targets(settings, f"hydra.{place}", ("_target_", "class", "()")):
             package = str(target).split(".")[0]
-            if package not in trusted and not (package in PACKAGES and (_absent(target) or is_written(str(target)))):
+            if package not in trusted and not (package in PACKAGES and (_absent(target) or is_defined(str(target)))):
                 yield (
                     f"{key}={target} names code that is not taken from settings: it takes a class of "
                     f"{', '.join(PACKAGES)}, or of a package that trusted_packages names."

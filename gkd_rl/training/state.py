@@ -165,7 +165,7 @@ def state_of(trainer: Trainer) -> Snapshot:
         "schedule": trainer.schedule.state_dict(),
         "random": [facts for _, facts in numbers],
         "guard": trainer.guard.state(),
-        "rewards": None if reward is None else from_all(reward.remembered()),
+        "rewards": None if reward is None else from_all(reward.cached_rewards()),
     }
     return Snapshot(tensors, facts)
 
@@ -188,7 +188,7 @@ def restore(trainer: Trainer, snapshot: Snapshot) -> None:
     trainer.schedule.load_state_dict(facts["schedule"])
     trainer.guard.load(facts["guard"])
     if trainer.reward is not None and facts["rewards"] is not None:
-        trainer.reward.remember(facts["rewards"][rank()])
+        trainer.reward.restore_cache(facts["rewards"][rank()])
     prefix = f"random/{rank()}/"
     drawn = {name.removeprefix(prefix): value for name, value in snapshot.tensors.items() if name.startswith(prefix)}
     _set_random_numbers(drawn, facts["random"][rank()])

@@ -20,7 +20,7 @@ from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError
 from gkd_rl.outputs.tracking import Listing, Tracker
 from gkd_rl.run import find_config_dir
-from reward_models.targets import is_written
+from reward_models.targets import is_defined
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {
@@ -112,7 +112,7 @@ def test_a_pickle_is_not_read(tmp_path: Path) -> None:
 
 def test_every_target_of_the_configuration_is_written_where_it_is_said_to_be() -> None:
     named = re.findall(r"_target_: *((?:gkd_rl|reward_models)\S+)", "\n".join(_yaml_texts()))
-    assert len(named) > 40 and all(is_written(one) for one in named)
+    assert len(named) > 40 and all(is_defined(one) for one in named)
 
 
 def _yaml_texts() -> list[str]:

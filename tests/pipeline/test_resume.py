@@ -332,5 +332,5 @@ def test_rewards_that_are_kept_by_text_go_along(make: Make) -> None:
     resumed = make()
     resumed.begin(evaluations, [], True)
     assert resumed.trainer.reward is not None and kept.trainer.reward is not None
-    there = resumed.trainer.reward.remembered()
-    assert there == kept.trainer.reward.remembered()
+    there = resumed.trainer.reward.cached_rewards()
+    assert there == kept.trainer.reward.cached_rewards()
