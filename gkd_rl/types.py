@@ -1,10 +1,13 @@
-"""Frozen values that flow forward through a training step.
+"""Values that flow through a training step, frozen, in the order in which a step makes them.
 
-Axis alphabet, used as suffixes of tensor names everywhere:
+    Example, PromptBatch -> Rollout -> Projection or TopLogProbs -> PreUpdateTerms -> Credits -> TokenTerms -> LossTerms
+
+At the end: completion masks and masked reductions. A completion ends with its first end-of-sequence token, which counts
+as a token of the completion; what follows it is masked.
+
+Suffixes of tensor names give their axes, everywhere in this package:
     P prompts    K rollouts per prompt    B = sequences (P * K for rollouts)
     S prompt tokens    T completion tokens    N valid completion tokens    D hidden width    V vocabulary
-
-Completion masks and masked reductions. One rule: the first end-of-sequence token counts, what follows does not.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FEW_ROWS, LARGE_MATRIX = 8, 2**22  # see `reads_few`
+FEW_ROWS, LARGE_MATRIX = 8, 2**22  # rows and elements, see `transposed_is_faster`
 
 
 class Source(Enum):
-    """Who wrote the completions of a step."""
+    """Where the completions of a step come from."""
 
     student = "student"
     dataset = "dataset"
@@ -30,7 +33,7 @@ class Source(Enum):
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a task. `columns` reaches the reward as keyword arguments."""
+    """One row of a task's data set; `columns` are passed to the reward as keyword arguments."""
 
     prompt: str
     reference: str
@@ -42,7 +45,7 @@ class PromptBatch:
     """Prompts of a step, right-padded.
 
     Attributes:
-        examples: the P rows.
+        examples: the P rows of the data set.
         ids_PS: token ids.
         mask_PS: True on tokens, False on padding.
     """
@@ -54,16 +57,16 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Completions of prompts; both terms of the objective read this one object.
+    """Completions of prompts, sampled once and used by both terms of the objective.
 
     Attributes:
         prompts: the P prompts.
-        prompt_index_B: which prompt each completion answers; completions of one prompt are neighbours.
+        prompt_index_B: index of each completion's prompt; completions of one prompt are adjacent.
         ids_BT: completion ids, right-padded, the end-of-sequence token included.
         mask_BT: True up to and including the first end-of-sequence token.
-        truncated_B: True where the length limit came before the end-of-sequence token.
+        truncated_B: True where the length limit came before an end-of-sequence token.
         texts: B decoded completions without special tokens.
-        source: who wrote them.
+        source: the student, the data set or the teacher.
     """
 
     prompts: PromptBatch
@@ -80,7 +83,10 @@ class Rollout:
         return self.ids_BT.shape[0]
 
     def extended(self) -> Rollout:
-        """One masked column more, (B, T + 1): its hidden states see the whole completion, also a truncated one."""
+        """The same rollout with one masked column more, (B, T + 1).
+
+        The hidden state of that column follows the whole completion: the value head estimates V(end) from it.
+        """
         return replace(
             self,
             ids_BT=torch.nn.functional.pad(self.ids_BT, (0, 1)),
@@ -88,18 +94,18 @@ class Rollout:
         )
 
     def with_shuffled_prompts(self) -> Rollout:
-        """The same completions, each put to the next prompt of the step (the control of a teacher that is misled)."""
+        """The same completions, each with the next prompt of the step: the control teacher.prompts=shuffled."""
         prompts = self.prompts
-        turned = PromptBatch(
+        rolled = PromptBatch(
             [*prompts.examples[1:], *prompts.examples[:1]], prompts.ids_PS.roll(-1, 0), prompts.mask_PS.roll(-1, 0)
         )
-        return replace(self, prompts=turned)
+        return replace(self, prompts=rolled)
 
     def rows(self, rows: Tensor) -> Rollout:
-        """Some of the completions, in the given order, with the prompts they need, trimmed to their longest lengths.
+        """A micro-batch: some of the completions with their prompts, both trimmed to the longest row.
 
         Args:
-            rows: which, on any device; completions of one prompt are neighbours.
+            rows: indices of the completions, on any device; completions of one prompt are adjacent.
         """
         order: list[int] = rows.tolist()
         prompts, index_B = self.prompt_index_B[rows].unique(return_inverse=True)
@@ -121,28 +127,29 @@ class Rollout:
 
 
 def _used_width(mask: Tensor) -> int:
-    """Columns up to the last one that any row uses; at least 1."""
+    """Number of columns up to the last one that is True in any row; at least 1."""
     used = mask.any(dim=0).nonzero()
     return int(used.max()) + 1 if used.numel() else 1
 
 
-def in_float32(tensor: Tensor) -> bool:
-    """Products with it can be had in float32: on CUDA, in half precision."""
+def has_float32_product(tensor: Tensor) -> bool:
+    """Whether torch can return matrix products of this half-precision tensor in float32: on CUDA only."""
     return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
 
 
-def reads_few(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
-    """The product is faster the other way round: 1.5 to 7 times for 2 to 8 rows of float32 on an AMD CPU (torch 2.13).
+def transposed_is_faster(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
+    """Whether (weight @ hidden.T).T is faster than hidden @ weight.T: few rows, a large float32 matrix, on a CPU.
 
-    The fewer rows, the more; one row is as fast either way, and a matrix that fits into the cache gains nothing.
+    Measured on an AMD CPU with torch 2.13: 1.5 to 7 times faster for 8 to 2 rows. There is no gain for one row, or for
+    a matrix that fits into the cache.
     """
-    kinds = hidden_ND.device.type == "cpu" and hidden_ND.dtype == weight_VD.dtype == torch.float32
-    return kinds and len(hidden_ND) <= FEW_ROWS and weight_VD.numel() >= LARGE_MATRIX
+    float32_on_cpu = hidden_ND.device.type == "cpu" and hidden_ND.dtype == weight_VD.dtype == torch.float32
+    return float32_on_cpu and len(hidden_ND) <= FEW_ROWS and weight_VD.numel() >= LARGE_MATRIX
 
 
 @dataclass(frozen=True)
 class OutputHead:
-    """Hidden state -> logits: z = scale · (h @ weight.T) + bias, and cap · tanh(z / cap) where logits are capped.
+    """The output head: z = scale · (h @ weight.T) + bias, and cap · tanh(z / cap) where logits are soft-capped.
 
     Attributes:
         weight_VD: output embedding.
@@ -157,18 +164,22 @@ class OutputHead:
     softcap: float | None = None
 
     def logits(self, hidden_ND: Tensor, vocabulary: int) -> Tensor:
-        """Logits over the first `vocabulary` entries, in float32, shape (N, vocabulary).
+        """Logits of the first `vocabulary` tokens in float32, shape (N, vocabulary).
 
-        Without a gradient a GPU's products of half precision are not rounded to it, so that whoever reads a text sees
-        the same log-probabilities: while it is written, before an update (PPO's ratio) and in `fused_loss`.
+        Without gradient, half-precision products on CUDA stay in float32. Sampling, the pre-update pass (PPO's ratio)
+        and `fused_loss` then compute the same log-probabilities of one completion.
+
+        Args:
+            hidden_ND: hidden states.
+            vocabulary: number of tokens, at most V.
         """
         weight_VD = self.weight_VD[:vocabulary]
         bias = None if self.bias_V is None else self.bias_V[:vocabulary]
         hidden_ND = hidden_ND * self.scale
-        if in_float32(weight_VD) and not torch.is_grad_enabled():
+        if has_float32_product(weight_VD) and not torch.is_grad_enabled():
             logits = torch.mm(hidden_ND, weight_VD.T, out_dtype=torch.float32)
             logits = logits if bias is None else logits.add_(bias)
-        elif reads_few(hidden_ND, weight_VD):
+        elif transposed_is_faster(hidden_ND, weight_VD):
             logits = (weight_VD @ hidden_ND.T).T.contiguous()
             logits = logits if bias is None else logits + bias
         else:
@@ -178,24 +189,24 @@ class OutputHead:
 
 @dataclass(frozen=True)
 class Projection:
-    """A model's hidden states at the positions that predict the completion, and the head that reads them."""
+    """A model's hidden states at the positions that predict the completion's tokens, and its output head."""
 
     hidden_BTD: Tensor
     head: OutputHead
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What has one row for each position."""
+        """The tensors with axes (B, T)."""
         return (self.hidden_BTD,)
 
 
 @dataclass(frozen=True)
 class TopLogProbs:
-    """A model's K likeliest words at the positions that predict the completion: all that a server tells of it.
+    """The K most probable tokens at the positions that predict the completion's tokens: the output of a remote teacher.
 
     Attributes:
-        ids_BTK: their ids, each once.
-        logp_BTK: their log-probabilities among all words, at temperature 1.
+        ids_BTK: token ids, distinct at each position.
+        logp_BTK: their log-probabilities under the full distribution, at temperature 1.
     """
 
     ids_BTK: Tensor
@@ -203,7 +214,7 @@ class TopLogProbs:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What has one row for each position."""
+        """The tensors with axes (B, T)."""
         return self.ids_BTK, self.logp_BTK
 
 
@@ -211,29 +222,14 @@ TeacherOutput = Projection | TopLogProbs
 
 
 @dataclass(frozen=True)
-class TokenTerms:
-    """Per-token numbers of one pass over the vocabulary; exactly 0 where masked.
-
-    Attributes:
-        logp_BT: log-probability of the completion's token at the sampling temperature.
-        divergence_BT: divergence to the teacher (or cross-entropy), None when it is not computed.
-        entropy_BT: entropy of the student's distribution in nats, without gradient.
-    """
-
-    logp_BT: Tensor
-    divergence_BT: Tensor | None
-    entropy_BT: Tensor
-
-
-@dataclass(frozen=True)
 class PreUpdateTerms:
-    """What the models say of the whole step before its first update; None where nothing needs it.
+    """Results of the pre-update pass over the whole step, without gradient; None where the step needs no such term.
 
     Attributes:
-        logp_BT: log-probabilities of the student.
-        divergence_BT: divergence to the teacher.
-        initial_logp_BT: log-probabilities of the initial student.
-        values_BT1: value before each token and after the last.
+        logp_BT: log-probabilities of the completion's tokens under the student.
+        divergence_BT: divergence to the teacher in nats.
+        initial_logp_BT: log-probabilities under the initial student.
+        values_BT1: the value head's estimates before each token and after the last, shape (B, T + 1).
     """
 
     logp_BT: Tensor | None = None
@@ -244,13 +240,13 @@ class PreUpdateTerms:
 
 @dataclass(frozen=True)
 class Credits:
-    """Weights of the score function at each token, and what else a step knows before its first update; no gradient.
+    """Weights of the score function at each token, fixed before the step's first update; no gradient.
 
     Attributes:
         reward_BT: advantages; None when the step has no reward term.
-        divergence_BT: credit for the divergence; None when no gradient flows through sampling (the paper).
+        divergence_BT: credit for the divergence (`kd_credit`); None when no gradient flows through sampling (paper).
         old_logp_BT: log-probabilities before the first update on this rollout; None in the first epoch.
-        initial_logp_BT: of the initial student, None when nothing reads them.
+        initial_logp_BT: log-probabilities under the initial student; None without a KL to it.
     """
 
     reward_BT: Tensor | None = None
@@ -259,7 +255,12 @@ class Credits:
     initial_logp_BT: Tensor | None = None
 
     def rows(self, rows: Tensor, width: int) -> Credits:
-        """Those of some completions, first `width` tokens."""
+        """The credits of a micro-batch.
+
+        Args:
+            rows: indices of its completions.
+            width: T of the micro-batch.
+        """
         return Credits(
             **{
                 name: None if value is None else value[rows, :width]
@@ -269,14 +270,29 @@ class Credits:
 
 
 @dataclass(frozen=True)
-class LossTerms:
-    """What one micro-batch adds to the two terms of the step, to be minimised.
+class TokenTerms:
+    """Per-token results of one pass over the vocabulary; exactly 0 where masked.
 
     Attributes:
-        reward: surrogate of -E[r]; None without a reward.
-        divergence: reduced D, with its score-function term if it has one; None without a teacher.
+        logp_BT: log-probability of the completion's token at the sampling temperature.
+        divergence_BT: divergence to the teacher (or cross-entropy) in nats; None where it is not computed.
+        entropy_BT: entropy of the student's distribution in nats, without gradient.
+    """
+
+    logp_BT: Tensor
+    divergence_BT: Tensor | None
+    entropy_BT: Tensor
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """One micro-batch's share of the two terms of paper Eq. 5, with signs for minimisation; scalars.
+
+    Attributes:
+        reward: surrogate loss of -E[r]; None without a reward.
+        divergence: reduced D, plus its score-function term with `kd_credit`; None without a divergence.
         divergence_value: reduced D alone, without gradient.
-        clipped_tokens: tokens that the PPO clip leaves without gradient.
+        clipped_tokens: number of tokens without gradient because of the PPO clip.
     """
 
     reward: Tensor | None
@@ -285,20 +301,21 @@ class LossTerms:
     clipped_tokens: Tensor
 
     def loss(self, alpha: float) -> Tensor:
-        """(1 - alpha) * reward + alpha * divergence, of the terms that there are."""
+        """(1 - alpha) * reward + alpha * divergence (minus paper Eq. 5); a term that is None counts 0."""
         terms = [(1 - alpha, self.reward), (alpha, self.divergence)]
         return sum((weight * term for weight, term in terms if term is not None), start=torch.zeros(()))
 
 
 def completion_mask(ids_BT: Tensor, eos_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mask up to and including the first end-of-sequence token.
+    """Mask of each completion's valid tokens, and which completions are truncated.
 
     Args:
         ids_BT: completion ids, shape (B, T).
-        eos_ids: ids that end a sequence.
+        eos_ids: end-of-sequence ids.
 
     Returns:
-        mask_BT (bool), and truncated_B (bool): rows without an end-of-sequence token.
+        mask_BT: bool, True up to and including the first end-of-sequence token.
+        truncated_B: bool, True for rows without an end-of-sequence token.
     """
     is_eos = torch.isin(ids_BT, torch.tensor(list(eos_ids), device=ids_BT.device))
     seen_before = is_eos.long().cumsum(dim=1) - is_eos.long()
@@ -306,7 +323,7 @@ def completion_mask(ids_BT: Tensor, eos_ids: Sequence[int]) -> tuple[Tensor, Ten
 
 
 def shift_right(ids_BT: Tensor, start_id: int) -> Tensor:
-    """Decoder inputs that predict `ids_BT`: the start token, then all but the last token. Shape (B, T)."""
+    """Decoder inputs for teacher forcing: the start token, then all but the last token of `ids_BT`. Shape (B, T)."""
     return torch.cat([torch.full_like(ids_BT[:, :1], start_id), ids_BT[:, :-1]], dim=1)
 
 

@@ -1,6 +1,6 @@
-"""Exact objectives of tests/losses/test_gradients.py: plain sums over all completions, on the logits that transformers gives.
+"""Exact objectives for tests/losses/test_gradients.py: plain sums over all completions, from transformers' logits.
 
-Nothing here calls the package's objective, divergences, masks or models: they are what it is compared with.
+Independent of the package's objective, divergences, masks and models, which are compared with it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Advantages = Callable[[list[float], list[int]], list[list[float]]]
 
 
 def assert_same(found: Tensor, exact: Tensor, scale: Tensor | None = None) -> None:
-    """Within TOLERANCE of the size of `scale`, which is `exact` unless that is 0."""
+    """Distance below TOLERANCE times the norm of `scale` (needed where `exact` is 0), by default of `exact`."""
     size = float((exact if scale is None else scale).norm())
-    assert size > 1e-3, "the exact gradient is too small to tell anything"
+    assert size > 1e-3, "the exact gradient is too small for a comparison"
     distance = float((found - exact).norm()) / size
     assert distance < TOLERANCE, f"relative distance {distance:.2e}"
 
@@ -36,7 +36,7 @@ class Draws:
     """All batches that a step can draw.
 
     Attributes:
-        indices: rows of the world's rollout, (batches, sequences of a batch).
+        indices: rows of the rollout of all completions, shape (batches, sequences of a batch).
         per_prompt: K.
         share: probability of the batch's prompts.
     """
@@ -46,28 +46,32 @@ class Draws:
     share: float
 
     def probability(self, p_B: Tensor) -> Tensor:
-        """Of each batch, from that of each completion."""
+        """Probability of each batch, from that of each completion."""
         return self.share * p_B[self.indices].prod(dim=1)
 
 
 class Oracle:
-    """Logits and values of every completion of both prompts, one prompt after the other."""
+    """Logits and hidden states of every completion of both prompts, one prompt after the other."""
 
     def __init__(
-        self, models: dict[str, PreTrainedModel], completions: Sequence[tuple[int, ...]], words: int, longest: int
+        self,
+        models: dict[str, PreTrainedModel],
+        completions: Sequence[tuple[int, ...]],
+        vocabulary: int,
+        max_tokens: int,
     ) -> None:
         self.completions = [*completions] * len(PROMPTS)
-        self._words, self._longest = words, longest
+        self._vocabulary, self._max_tokens = vocabulary, max_tokens
         self.lengths_B = torch.tensor([len(row) for row in self.completions])
         self.truncated_B = torch.tensor([END not in row for row in self.completions])
-        self.valid_BT = torch.arange(longest) < self.lengths_B.unsqueeze(1)
-        self.ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in self.completions])
+        self.valid_BT = torch.arange(max_tokens) < self.lengths_B.unsqueeze(1)
+        self.ids_BT = torch.tensor([[*row, *[0] * (max_tokens - len(row))] for row in self.completions])
         self.logits: dict[str, Tensor] = {}
         self.states: dict[str, Tensor] = {}
         for name, model in models.items():
-            self.logits[name], self.states[name] = self._read(model)
+            self.logits[name], self.states[name] = self._forward(model)
 
-    def _read(self, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    def _forward(self, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
         """Logits (B, T + 1, words) and hidden states (B, T + 1, D), before each token and after the last."""
         logits, hidden = [], []
         rows = self.ids_BT[: len(self.ids_BT) // len(PROMPTS)]
@@ -79,18 +83,18 @@ class Oracle:
                 given = {"input_ids": torch.cat([prompts, rows], dim=1)}
             found: Any = model(**given, output_hidden_states=True, use_cache=False)
             states = found.decoder_hidden_states if model.config.is_encoder_decoder else found.hidden_states
-            columns = slice(-self._longest - 1, None)
-            logits.append(found.logits[:, columns, : self._words])
+            columns = slice(-self._max_tokens - 1, None)
+            logits.append(found.logits[:, columns, : self._vocabulary])
             hidden.append(states[-1][:, columns])
         return torch.cat(logits), torch.cat(hidden)
 
     def token_logp(self, name: str, temperature: float = 1.0) -> Tensor:
-        """Of the completions' tokens, (B, T), 0 after the last."""
+        """Log-probabilities of the completions' tokens, (B, T), 0 after the last token."""
         logp = (self.logits[name][:, :-1] / temperature).log_softmax(-1)
         return torch.where(self.valid_BT, logp.gather(2, self.ids_BT.unsqueeze(2)).squeeze(2), 0.0)
 
     def divergence(self, divergence: TokenDivergence, other: str = "teacher") -> Tensor:
-        """D(other, student) at each position, (B, T), 0 after the last."""
+        """D(other, student) at each position, (B, T), 0 after the last token."""
         p, q = ((self.logits[name][:, :-1] / divergence.temperature).softmax(-1) for name in (other, "student"))
         if divergence.teacher_top_k is not None:
             top = p.topk(divergence.teacher_top_k).indices
@@ -103,7 +107,7 @@ class Oracle:
 
 
 def plain_divergence(name: str, p: Tensor, q: Tensor, a: float) -> Tensor:
-    """The formulas of the papers, on probabilities."""
+    """The divergences as in the papers, from probabilities."""
 
     def kl(x: Tensor, y: Tensor) -> Tensor:
         return (x * (x / y).log()).sum(-1)
@@ -119,20 +123,20 @@ def plain_divergence(name: str, p: Tensor, q: Tensor, a: float) -> Tensor:
     }[name]()
 
 
-class Facts:
-    """Expectations over all batches, with the probabilities differentiated unless they are `fixed`."""
+class Expectations:
+    """Expectations over all batches; gradients flow through the probabilities unless `fixed`."""
 
     def __init__(self, oracle: Oracle, draws: Draws, rewards_B: Tensor, temperature: float = 1.0) -> None:
         self.oracle, self.draws, self.rewards_B = oracle, draws, rewards_B
         self.logp_BT = oracle.token_logp("student", temperature)
         self.initial_BT = oracle.token_logp("initial", temperature)
-        self.chance = draws.probability(self.logp_BT.sum(dim=1).exp())
-        self.initial_chance = draws.probability(self.initial_BT.sum(dim=1).exp())
+        self.probability = draws.probability(self.logp_BT.sum(dim=1).exp())
+        self.initial_probability = draws.probability(self.initial_BT.sum(dim=1).exp())
 
     def mean(self, value_B: Tensor, *, fixed: bool = False) -> Tensor:
-        """E of the batch's mean of one number per completion."""
-        chance = self.chance.detach() if fixed else self.chance
-        return (chance * value_B[self.draws.indices].mean(dim=1)).sum()
+        """E of the batch mean of one value per completion."""
+        probability = self.probability.detach() if fixed else self.probability
+        return (probability * value_B[self.draws.indices].mean(dim=1)).sum()
 
     def divergence(self, divergence: TokenDivergence, reduction: DivergenceReduction, *, fixed: bool) -> Tensor:
         """E of the reduced divergence."""
@@ -141,15 +145,15 @@ class Facts:
             return self.mean(sum_B, fixed=fixed)
         if reduction is DivergenceReduction.sequence_mean:
             return self.mean(sum_B / self.oracle.lengths_B, fixed=fixed)
-        chance = self.chance.detach() if fixed else self.chance
-        return (chance * sum_B[rows].sum(dim=1) / self.oracle.lengths_B[rows].sum(dim=1)).sum()
+        probability = self.probability.detach() if fixed else self.probability
+        return (probability * sum_B[rows].sum(dim=1) / self.oracle.lengths_B[rows].sum(dim=1)).sum()
 
     def reward(self) -> Tensor:
         """E[r]."""
         return self.mean(self.rewards_B)
 
     def bootstrapped(self, end_B: Tensor) -> Tensor:
-        """E[r + 1(truncated) V(s_T)], V of the state that a truncated completion was cut at, held fixed."""
+        """E[r + 1(truncated) V(s_T)], V of the last state of a truncated completion, held fixed."""
         return self.mean(self.rewards_B + self.oracle.truncated_B * end_B)
 
     def kl(self) -> Tensor:
@@ -159,10 +163,10 @@ class Facts:
     def forward_kl(self) -> Tensor:
         """KL(p_0 || p_S) of whole completions."""
         value_B = (self.initial_BT - self.logp_BT).sum(dim=1)
-        return (self.initial_chance * value_B[self.draws.indices].mean(dim=1)).sum()
+        return (self.initial_probability * value_B[self.draws.indices].mean(dim=1)).sum()
 
     def position_kl(self, name: DivergenceName) -> Tensor:
-        """Σ_t of the KL between p_S and p_0 at each position, after the student's prefixes, held fixed."""
+        """E[Σ_t KL between p_S and p_0 at position t] over the student's prefixes, held fixed."""
         return self.mean(self.oracle.divergence(TokenDivergence(name), "initial").sum(dim=1), fixed=True)
 
     def half_square(self) -> Tensor:
@@ -173,13 +177,13 @@ class Facts:
         """E_stop of the reduced Σ_t A_t p(y_t) / stop(p(y_t)), batch by batch and token by token."""
         ratio_BT = (self.logp_BT - self.logp_BT.detach()).exp()
         total = torch.zeros((), dtype=torch.float64)
-        for chance, rows in zip(self.chance.tolist(), self.draws.indices.tolist(), strict=True):
+        for probability, rows in zip(self.probability.tolist(), self.draws.indices.tolist(), strict=True):
             lengths = [int(self.oracle.lengths_B[row]) for row in rows]
             weights = advantages([float(self.rewards_B[row]) for row in rows], lengths)
             for row, length, weight_T in zip(rows, lengths, weights, strict=True):
                 divisor = {"sequence_sum": len(rows), "sequence_mean": len(rows) * length, "token_mean": sum(lengths)}
                 value = (torch.tensor(weight_T, dtype=torch.float64) * ratio_BT[row, :length]).sum()
-                total = total + chance * value / divisor[reduction.value]
+                total = total + probability * value / divisor[reduction.value]
         return total
 
     def clipped(self, clip: tuple[float, float]) -> Tensor:
@@ -187,10 +191,10 @@ class Facts:
         ratio_BT, r_B1 = (self.logp_BT - self.initial_BT).exp(), self.rewards_B.unsqueeze(1)
         held_BT = ratio_BT.clamp(1 - clip[0], 1 + clip[1])
         value_BT = torch.where(self.oracle.valid_BT, torch.minimum(ratio_BT * r_B1, held_BT * r_B1), 0.0)
-        return (self.initial_chance.detach() * value_BT.sum(dim=1)[self.draws.indices[:, 0]]).sum()
+        return (self.initial_probability.detach() * value_BT.sum(dim=1)[self.draws.indices[:, 0]]).sum()
 
     def end_values(self, head: nn.Module) -> Tensor:
-        """V of the state after the last token that a truncated completion may have."""
+        """V of the state after the last position."""
         return head.outer(torch.tanh(head.inner(self.oracle.states["student"][:, -1]))).squeeze(-1).detach()  # pyright: ignore
 
     def true_values(self, end_B: Tensor) -> Tensor:

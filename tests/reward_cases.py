@@ -1,4 +1,4 @@
-"""Every policy gradient that a configuration can ask for, and the exact objective that it climbs in the mean."""
+"""Every configurable policy gradient, and the exact objective whose gradient its expectation is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from enumeration import World
-from exact import Facts
+from enumeration import CompletionSpace
+from exact import Expectations
 from torch import Tensor
 
 from gkd_rl.config.choices import Baseline, DivergenceName, SurrogateReduction
@@ -19,19 +19,19 @@ SEQUENCE_SUM, SEQUENCE_MEAN, TOKEN_MEAN = SurrogateReduction
 
 @dataclass(frozen=True)
 class Case:
-    """A policy gradient, and the objective whose gradient it climbs in the mean.
+    """A policy gradient, and the objective whose gradient it ascends in expectation.
 
     Attributes:
-        climbs: the objective in words, for docs/estimators.md.
+        ascends: the objective as a formula, for docs/estimators.md.
         exact: the objective.
-        batch: see `World.draws`.
-        credit: settings that differ from REINFORCE without baseline.
-        objective: the same.
-        recipe: the same.
+        batch: see `CompletionSpace.draws`.
+        credit: `CreditSettings` that differ from REINFORCE without baseline.
+        objective: settings of `Objective` that differ.
+        recipe: settings of `StepRecipe` that differ.
     """
 
-    climbs: str
-    exact: Callable[[Facts, World], Tensor]
+    ascends: str
+    exact: Callable[[Expectations, CompletionSpace], Tensor]
     batch: str = "one"
     credit: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
@@ -45,8 +45,8 @@ def centred(rewards: list[float]) -> list[float]:
 def surrogate_of(reduction: SurrogateReduction, advantages: Callable[[list[float]], list[float]]) -> Any:
     """Its objective, with one advantage for all tokens of a completion."""
 
-    def exact(facts: Facts, _: World) -> Tensor:
-        return facts.by_hand(
+    def exact(expectations: Expectations, _: CompletionSpace) -> Tensor:
+        return expectations.by_hand(
             lambda rewards, lengths: [[a] * n for a, n in zip(advantages(rewards), lengths, strict=True)], reduction
         )
 
@@ -64,61 +64,61 @@ ENDS = "E[r + V(end)]"
 SURROGATE = "U"
 LEARNED = {"baseline": Baseline.learned}
 CASES = {
-    "REINFORCE": Case(REWARD, lambda f, w: f.reward()),
-    "REINFORCE, two completions": Case(REWARD, lambda f, w: f.reward(), "pair"),
-    "REINFORCE, sampled at temperature 0.7": Case(REWARD, lambda f, w: f.reward(), recipe={"temperature": 0.7}),
-    "batch_mean": Case(REWARD, lambda f, w: f.reward(), "prompts", {"baseline": Baseline.batch_mean}),
-    "leave_one_out": Case(REWARD, lambda f, w: f.reward(), "pair", {"baseline": Baseline.leave_one_out}),
-    "group_mean, K = 2": Case("(K-1)/K E[r]", lambda f, w: f.reward() / 2, "pair", {"baseline": Baseline.group_mean}),
-    "clip, first epoch": Case(REWARD, lambda f, w: f.reward(), objective={"clip": (0.1, 0.2)}),
+    "REINFORCE": Case(REWARD, lambda e, s: e.reward()),
+    "REINFORCE, two completions": Case(REWARD, lambda e, s: e.reward(), "pair"),
+    "REINFORCE, sampled at temperature 0.7": Case(REWARD, lambda e, s: e.reward(), recipe={"temperature": 0.7}),
+    "batch_mean": Case(REWARD, lambda e, s: e.reward(), "prompts", {"baseline": Baseline.batch_mean}),
+    "leave_one_out": Case(REWARD, lambda e, s: e.reward(), "pair", {"baseline": Baseline.leave_one_out}),
+    "group_mean, K = 2": Case("(K-1)/K E[r]", lambda e, s: e.reward() / 2, "pair", {"baseline": Baseline.group_mean}),
+    "clip, first epoch": Case(REWARD, lambda e, s: e.reward(), objective={"clip": (0.1, 0.2)}),
     "leave_one_out, clip, first epoch": Case(
-        REWARD, lambda f, w: f.reward(), "pair", {"baseline": Baseline.leave_one_out}, {"clip": (0.1, 0.2)}
+        REWARD, lambda e, s: e.reward(), "pair", {"baseline": Baseline.leave_one_out}, {"clip": (0.1, 0.2)}
     ),
     "clip, later epoch": Case(
         "E_old[Σ min(ρ A, clip(ρ) A)]",
-        lambda f, w: f.clipped((0.1, 0.2)),
+        lambda e, s: e.clipped((0.1, 0.2)),
         objective={"clip": (0.1, 0.2)},
         recipe={"second_epoch": True},
     ),
     "learned, gae_lambda 1, any V": Case(
-        ENDS, lambda f, w: f.bootstrapped(f.end_values(w.value_head)), credit=LEARNED, recipe={"values": "any"}
+        ENDS, lambda e, s: e.bootstrapped(e.end_values(s.value_head)), credit=LEARNED, recipe={"values": "any"}
     ),
     "learned, gae_lambda 0.5, true V": Case(
         ENDS,
-        lambda f, w: f.bootstrapped(f.end_values(w.value_head)),
+        lambda e, s: e.bootstrapped(e.end_values(s.value_head)),
         credit=LEARNED | {"gae_lambda": 0.5},
         recipe={"values": "true"},
     ),
     "kl_in_reward c": Case(
-        "E[r] - c R*", lambda f, w: f.reward() - COEFFICIENT * f.kl(), credit={"kl_in_reward": COEFFICIENT}
+        "E[r] - c R*", lambda e, s: e.reward() - COEFFICIENT * e.kl(), credit={"kl_in_reward": COEFFICIENT}
     ),
     "kl_in_reward c, leave_one_out": Case(
         "E[r] - c R*",
-        lambda f, w: f.reward() - COEFFICIENT * f.kl(),
+        lambda e, s: e.reward() - COEFFICIENT * e.kl(),
         "pair",
         {"baseline": Baseline.leave_one_out, "kl_in_reward": COEFFICIENT},
     ),
     "kl_in_reward c, learned, gae_lambda 1, any V": Case(
         "E[r + V(end)] - c R*",
-        lambda f, w: f.bootstrapped(f.end_values(w.value_head)) - COEFFICIENT * f.kl(),
+        lambda e, s: e.bootstrapped(e.end_values(s.value_head)) - COEFFICIENT * e.kl(),
         credit=LEARNED | {"kl_in_reward": COEFFICIENT},
         recipe={"values": "any"},
     ),
     "KL in the loss, c": Case(
         "E[r] - c R",
-        lambda f, w: f.reward() - COEFFICIENT * f.position_kl(DivergenceName.reverse_kl),
+        lambda e, s: e.reward() - COEFFICIENT * e.position_kl(DivergenceName.reverse_kl),
         objective={"kl_coefficient": COEFFICIENT},
     ),
-    "fixed_advantage -1": Case("0", lambda f, w: 0 * f.reward(), credit={"fixed_advantage": -1.0}),
+    "fixed_advantage -1": Case("0", lambda e, s: 0 * e.reward(), credit={"fixed_advantage": -1.0}),
     "sequence_mean": Case(
         "E[r / L], L the length",
-        lambda f, w: f.mean(f.rewards_B / f.oracle.lengths_B),
+        lambda e, s: e.mean(e.rewards_B / e.oracle.lengths_B),
         "pair",
         objective={"surrogate_reduction": SEQUENCE_MEAN},
     ),
     "leave_one_out, sequence_mean": Case(
         "E[(r - b) / L], b = E[r] held fixed",
-        lambda f, w: f.mean((f.rewards_B - f.reward().detach()) / f.oracle.lengths_B),
+        lambda e, s: e.mean((e.rewards_B - e.reward().detach()) / e.oracle.lengths_B),
         "pair",
         {"baseline": Baseline.leave_one_out},
         {"surrogate_reduction": SEQUENCE_MEAN},
@@ -140,5 +140,5 @@ CASES = {
         {"baseline": Baseline.group_mean, "divide_by_std": True},
         {"surrogate_reduction": TOKEN_MEAN, "clip": (0.1, 0.28)},
     ),
-    "whiten": Case(SURROGATE, lambda f, w: f.by_hand(whitened, SEQUENCE_SUM), "prompts", {"whiten": True}),
+    "whiten": Case(SURROGATE, lambda e, s: e.by_hand(whitened, SEQUENCE_SUM), "prompts", {"whiten": True}),
 }

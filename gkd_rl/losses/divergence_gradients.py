@@ -1,10 +1,10 @@
-"""Value and gradient of the divergences in closed form, in one pass over the vocabulary.
+"""Value and gradient of each divergence in closed form, in one pass over the vocabulary.
 
-With s_v = ∂D/∂log Q_v, the log-probabilities taken as free, the gradient with respect to the logits that Q is the
-softmax of is s - Q Σ_v s_v. A constant times Q in s drops out of it and is left out of s.
+The slope s_v = ∂D/∂log Q_v treats the log-probabilities as independent variables. The gradient by the logits whose
+softmax is Q is then s - Q Σ_v s_v. A multiple of Q in s has no effect on it and is left out of s.
 
-`losses/divergences.py` has the definitions; autograd through them is what these are held against. Functions here overwrite the
-teacher's log-probabilities, so that few (N, V) tensors are alive at one time.
+The definitions are in `losses/divergences.py`; tests compare with autograd through them. The functions here overwrite
+the teacher's log-probabilities, so that few (N, V) tensors are alive at one time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor
 from gkd_rl.config.choices import DivergenceName
 
 _FLOOR = -1e4  # exp(_FLOOR) is 0 in every float, and differences stay finite
-_LARGE = 60.0  # where one probability is e^60 times the other, the smaller one's share is no float32 number
+_LARGE = 60.0  # with a ratio of e^60 the smaller probability is below the float32 rounding of a mixture
 
+# (log P, log Q, Q, parameter) -> value (N,) and slope (N, V); log P is overwritten.
 Slope = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
@@ -81,10 +82,10 @@ SLOPES: dict[DivergenceName, Slope] = {
 def value_and_gradient(
     name: DivergenceName, teacher_logp_NV: Tensor, logq_NV: Tensor, q_NV: Tensor, parameter: float
 ) -> tuple[Tensor, Tensor]:
-    """D in nats, (N,), and its gradient with respect to the logits whose softmax is Q, (N, V).
+    """D in nats, (N,), and its gradient by the logits whose softmax is Q, (N, V).
 
     Args:
-        name: which.
+        name: which divergence.
         teacher_logp_NV: log P; overwritten.
         logq_NV: log Q.
         q_NV: Q.
@@ -95,17 +96,17 @@ def value_and_gradient(
 
 
 def _gap(teacher_logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """Finite log Q - log P, in the place of log P."""
+    """Finite log Q - log P, overwriting log P."""
     return teacher_logp_NV.clamp_(min=_FLOOR).neg_().add_(logq_NV.clamp(min=_FLOOR))
 
 
 def _log_mixture(gap_NV: Tensor, weight: float) -> Tensor:
-    """Exact log(m/p) = log(1 + w (e^gap - 1)) of m = p + w (q - p) and gap = log(q/p); in place."""
+    """log(m/p) = log(1 + w (e^gap - 1)) for the mixture m = p + w (q - p) and gap = log(q/p); in place."""
     return gap_NV.expm1_().mul_(weight).log1p_()
 
 
 def dot(one_NV: Tensor, other_NV: Tensor) -> Tensor:
-    """Σ_v, shape (N,), without a third (N, V) tensor; a compiler makes none of a product's sum."""
-    if torch.compiler.is_compiling():
+    """Σ_v one · other, shape (N,), without a third (N, V) tensor."""
+    if torch.compiler.is_compiling():  # the compiler fuses product and sum
         return (one_NV * other_NV).sum(dim=-1)
     return torch.bmm(one_NV.unsqueeze(1), other_NV.unsqueeze(2)).flatten()

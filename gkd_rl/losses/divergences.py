@@ -1,11 +1,15 @@
 """Divergences between the teacher's and the student's next-token distributions (GKD paper, section 2, Eq. 1).
 
-Pure functions of full-vocabulary log-probabilities, P = p_T and Q = p_S, one value per token. The paper uses JSD(beta)
-raw. `scale=unit` divides JSD(beta) by beta (1 - beta) and the skew KLs by (1 - skew)^2, which gives every smooth member
-the curvature of a KL at P = Q: one alpha then means one thing, and JSD is continuous up to KL(P||Q) at beta -> 0 and
-KL(Q||P) at beta -> 1.
+Pure functions of log-probabilities over the vocabulary, P = p_T and Q = p_S, one value in nats per token; then
+`TokenDivergence`, the configured divergence, from logits.
 
-A new divergence is a name in choices.py, a function here under `@_named`, and a file in conf/divergence.
+The paper uses JSD(beta) as it is (`scale=raw`). Here `scale=unit` divides JSD(beta) by beta (1 - beta) and the skew KLs
+by (1 - skew)^2. At P = Q every smooth divergence then has the curvature of a KL, so that one alpha weighs all of them
+alike, and JSD is continuous up to KL(P||Q) at beta -> 0 and KL(Q||P) at beta -> 1. Total variation distance, the skew
+KLs, the temperatures and `teacher_top_k` are additions.
+
+A new divergence is a name in config/choices.py, a function here under `@_named`, and a file in conf/divergence. A
+closed form of its gradient in `divergence_gradients` is optional and makes the fused loss faster.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.config.choices import DivergenceName, DivergenceScale
-from gkd_rl.losses.divergence_gradients import value_and_gradient
+from gkd_rl.losses.divergence_gradients import SLOPES, value_and_gradient
 
 _FLOOR = -1e4  # exp(_FLOOR) is 0 in every float, and differences stay finite
 _LARGE = 60.0  # exp(_LARGE) is finite in float32
@@ -133,20 +137,20 @@ def _check_shapes(teacher_logp_NV: Tensor, student_logp_NV: Tensor) -> None:
 
 
 def with_tail_bucket(logp_NV: Tensor, top_NK: Tensor) -> Tensor:
-    """Log-probabilities of the chosen words and, last, of all others together, shape (N, K + 1)."""
+    """Log-probabilities of the K chosen tokens and, last, of all other tokens together, shape (N, K + 1)."""
     others = logp_NV.scatter(1, top_NK, _FLOOR).logsumexp(dim=-1, keepdim=True)
     return torch.cat([logp_NV.gather(1, top_NK), others], dim=-1)
 
 
-def with_unlisted(logp_NK: Tensor) -> Tensor:
-    """Log-probabilities of the listed words and, last, log(1 - Σ_k P_k) of all others together, shape (N, K + 1)."""
+def with_remaining_mass(logp_NK: Tensor) -> Tensor:
+    """Log-probabilities of K tokens and, last, log(1 - Σ_k P_k) of all other tokens together, shape (N, K + 1)."""
     listed_N1 = logp_NK.double().logsumexp(dim=-1, keepdim=True)
     others_N1 = (-torch.expm1(listed_N1)).clamp(min=_LEAST_TAIL).log()
     return torch.cat([logp_NK, others_N1.to(logp_NK.dtype)], dim=-1)
 
 
-def gradient_of(function: Callable[[Tensor], Tensor], logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """A function's values, (N,), each of its own row of logits, and their gradient, (N, V), by autograd."""
+def autograd_gradient(function: Callable[[Tensor], Tensor], logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (N,) of a function of logits, row by row, and their gradient (N, V) by autograd."""
     with torch.enable_grad():
         leaf_NV = logits_NV.detach().requires_grad_()
         values_N = function(leaf_NV)
@@ -159,13 +163,13 @@ class TokenDivergence:
     """A configured divergence: logits in, one value per token out.
 
     Attributes:
-        name: which.
+        name: which divergence.
         parameter: beta of the JSD, skew of the skew KLs, else None.
         temperature: divides both models' logits; it is not the sampling temperature.
-        teacher_temperature: divides the teacher's logits besides (below 1: a sharper teacher, paper A.4 and Table A.2).
-        scale: see the module.
-        teacher_top_k: compare the teacher's k most probable words and, as one more outcome, all others together: a
+        scale: raw or unit, see the module.
+        teacher_top_k: compare the teacher's k most probable tokens and, as one more outcome, all others together: a
             lower bound of the full divergence that is 0 only if these masses agree. None compares the full vocabulary.
+        teacher_temperature: also divides the teacher's logits (below 1: a sharper teacher, paper A.4 and Table A.2).
     """
 
     name: DivergenceName
@@ -177,21 +181,26 @@ class TokenDivergence:
 
     @property
     def needs_teacher(self) -> bool:
-        """Cross-entropy reads the given tokens only."""
+        """False for cross-entropy, which depends on the given tokens only."""
         return self.name is not DivergenceName.cross_entropy
 
     @property
-    def teachers_temperature(self) -> float:
-        """What the teacher's logits are divided by."""
+    def full_teacher_temperature(self) -> float:
+        """Divisor of the teacher's logits."""
         return self.temperature * self.teacher_temperature
 
     @property
-    def unit(self) -> float:
-        """What the value is divided by."""
+    def scale_divisor(self) -> float:
+        """Divisor of the value: 1 with `scale=raw`."""
         return self._curvature() if self.scale is DivergenceScale.unit else 1.0
 
     def __call__(self, teacher_logits_NV: Tensor | None, student_logits_NV: Tensor, ids_N: Tensor) -> Tensor:
         """Divergence at N positions in nats, shape (N,); gradient flows to the student's logits.
+
+        Args:
+            teacher_logits_NV: None for cross-entropy.
+            student_logits_NV: full vocabulary.
+            ids_N: the completion's tokens; used by cross-entropy only.
 
         Raises:
             ValueError: the divergence needs a teacher and there is none.
@@ -201,8 +210,8 @@ class TokenDivergence:
             return cross_entropy(student, ids_N)
         if teacher_logits_NV is None:
             raise ValueError(f"divergence {self.name.value} needs the teacher's logits.")
-        teacher = torch.log_softmax(teacher_logits_NV / (self.teachers_temperature), dim=-1)
-        if self.teacher_top_k is not None and self._is_cut(teacher.shape[-1]):
+        teacher = torch.log_softmax(teacher_logits_NV / self.full_teacher_temperature, dim=-1)
+        if self.teacher_top_k is not None and self._truncates(teacher.shape[-1]):
             top_NK = teacher.topk(self.teacher_top_k, dim=-1).indices
             teacher, student = with_tail_bucket(teacher, top_NK), with_tail_bucket(student, top_NK)
         return self._between(teacher, student)
@@ -210,65 +219,66 @@ class TokenDivergence:
     def with_gradient(
         self, teacher_logits_NV: Tensor | None, student_logits_NV: Tensor, logq_NV: Tensor, q_NV: Tensor, ids_N: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The divergence, (N,), and its gradient with respect to the student's logits, (N, V), in one pass.
+        """The divergence in nats, (N,), and its gradient by the student's logits, (N, V).
 
-        In closed form where `divergence_slopes` has one, else by autograd.
+        In closed form (`divergence_gradients`), or by autograd with `teacher_top_k`.
 
         Args:
             teacher_logits_NV: of the teacher, or None for cross-entropy; overwritten.
             student_logits_NV: of the student.
             logq_NV: the student's log-probabilities at this divergence's temperature.
             q_NV: their exponentials.
-            ids_N: the tokens.
+            ids_N: the completion's tokens.
         """
         if self.name is DivergenceName.cross_entropy:
             value_N = cross_entropy(logq_NV, ids_N)
             gradient_NV = q_NV.scatter_add(1, ids_N.unsqueeze(1), torch.full_like(q_NV[:, :1], -1))
-        elif teacher_logits_NV is None or not self.in_closed_form(logq_NV.shape[-1]):
-            return gradient_of(lambda logits_NV: self(teacher_logits_NV, logits_NV, ids_N), student_logits_NV)
+        elif teacher_logits_NV is None or not self.has_closed_form(logq_NV.shape[-1]):
+            return autograd_gradient(lambda logits_NV: self(teacher_logits_NV, logits_NV, ids_N), student_logits_NV)
         else:
-            if (temperature := self.teachers_temperature) != 1:
+            if (temperature := self.full_teacher_temperature) != 1:
                 teacher_logits_NV.div_(temperature)
             teacher_logits_NV = torch.log_softmax(teacher_logits_NV, dim=-1)
             parameter = 0.0 if self.parameter is None else self.parameter
             value_N, gradient_NV = value_and_gradient(self.name, teacher_logits_NV, logq_NV, q_NV, parameter)
-        divisor = self.unit * self.temperature
-        return value_N / self.unit, gradient_NV if divisor == 1 else gradient_NV.div_(divisor)
+        divisor = self.scale_divisor * self.temperature
+        return value_N / self.scale_divisor, gradient_NV if divisor == 1 else gradient_NV.div_(divisor)
 
-    def to_top(self, ids_NK: Tensor, logp_NK: Tensor, student_logits_NV: Tensor) -> Tensor:
-        """The same, shape (N,), where the teacher tells its K likeliest words only: `teacher_top_k` with K words.
+    def from_top_log_probs(self, ids_NK: Tensor, logp_NK: Tensor, student_logits_NV: Tensor) -> Tensor:
+        """Divergence in nats, shape (N,), from a teacher's K most probable tokens: `teacher_top_k` with k = K.
 
         Args:
-            ids_NK: the teacher's words, each once.
+            ids_NK: the teacher's most probable tokens, distinct at each position.
             logp_NK: their log-probabilities at temperature 1.
             student_logits_NV: full vocabulary.
 
         Raises:
-            ValueError: the divergence does not read a teacher, or has a temperature, which needs all logits.
+            ValueError: the divergence needs no teacher, or has a temperature, which needs all logits.
         """
-        if self.teachers_temperature != 1 or not self.needs_teacher:
+        if self.full_teacher_temperature != 1 or not self.needs_teacher:
             raise ValueError(f"divergence {self.name.value} at another temperature than 1 needs all logits.")
         student = torch.log_softmax(student_logits_NV, dim=-1)
         teacher = logp_NK.to(student.dtype)
         if ids_NK.shape[-1] < student.shape[-1]:
-            return self._between(with_unlisted(teacher), with_tail_bucket(student, ids_NK))
+            return self._between(with_remaining_mass(teacher), with_tail_bucket(student, ids_NK))
         return self._between(teacher, student.gather(1, ids_NK))
 
-    def in_closed_form(self, vocabulary: int) -> bool:
-        """Its gradient needs no autograd for so many words."""
-        return not self._is_cut(vocabulary)
+    def has_closed_form(self, vocabulary: int) -> bool:
+        """Whether `with_gradient` needs no autograd for a vocabulary of this size."""
+        known = self.name in SLOPES or not self.needs_teacher
+        return known and not self._truncates(vocabulary)
 
-    def _is_cut(self, vocabulary: int) -> bool:
-        """Only the teacher's likeliest words are told apart."""
+    def _truncates(self, vocabulary: int) -> bool:
+        """Whether `teacher_top_k` leaves out more than one token."""
         return self.teacher_top_k is not None and self.teacher_top_k < vocabulary - 1
 
     def _between(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """The named function of both models' log-probabilities, scaled."""
+        """The divergence between log-probabilities, divided by its scale."""
         value = _FUNCTIONS[self.name](teacher, student, 0.0 if self.parameter is None else self.parameter)
-        return value / self.unit
+        return value / self.scale_divisor
 
     def _curvature(self) -> float:
-        """Curvature at P = Q relative to a KL's."""
+        """Curvature at P = Q, in units of that of a KL."""
         a = 0.0 if self.parameter is None else self.parameter
         if self.name is DivergenceName.jsd:
             return a * (1 - a)

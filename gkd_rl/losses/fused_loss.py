@@ -1,9 +1,10 @@
-"""Hidden states -> loss, per-token numbers and the gradient, in one pass over the vocabulary.
+"""The fused loss: hidden states -> loss, per-token terms and the gradient, in one pass over the vocabulary.
 
-`FusedHead` gives numbers that autograd differentiates, and has to compute a chunk's logits again in the backward pass.
-Here the loss of each token is known while its logits exist, so that one projection of each model gives everything:
-log-probability, divergence, entropy, and the gradients of hidden states, output embedding and bias. One chunk of logits
-is alive at a time. Policy gradient and divergence share every product with a matrix.
+`FusedHead` returns terms for autograd and computes each chunk's logits again in the backward pass. Here the loss is a
+given function of the terms (paper Eq. 5 as `objective.TokenLoss`), so the gradient is computed while a chunk's logits
+exist. One projection of each model gives log-probability, divergence, entropy, and the gradients by hidden states,
+output embedding and bias; policy gradient and divergence share all matrix products. One chunk of logits is alive at a
+time. Loss and gradient equal those of `FusedHead` with autograd, up to rounding.
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkd_rl.losses.compiled_head import Reading, add_product, any_number, compiled
+from gkd_rl.losses.compiled_head import CompiledHead, add_product, compiled, mark_dynamic_tokens
 from gkd_rl.losses.divergence_gradients import dot
-from gkd_rl.losses.divergences import gradient_of
-from gkd_rl.losses.fused_head import FusedHead, check_shapes, spread
+from gkd_rl.losses.divergences import autograd_gradient
+from gkd_rl.losses.fused_head import FusedHead, check_shapes, scatter_valid
 from gkd_rl.types import OutputHead, Projection, TeacherOutput, TokenTerms, TopLogProbs
 
+# (log-probabilities (n,), divergences (n,) or None, slice of the N valid tokens) -> loss of these tokens, a scalar.
 LossOfTokens = Callable[[Tensor, Tensor | None, slice], Tensor]
+# Loss, log-probability, divergence (without one: the log-probability again) and entropy of a chunk.
+_ChunkTerms = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class FusedLoss:
-    """The loss of a head's numbers.
+    """A head and the loss of its terms.
 
     Attributes:
-        head: what is computed, and how many tokens at a time.
-        loss: of some tokens by their log-probabilities (n,) and divergences (n,) or None; the slice says which of the N
-            valid tokens they are. The loss of all is the sum over such parts.
+        head: the configured head, with the size of a chunk.
+        loss: of the tokens of one chunk; the loss of a batch is the sum over its chunks.
     """
 
     head: FusedHead
@@ -40,11 +43,14 @@ class FusedLoss:
     def __call__(
         self, student: Projection, teacher: TeacherOutput | None, ids_BT: Tensor, mask_BT: Tensor
     ) -> tuple[Tensor, TokenTerms]:
-        """The loss, ready for backward, and the terms without gradient; arguments and errors are `FusedHead`'s."""
+        """The loss, a scalar whose backward can run once, and the terms without gradient.
+
+        Args and errors are those of `FusedHead`.
+        """
         check_shapes(student, teacher, ids_BT)
-        told_N = () if teacher is None else tuple(tensor[mask_BT] for tensor in teacher.tensors)
-        loss, numbers = self.of_tokens(student.hidden_BTD[mask_BT], student.head, teacher, told_N, ids_BT[mask_BT])
-        logp, divergence, entropy = (spread(values_N, mask_BT) for values_N in numbers)
+        teacher_N = () if teacher is None else tuple(tensor[mask_BT] for tensor in teacher.tensors)
+        loss, terms = self.of_tokens(student.hidden_BTD[mask_BT], student.head, teacher, teacher_N, ids_BT[mask_BT])
+        logp, divergence, entropy = (scatter_valid(values_N, mask_BT) for values_N in terms)
         return loss, TokenTerms(logp, None if self.head.divergence is None else divergence, entropy)
 
     def of_tokens(
@@ -52,89 +58,90 @@ class FusedLoss:
         student_ND: Tensor,
         student_head: OutputHead,
         teacher: TeacherOutput | None,
-        told_N: tuple[Tensor, ...],
+        teacher_N: tuple[Tensor, ...],
         ids_N: Tensor,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """The loss of N tokens; their log-probability, divergence (without one: log-probability) and entropy."""
+        """The loss of N tokens, and their terms; arguments and terms are those of `FusedHead.of_tokens`."""
         vocabulary = self.head.shared_vocabulary(student_head, teacher)
         chunks = self.head.chunks(ids_N, vocabulary)
-        gradient_ND, sums = torch.empty_like(student_ND), _HeadGradient.of(student_head, vocabulary, len(chunks))
-        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        by_hidden_ND, by_head = torch.empty_like(student_ND), _HeadGradient.of(student_head, vocabulary, len(chunks))
+        by_logits = self._compiled_gradient if self._uses_compiled_head(teacher, vocabulary) else self._eager_gradient
+        parts: list[_ChunkTerms] = []
         with torch.no_grad():
             for rows in chunks:
-                hidden_ND, told = student_ND[rows], tuple(tensor[rows] for tensor in told_N)
+                hidden_ND, teacher_chunk = student_ND[rows], tuple(tensor[rows] for tensor in teacher_N)
                 logits_NV = student_head.logits(hidden_ND, vocabulary)
-                of_logits = self._in_two_readings if self._takes_two(teacher, vocabulary) else self._of_logits
-                numbers, slope_NV = of_logits(logits_NV, student_head, teacher, told, ids_N[rows], rows)
+                terms, by_logits_NV = by_logits(logits_NV, student_head, teacher, teacher_chunk, ids_N[rows], rows)
                 del logits_NV
-                gradient_ND[rows] = sums.add(student_head, hidden_ND, slope_NV)
-                parts.append(numbers)
-                del slope_NV  # before the next chunk's
-        losses, *numbers = zip(*parts, strict=True)
-        gradients = [gradient_ND, sums.weight_VD, sums.bias_V]
-        loss = _Known.apply(
+                by_hidden_ND[rows] = by_head.add(student_head, hidden_ND, by_logits_NV)
+                parts.append(terms)
+                del by_logits_NV  # freed before the next chunk's is made
+        losses, *terms = zip(*parts, strict=True)
+        gradients = [by_hidden_ND, by_head.weight_VD, by_head.bias_V]
+        loss = _KnownGradient.apply(
             torch.stack(losses).sum(), gradients, student_ND, student_head.weight_VD, student_head.bias_V
         )
-        logp_N, divergence_N, entropy_N = (torch.cat(values) for values in numbers)
+        logp_N, divergence_N, entropy_N = (torch.cat(values) for values in terms)
         return loss, (logp_N, divergence_N, entropy_N)
 
-    def _of_logits(
+    def _eager_gradient(
         self,
         logits_NV: Tensor,
         student_head: OutputHead,
         teacher: TeacherOutput | None,
-        told_N: tuple[Tensor, ...],
+        teacher_N: tuple[Tensor, ...],
         ids_N: Tensor,
         rows: slice,
-    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """Loss, log-probability, divergence (without one: log-probability) and entropy; the logits' gradient."""
+    ) -> tuple[_ChunkTerms, Tensor]:
+        """One chunk's terms, and the gradient (n, V) of its loss by `hidden @ weight.T + bias`."""
         logq_NV, q_NV = _softmax(logits_NV, self.head.temperature)
         logp_N, entropy_N = logq_NV.gather(1, ids_N.unsqueeze(1)).squeeze(1), -dot(q_NV, logq_NV)
-        divergence_N, slope_NV = self._divergence(logits_NV, (logq_NV, q_NV), teacher, told_N, ids_N)
+        divergence_N, gradient_NV = self._divergence(logits_NV, (logq_NV, q_NV), teacher, teacher_N, ids_N)
         del logq_NV
-        loss, by_logp_N, by_divergence_N = self._loss(logp_N, divergence_N, rows)
-        if slope_NV is None or by_divergence_N is None:
-            slope_NV = torch.zeros_like(q_NV) if slope_NV is None else slope_NV.zero_()
+        loss, by_logp_N, by_divergence_N = self._loss_gradient(logp_N, divergence_N, rows)
+        if gradient_NV is None or by_divergence_N is None:
+            gradient_NV = torch.zeros_like(q_NV) if gradient_NV is None else gradient_NV.zero_()
         else:
-            slope_NV.mul_(by_divergence_N.unsqueeze(1))
-        if by_logp_N is not None:
+            gradient_NV.mul_(by_divergence_N.unsqueeze(1))
+        if by_logp_N is not None:  # ∂log p(y)/∂z = (1[v = y] - q) / temperature
             by_logp_N1 = by_logp_N.unsqueeze(1) / self.head.temperature
-            slope_NV.addcmul_(q_NV, by_logp_N1, value=-1).scatter_add_(1, ids_N.unsqueeze(1), by_logp_N1)
-        if student_head.softcap is not None:
-            slope_NV.mul_(1 - (logits_NV / student_head.softcap) ** 2)
-        return (loss, logp_N, logp_N if divergence_N is None else divergence_N, entropy_N), slope_NV
+            gradient_NV.addcmul_(q_NV, by_logp_N1, value=-1).scatter_add_(1, ids_N.unsqueeze(1), by_logp_N1)
+        if student_head.softcap is not None:  # d softcap · tanh(z / softcap) / dz
+            gradient_NV.mul_(1 - (logits_NV / student_head.softcap) ** 2)
+        return (loss, logp_N, logp_N if divergence_N is None else divergence_N, entropy_N), gradient_NV
 
-    def _takes_two(self, teacher: TeacherOutput | None, vocabulary: int) -> bool:
-        """The logits are read by compiled code."""
+    def _uses_compiled_head(self, teacher: TeacherOutput | None, vocabulary: int) -> bool:
+        """The compiled head has closed forms only."""
         divergence = self.head.divergence
-        closed = divergence is None or divergence.in_closed_form(vocabulary)
+        closed = divergence is None or divergence.has_closed_form(vocabulary)
         return self.head.compiled and closed and not isinstance(teacher, TopLogProbs)
 
-    def _in_two_readings(
+    def _compiled_gradient(
         self,
         logits_NV: Tensor,
         student_head: OutputHead,
         teacher: TeacherOutput | None,
-        told_N: tuple[Tensor, ...],
+        teacher_N: tuple[Tensor, ...],
         ids_N: Tensor,
         rows: slice,
-    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """The same."""
-        divergence, told_NV = self.head.divergence, None
+    ) -> tuple[_ChunkTerms, Tensor]:
+        """The same as `_eager_gradient`, by `compiled_head`."""
+        divergence, teacher_logits_NV = self.head.divergence, None
         if isinstance(teacher, Projection) and divergence is not None and divergence.needs_teacher:
-            told_NV = teacher.head.logits(told_N[0], logits_NV.shape[1])
-        reading = Reading(divergence, self.head.temperature, student_head.softcap, student_head.weight_VD.dtype)
-        any_number(logits_NV, told_NV, ids_N)
-        (logp_N, entropy_N, divergence_N), norms = compiled(Reading.sums)(reading, logits_NV, told_NV, ids_N)
-        loss, *by = self._loss(logp_N, divergence_N, rows)
-        any_number(*norms, *by)
-        slope_NV = compiled(Reading.gradient)(reading, logits_NV, told_NV, ids_N, norms, *by)
-        return (loss, logp_N, logp_N if divergence_N is None else divergence_N, entropy_N), slope_NV
+            teacher_logits_NV = teacher.head.logits(teacher_N[0], logits_NV.shape[1])
+        head = CompiledHead(divergence, self.head.temperature, student_head.softcap, student_head.weight_VD.dtype)
+        mark_dynamic_tokens(logits_NV, teacher_logits_NV, ids_N)
+        values, normalisers = compiled(CompiledHead.values)(head, logits_NV, teacher_logits_NV, ids_N)
+        logp_N, entropy_N, divergence_N = values
+        loss, *by = self._loss_gradient(logp_N, divergence_N, rows)
+        mark_dynamic_tokens(*normalisers, *by)
+        gradient_NV = compiled(CompiledHead.gradient)(head, logits_NV, teacher_logits_NV, ids_N, normalisers, *by)
+        return (loss, logp_N, logp_N if divergence_N is None else divergence_N, entropy_N), gradient_NV
 
-    def _loss(
+    def _loss_gradient(
         self, logp_N: Tensor, divergence_N: Tensor | None, rows: slice
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The loss of some tokens and its gradients by their numbers; None where it does not look at them."""
+        """The loss of a chunk, and its gradients by log-probabilities and divergences; None where it uses neither."""
         with torch.enable_grad():
             leaves = [one.detach().requires_grad_() for one in (logp_N, divergence_N) if one is not None]
             loss = self.loss(leaves[0], leaves[1] if len(leaves) == 2 else None, rows)
@@ -146,7 +153,7 @@ class FusedLoss:
         logits_NV: Tensor,
         own: tuple[Tensor, Tensor],
         teacher: TeacherOutput | None,
-        told_N: tuple[Tensor, ...],
+        teacher_N: tuple[Tensor, ...],
         ids_N: Tensor,
     ) -> tuple[Tensor | None, Tensor | None]:
         """The divergence of each token and its gradient by the student's logits; None without one.
@@ -154,79 +161,82 @@ class FusedLoss:
         Args:
             logits_NV: of the student.
             own: the student's log-probabilities and probabilities at the sampling temperature.
-            teacher: what kind of teacher tells.
-            told_N: what it tells of these tokens.
+            teacher: of which type the teacher's output is, and its head.
+            teacher_N: the teacher's output at these tokens.
             ids_N: the tokens.
         """
         divergence = self.head.divergence
         if divergence is None:
             return None, None
         if isinstance(teacher, TopLogProbs):
-            return gradient_of(lambda logits: divergence.to_top(told_N[0], told_N[1], logits), logits_NV)
+            return autograd_gradient(
+                lambda logits: divergence.from_top_log_probs(teacher_N[0], teacher_N[1], logits), logits_NV
+            )
         if divergence.temperature != self.head.temperature:
             own = _softmax(logits_NV, divergence.temperature)
-        told_NV = None if teacher is None else teacher.head.logits(told_N[0], logits_NV.shape[1])
-        return divergence.with_gradient(told_NV, logits_NV, *own, ids_N)
+        teacher_logits_NV = None if teacher is None else teacher.head.logits(teacher_N[0], logits_NV.shape[1])
+        return divergence.with_gradient(teacher_logits_NV, logits_NV, *own, ids_N)
 
 
 @dataclass
 class _HeadGradient:
-    """Sums over chunks, at least in float32; None for what is not trained.
+    """The gradient by the output head, summed over chunks in float32 or wider; None for parameters that are frozen.
 
     Attributes:
-        weight_VD: of the matrix.
-        bias_V: of the bias.
-        alone: one chunk gives all of the matrix's, so that nothing need be summed: it is rounded once all the same.
+        weight_VD: by the output embedding.
+        bias_V: by the bias.
+        single_chunk: one chunk has the whole gradient of the output embedding. It is then the product itself, without a
+            sum in float32; either way it is rounded once.
     """
 
     weight_VD: Tensor | None
     bias_V: Tensor | None
-    alone: bool
+    single_chunk: bool
 
     @classmethod
     def of(cls, head: OutputHead, vocabulary: int, chunks: int) -> _HeadGradient:
-        """Zeros for what of the head is trained.
+        """Zeros, to which `chunks` chunks will be added.
 
         Args:
             head: the output head.
-            vocabulary: words that have logits.
+            vocabulary: number of tokens that have logits.
             chunks: how many will be added.
         """
         trained = head.weight_VD.requires_grad
-        alone = trained and chunks == 1 and vocabulary == len(head.weight_VD)
+        single_chunk = trained and chunks == 1 and vocabulary == len(head.weight_VD)
 
         def zeros(tensor: Tensor | None) -> Tensor | None:
             if tensor is None or not tensor.requires_grad:
                 return None
             return torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
 
-        return cls(None if alone else zeros(head.weight_VD), zeros(head.bias_V), alone)
+        return cls(None if single_chunk else zeros(head.weight_VD), zeros(head.bias_V), single_chunk)
 
     def add(self, head: OutputHead, hidden_ND: Tensor, gradient_NV: Tensor) -> Tensor:
-        """Add a chunk's; returns the gradient of its hidden states, (N, D).
+        """Add one chunk's gradient; returns the gradient by its hidden states, (N, D).
 
         Args:
             head: the output head.
-            hidden_ND: what it read.
-            gradient_NV: the loss's by what the matrix gave.
+            hidden_ND: its input.
+            gradient_NV: of the loss by `hidden @ weight.T + bias`.
         """
         vocabulary = gradient_NV.shape[1]
         if self.bias_V is not None:
             self.bias_V[:vocabulary] += gradient_NV.sum(dim=0, dtype=self.bias_V.dtype)
         gradient_NV = gradient_NV.to(head.weight_VD.dtype)
-        if self.alone:
+        if self.single_chunk:
             self.weight_VD = gradient_NV.T @ (hidden_ND * head.scale)
         elif self.weight_VD is not None:
             add_product(self.weight_VD[:vocabulary], gradient_NV, hidden_ND * head.scale)
         return (gradient_NV @ head.weight_VD[:vocabulary]) * head.scale
 
 
-class _Known(torch.autograd.Function):
-    """A number whose gradients are known already."""
+class _KnownGradient(torch.autograd.Function):
+    """A loss whose gradients were computed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *inputs: Tensor | None) -> Tensor:
-        """The number; `gradients` are those of `inputs`."""
+        """The loss `value`; `gradients` are its gradients by `inputs`."""
         ctx.gradients = [
             None if one is None or gradient is None else gradient.to(one.dtype)
             for gradient, one in zip(gradients, inputs, strict=True)
@@ -236,10 +246,10 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Each gradient times the upstream one, in its own memory: backward can run once."""
+        """Each gradient times the upstream gradient, in place: backward can run once."""
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("the gradient of a fused loss can be taken once.")
+            raise RuntimeError("backward through a fused loss can run once: its gradients are scaled in place.")
         return None, None, *(None if one is None else one.mul_(upstream) for one in gradients)
 
 

@@ -1,14 +1,12 @@
-"""Score-function estimates of the gradient of E_{y ~ p_S}[r] (first term of GKD paper Eq. 5).
+"""Policy gradients: score-function estimates of ∇E_{y ~ p_S}[r] (first term of GKD paper Eq. 5), and their weights.
 
-The paper says "REINFORCE-like" and no more; the default is REINFORCE on the whole sequence's log-probability with a
-leave-one-out baseline (RLOO, Ahmadian et al. 2024). Everything here is a pure function of one step's numbers: rewards
-become one weight (advantage) for each token, and `surrogate` weighs the score function with them. What each choice's
-expected gradient is stands in docs/estimators.md, produced by tests/losses/test_gradients.py.
+Pure functions, in this order: the surrogate loss, whose gradient is a weighted score function; the advantages of the
+reward term; the credit of the divergence term (`kd_credit`); `CreditSettings` and the configured weights of one step.
+Values, log-probabilities and divergences come from the pre-update pass (`PreUpdateTerms`).
 
-Who is credited for what: from rewards, sampled KL, values and divergences to one weight for each token.
-
-Two weights come out: the advantage of the reward term, and the credit of the divergence term (`kd_credit`). What is
-needed beside the rewards comes from the pre-update pass, one pass over the whole step without gradient before its first update.
+The paper asks for a policy gradient ("REINFORCE-like") and leaves the estimator open. The default is REINFORCE on the
+log-probability of the whole completion with a leave-one-out baseline (RLOO, Ahmadian et al. 2024). The paper has no
+`kd_credit`. The expected gradient of every choice is in docs/estimators.md, computed by tests/losses/test_gradients.py.
 """
 
 from __future__ import annotations
@@ -21,7 +19,36 @@ from torch import Tensor
 from gkd_rl.config.choices import Baseline, DivergenceReduction, KdCredit, KlEstimator
 from gkd_rl.types import PreUpdateTerms, Rollout, sequence_sum
 
-_EPSILON = 1e-4  # of a standard deviation, so that equal rewards give advantage 0
+_EPSILON = 1e-4  # added to the standard deviation, so that equal rewards give advantage 0
+
+
+def surrogate(
+    logp_BT: Tensor, old_logp_BT: Tensor | None, advantages_BT: Tensor, clip: tuple[float, float] | None
+) -> Tensor:
+    """Surrogate loss of each token, same shape; descending its gradient increases E[r].
+
+    Without clip: -A log p (REINFORCE). With clip: -min(ρ A, clip(ρ, 1-low, 1+high) A), ρ = exp(log p - old log p) (PPO,
+    Schulman et al. 2017, Eq. 7; DAPO 2025 with high > low). The objective masks, divides and sums the tokens.
+
+    Args:
+        logp_BT: log-probabilities of the sampled tokens at the sampling temperature.
+        old_logp_BT: the same before the first update on this rollout; None in the first epoch, where ρ is exactly 1.
+        advantages_BT: no gradient flows into them.
+        clip: low and high, distances from 1; None for REINFORCE.
+    """
+    weights_BT = advantages_BT.detach()
+    if clip is None:
+        return -weights_BT * logp_BT
+    ratio_BT = torch.exp(logp_BT - (logp_BT if old_logp_BT is None else old_logp_BT).detach())
+    clipped_BT = ratio_BT.clamp(1 - clip[0], 1 + clip[1])
+    return -torch.minimum(ratio_BT * weights_BT, clipped_BT * weights_BT)
+
+
+def is_clipped(logp_BT: Tensor, old_logp_BT: Tensor, advantages_BT: Tensor, clip: tuple[float, float]) -> Tensor:
+    """Tokens without gradient because of the clip: ratio too high with A > 0, or too low with A < 0; bool (B, T)."""
+    ratio_BT = torch.exp(logp_BT - old_logp_BT)
+    up, down = advantages_BT > 0, advantages_BT < 0
+    return (up & (ratio_BT > 1 + clip[1])) | (down & (ratio_BT < 1 - clip[0]))
 
 
 def advantages(rewards_PK: Tensor, baseline: Baseline, divide_by_std: bool = False) -> Tensor:
@@ -29,14 +56,14 @@ def advantages(rewards_PK: Tensor, baseline: Baseline, divide_by_std: bool = Fal
 
     Args:
         rewards_PK: one reward per rollout, K rollouts for each of P prompts.
-        baseline: none; batch_mean = mean of all other sequences; leave_one_out = mean of the prompt's other rollouts:
-            the expected gradient is that of E[r]. group_mean = mean of all the prompt's rollouts (GRPO, DeepSeekMath
-            2024; Dr. GRPO without the std): (K-1)/K of it.
-        divide_by_std: by the standard deviation of the prompt's rewards (GRPO): prompts then weigh alike, whatever
-            their rewards are worth, and the gradient is no longer that of E[r].
+        baseline: with none, batch_mean (mean of all other sequences) and leave_one_out (mean of the prompt's other
+            rollouts) the expected gradient is that of E[r]; with group_mean (mean of all the prompt's rollouts: GRPO,
+            DeepSeekMath 2024; Dr. GRPO without the std) it is (K-1)/K of it.
+        divide_by_std: divide by the standard deviation of the prompt's rewards (GRPO). Prompts then have equal weight
+            whatever the range of their rewards, and the gradient is no longer that of E[r].
 
     Raises:
-        ValueError: the baseline has no other sequence to average, or is no function of the rewards.
+        ValueError: the baseline has no other sequence to average, or is not a function of the rewards.
     """
     if rewards_PK.dim() != 2:
         raise ValueError(f"rewards must have shape (P, K), not {tuple(rewards_PK.shape)}.")
@@ -56,38 +83,21 @@ def advantages(rewards_PK: Tensor, baseline: Baseline, divide_by_std: bool = Fal
     return centred
 
 
-def to_go(values_BT: Tensor, mask_BT: Tensor, discount: float = 1.0) -> Tensor:
-    """Σ_{s >= t} discount^(s-t) value_s over valid tokens, shape (B, T): what a token can still change."""
-    sums = torch.zeros_like(values_BT)
-    running = torch.zeros_like(values_BT[:, 0])
-    for t in reversed(range(values_BT.shape[1])):
-        running = torch.where(mask_BT[:, t], values_BT[:, t] + discount * running, running)
-        sums[:, t] = torch.where(mask_BT[:, t], running, 0.0)
-    return sums
-
-
-def at_last_token(values_B: Tensor, mask_BT: Tensor) -> Tensor:
-    """One value per sequence, put on its last valid token, shape (B, T)."""
-    last_B = mask_BT.sum(dim=1) - 1
-    rows = torch.zeros(mask_BT.shape, dtype=values_B.dtype, device=values_B.device)
-    return rows.scatter(1, last_B.clamp(min=0).unsqueeze(1), values_B.unsqueeze(1)) * mask_BT
-
-
 def gae(
     rewards_BT: Tensor, values_BT1: Tensor, mask_BT: Tensor, truncated_B: Tensor, discount: float, gae_lambda: float
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, Eq. 16), shape (B, T).
 
-    δ_t = r_t + γ V_{t+1} - V_t, A_t = Σ_s (γλ)^(s-t) δ_s. A finished completion ends in value 0, a truncated one in
-    V(end), the value of the state that it was cut at. With λ = γ = 1 the expected gradient is that of E[r + V(end)] for
-    any V, and with λ < 1 if V is the true value. Where truncated completions are rewarded too, γ = 1 pays twice for not
-    finishing: take γ < 1, or pass none as truncated.
+    δ_t = r_t + γ V_{t+1} - V_t, A_t = Σ_s (γλ)^(s-t) δ_s. The value after the last token is 0 for a finished completion
+    and V(end), the value of its last state, for a truncated one. With λ = γ = 1 the expected gradient is that of
+    E[r + V(end)] for any V, and with λ < 1 if V is the true value. If truncated completions have a reward as well,
+    γ = 1 counts their outcome twice: set γ < 1, or pass none as truncated.
 
     Args:
         rewards_BT: reward of each token.
-        values_BT1: V before each token, and in column L the state after the last of L tokens.
+        values_BT1: V before each token and after the last, shape (B, T + 1); column L follows the last of L tokens.
         mask_BT: valid tokens.
-        truncated_B: completions that end in the value of their last state.
+        truncated_B: completions whose return includes V(end).
         discount: γ.
         gae_lambda: λ.
     """
@@ -96,14 +106,31 @@ def gae(
     ended_BT = (columns == length_B) & ~truncated_B.unsqueeze(1)
     following_BT = torch.where(ended_BT, 0.0, values_BT1[:, 1:])
     delta_BT = rewards_BT + discount * following_BT - values_BT1[:, :-1]
-    return to_go(torch.where(mask_BT, delta_BT, 0.0), mask_BT, discount * gae_lambda)
+    return reward_to_go(torch.where(mask_BT, delta_BT, 0.0), mask_BT, discount * gae_lambda)
+
+
+def at_last_token(values_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """One value per sequence, placed at its last valid token, shape (B, T)."""
+    last_B = mask_BT.sum(dim=1) - 1
+    rows = torch.zeros(mask_BT.shape, dtype=values_B.dtype, device=values_B.device)
+    return rows.scatter(1, last_B.clamp(min=0).unsqueeze(1), values_B.unsqueeze(1)) * mask_BT
+
+
+def reward_to_go(values_BT: Tensor, mask_BT: Tensor, discount: float = 1.0) -> Tensor:
+    """Return from each token on: Σ_{s >= t} discount^(s-t) value_s over valid tokens, shape (B, T)."""
+    sums = torch.zeros_like(values_BT)
+    running = torch.zeros_like(values_BT[:, 0])
+    for t in reversed(range(values_BT.shape[1])):
+        running = torch.where(mask_BT[:, t], values_BT[:, t] + discount * running, running)
+        sums[:, t] = torch.where(mask_BT[:, t], running, 0.0)
+    return sums
 
 
 def sampled_kl(logp_BT: Tensor, initial_logp_BT: Tensor, estimator: KlEstimator) -> Tensor:
-    """One-sample estimate of KL(p_S || p_0) at each token (Schulman 2020), shape (B, T).
+    """One-sample estimate of KL(p_S || p_0) at each token (Schulman 2020), shape (B, T), in nats.
 
-    With δ = log p_S - log p_0: k1 = δ, k2 = δ²/2, k3 = exp(-δ) - 1 + δ. k1 and k3 have the right mean; which of them
-    may be subtracted from the reward or added to the loss is another question, see docs/estimators.md.
+    With δ = log p_S - log p_0: k1 = δ, k2 = δ²/2, k3 = exp(-δ) - 1 + δ. k1 and k3 are unbiased estimates of the KL.
+    Their gradients, subtracted from the reward or added to the loss, are another question: see docs/estimators.md.
     """
     delta_BT = logp_BT - initial_logp_BT
     if estimator is KlEstimator.k1:
@@ -114,19 +141,20 @@ def sampled_kl(logp_BT: Tensor, initial_logp_BT: Tensor, estimator: KlEstimator)
 def divergence_credit(
     divergence_BT: Tensor, mask_BT: Tensor, reduction: DivergenceReduction, per_prompt: int, total: tuple[float, int]
 ) -> Tensor:
-    """Weights of the score function in the gradient of E_{y~S}[D], with the divisor of the same reduction, (B, T).
+    """Weights of the score function in the gradient of E_{y~S}[D], to be divided as the reduction's terms, (B, T).
 
-    ∇E[D] = E[∇D] + E[D ∇log p_S(y)]; the paper drops the second term, this is its weight. sequence_sum: a token answers
-    for the divergence at later positions only (the distribution at t does not depend on y_t). sequence_mean: for all of
-    D(y), whose divisor is the length that it helps to decide. token_mean: for the change it makes to the step's mean.
-    The same number for other completions of the prompt (for token_mean: of the step) is subtracted: independent of y,
-    it leaves the mean unchanged.
+    ∇E[D] = E[∇D] + E[D ∇log p_S(y)]. The paper drops the second term; its weight is, by reduction:
+    sequence_sum: the divergence at later positions (the distribution at t does not depend on y_t).
+    sequence_mean: all of D(y), because each token also changes the length that D(y) is divided by.
+    token_mean: the completion's effect on the mean over the step.
+    The baseline is the same quantity of the prompt's (for token_mean: the step's) other completions. It does not depend
+    on y, so the mean is unchanged.
 
     Args:
         divergence_BT: D at each position, without gradient.
         mask_BT: valid tokens.
         reduction: of the divergence.
-        per_prompt: K, completions of one prompt are neighbours.
+        per_prompt: K; completions of one prompt are adjacent.
         total: sum of the divergence and number of tokens of the whole step, over all ranks.
     """
     sum_B = sequence_sum(divergence_BT, mask_BT)
@@ -136,7 +164,7 @@ def divergence_credit(
         without_B = (step_sum - sum_B) / (step_tokens - length_B).clamp(min=1)
         return (step_sum / max(step_tokens, 1) - without_B).unsqueeze(1) * step_tokens * mask_BT
     if reduction is DivergenceReduction.sequence_sum:
-        credit_BT = to_go(divergence_BT, mask_BT) - torch.where(mask_BT, divergence_BT, 0.0)
+        credit_BT = reward_to_go(divergence_BT, mask_BT) - torch.where(mask_BT, divergence_BT, 0.0)
     else:
         credit_BT = (sum_B / mask_BT.sum(dim=1).clamp(min=1)).unsqueeze(1).expand_as(divergence_BT)
     return minus_others(credit_BT, per_prompt) * mask_BT
@@ -151,51 +179,22 @@ def minus_others(values_BT: Tensor, per_prompt: int) -> Tensor:
     return (groups - others).reshape(values_BT.shape)
 
 
-def surrogate(
-    logp_BT: Tensor, old_logp_BT: Tensor | None, advantages_BT: Tensor, clip: tuple[float, float] | None
-) -> Tensor:
-    """Loss of each token, whose gradient descends -E[r]; shape (B, T), the objective masks, sums and divides it.
-
-    Without clip: -A log p (REINFORCE). With clip: -min(ρ A, clip(ρ, 1-low, 1+high) A), ρ = exp(log p - old log p) (PPO,
-    Schulman et al. 2017, Eq. 7; DAPO 2025 with high > low).
-
-    Args:
-        logp_BT: log-probabilities of the sampled tokens at the sampling temperature.
-        old_logp_BT: the same before the first update on this rollout; None in the first epoch, where ρ is exactly 1.
-        advantages_BT: no gradient flows into them.
-        clip: low and high.
-    """
-    weights_BT = advantages_BT.detach()
-    if clip is None:
-        return -weights_BT * logp_BT
-    ratio_BT = torch.exp(logp_BT - (logp_BT if old_logp_BT is None else old_logp_BT).detach())
-    clipped_BT = ratio_BT.clamp(1 - clip[0], 1 + clip[1])
-    return -torch.minimum(ratio_BT * weights_BT, clipped_BT * weights_BT)
-
-
-def clipped(logp_BT: Tensor, old_logp_BT: Tensor, advantages_BT: Tensor, clip: tuple[float, float]) -> Tensor:
-    """Tokens that the clip leaves without gradient: ratio too high for A > 0 or too low for A < 0; bool (B, T)."""
-    ratio_BT = torch.exp(logp_BT - old_logp_BT)
-    up, down = advantages_BT > 0, advantages_BT < 0
-    return (up & (ratio_BT > 1 + clip[1])) | (down & (ratio_BT < 1 - clip[0]))
-
-
 @dataclass(frozen=True)
 class CreditSettings:
-    """See conf/policy_gradient and conf/divergence.
+    """How advantages and credits are computed; see conf/policy_gradient and conf/divergence.
 
     Attributes:
         per_prompt: K.
-        baseline: of the advantage; `learned` with discount and gae_lambda.
-        divide_by_std: GRPO's division.
-        whiten: advantages to mean 0 and standard deviation 1 over the tokens of the step.
-        fixed_advantage: every advantage is this number, whatever the reward (a control), or None.
-        kl_in_reward: coefficient of the sampled KL that is subtracted from each token's reward.
-        kd_credit: whether the divergence term has its score-function part.
+        baseline: of the advantages; `learned` uses `gae` with discount and gae_lambda.
+        divide_by_std: divide advantages by the standard deviation of the prompt's rewards (GRPO).
+        whiten: scale advantages to mean 0 and standard deviation 1 over the tokens of the step.
+        fixed_advantage: this advantage for every token, independent of the reward (control experiment); or None.
+        kl_in_reward: coefficient of the sampled KL to the initial student, subtracted from each token's reward.
+        kd_credit: whether L_D has its score-function term.
         divergence_reduction: of the divergence.
-        discount: gamma.
-        gae_lambda: lambda of the advantage estimate.
-        bootstrap: truncated completions end in their last state's value.
+        discount: γ of `gae`.
+        gae_lambda: λ of `gae`.
+        bootstrap: the return of a truncated completion includes V(end).
     """
 
     per_prompt: int
@@ -211,20 +210,20 @@ class CreditSettings:
     bootstrap: bool = True
 
 
-def reward_weights(
+def token_advantages(
     settings: CreditSettings, rewards_B: Tensor, rollout: Rollout, pre_update: PreUpdateTerms, first: int = 0
 ) -> Tensor:
     """Advantage of each token, shape (B, T), 0 where masked.
 
     Args:
-        settings: baseline and its kin.
-        rewards_B: of all ranks, in their order: baseline=batch_mean compares with the whole step.
+        settings: baseline, its options and the sampled KL.
+        rewards_B: rewards of all ranks, in rank order: baseline=batch_mean is a mean over the whole step.
         rollout: of this rank.
         pre_update: of this rank.
-        first: row of `rewards_B` where this rank's own begin.
+        first: index in `rewards_B` of this rank's first completion.
 
     Raises:
-        ValueError: the pre-update terms lacks what the settings ask for.
+        ValueError: `pre_update` lacks a term that the settings need.
     """
     mask_BT = rollout.mask_BT
     if settings.fixed_advantage is not None:
@@ -236,28 +235,29 @@ def reward_weights(
         kl_BT = sampled_kl(pre_update.logp_BT, pre_update.initial_logp_BT, KlEstimator.k1) * mask_BT
     if settings.baseline is Baseline.learned:
         if pre_update.values_BT1 is None:
-            raise ValueError("baseline=learned needs the value head's numbers.")
+            raise ValueError("baseline=learned needs the value head's estimates.")
         rewards_BT = at_last_token(rewards_B[first : first + rollout.n_sequences], mask_BT)
         if kl_BT is not None:
             rewards_BT = rewards_BT - settings.kl_in_reward * kl_BT
-        cut_B = rollout.truncated_B & settings.bootstrap
-        return gae(rewards_BT, pre_update.values_BT1, mask_BT, cut_B, settings.discount, settings.gae_lambda)
+        bootstrapped_B = rollout.truncated_B & settings.bootstrap
+        return gae(rewards_BT, pre_update.values_BT1, mask_BT, bootstrapped_B, settings.discount, settings.gae_lambda)
     advantages_B = advantages(rewards_B.view(-1, settings.per_prompt), settings.baseline, settings.divide_by_std)
     weights_BT = advantages_B.view(-1, 1)[first : first + rollout.n_sequences] * mask_BT
     if kl_BT is not None:
-        weights_BT = weights_BT - settings.kl_in_reward * minus_others(to_go(kl_BT, mask_BT), settings.per_prompt)
+        kl_to_go_BT = minus_others(reward_to_go(kl_BT, mask_BT), settings.per_prompt)
+        weights_BT = weights_BT - settings.kl_in_reward * kl_to_go_BT
     return weights_BT * mask_BT
 
 
-def divergence_weights(
+def token_divergence_credit(
     settings: CreditSettings, rollout: Rollout, pre_update: PreUpdateTerms, total: tuple[float, int]
 ) -> Tensor | None:
-    """Credit of each token for the divergence, (B, T); None when no gradient flows through sampling.
+    """Credit of each token for the divergence, (B, T); None when no gradient flows through sampling (paper).
 
     Args:
         settings: kd_credit and the reduction.
         rollout: the student's completions.
-        pre_update: with the divergence.
+        pre_update: its divergence is used.
         total: sum of the divergence and number of tokens of the whole step, over all ranks.
     """
     if settings.kd_credit is KdCredit.none or pre_update.divergence_BT is None:
@@ -267,11 +267,11 @@ def divergence_weights(
     )
 
 
-def whitened(weights_BT: Tensor, mask_BT: Tensor, sums: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over the valid tokens of the step.
+def whiten(weights_BT: Tensor, mask_BT: Tensor, sums: Tensor) -> Tensor:
+    """Advantages with mean 0 and standard deviation 1 over the valid tokens of the step.
 
     Args:
-        weights_BT: advantages.
+        weights_BT: advantages of this rank.
         mask_BT: valid tokens.
         sums: number, sum and sum of squares over all ranks, see `moments`.
     """
@@ -284,5 +284,5 @@ def whitened(weights_BT: Tensor, mask_BT: Tensor, sums: Tensor) -> Tensor:
 
 def moments(weights_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Number, sum and sum of squares of the valid tokens' weights, shape (3,), float64, to be summed over ranks."""
-    valid = weights_BT[mask_BT].double()  # the variance of equal advantages would be rounding in float32
+    valid = weights_BT[mask_BT].double()  # in float32 the variance of equal advantages would be rounding error
     return torch.stack([mask_BT.sum().to(valid.dtype), valid.sum(), (valid**2).sum()])

@@ -90,7 +90,7 @@ class TermGradients:
         self._accelerator = accelerator
         self._sums: dict[str, list[Tensor]] = {}
 
-    def add(self, losses: LossTerms) -> None:
+    def backward(self, losses: LossTerms) -> None:
         """Backward through each term of a micro-batch."""
         terms = {"reward": losses.reward, "divergence": losses.divergence}
         present = {name: term for name, term in terms.items() if term is not None}
@@ -101,7 +101,7 @@ class TermGradients:
                 gradient = [old + new for old, new in zip(self._sums[name], gradient, strict=True)]
             self._sums[name] = gradient
 
-    def finish(self, alpha: float, balanced: bool) -> dict[str, float]:
+    def set_gradients(self, alpha: float, balanced: bool) -> dict[str, float]:
         """Set every parameter's gradient to (1 - a) g_r + a g_D and describe the two.
 
         Args:

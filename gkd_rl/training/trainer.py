@@ -25,7 +25,7 @@ from gkd_rl.errors import RewardError
 from gkd_rl.generation.codec import TextCodec
 from gkd_rl.generation.sampler import Sampler
 from gkd_rl.losses.objective import Objective, StepTotals
-from gkd_rl.losses.policy_gradient import CreditSettings, divergence_weights, moments, reward_weights, whitened
+from gkd_rl.losses.policy_gradient import CreditSettings, moments, token_advantages, token_divergence_credit, whiten
 from gkd_rl.models.value_head import Critic, Targets
 from gkd_rl.training.guard import Guard, ratio_error, text_metrics, updates
 from gkd_rl.training.micro_batches import MicroBatcher
@@ -184,7 +184,7 @@ class Trainer:
         credit_BT = None
         if pre_update.divergence_BT is not None:
             total = float(self._sum(pre_update.divergence_BT.sum()))
-            credit_BT = divergence_weights(self.credit, rollout, pre_update, (total, totals.tokens))
+            credit_BT = token_divergence_credit(self.credit, rollout, pre_update, (total, totals.tokens))
         credits = Credits(weights_BT, credit_BT, None, pre_update.initial_logp_BT)
         return _Work(rollout, micro_batches, alpha, totals, credits, targets, teacher_outputs, diagnose)
 
@@ -196,10 +196,10 @@ class Trainer:
             return None, None
         rewards_B = self.accelerator.gather(torch.tensor(scores.total, device=rollout.ids_BT.device))
         first = self.accelerator.process_index * rollout.n_sequences
-        weights_BT = reward_weights(self.credit, rewards_B, rollout, pre_update, first)  # pyright: ignore[reportArgumentType]
+        weights_BT = token_advantages(self.credit, rewards_B, rollout, pre_update, first)  # pyright: ignore[reportArgumentType]
         targets = None if pre_update.values_BT1 is None else Targets.of(pre_update.values_BT1, weights_BT)
         if self.credit.whiten:
-            weights_BT = whitened(weights_BT, rollout.mask_BT, self._sum(moments(weights_BT, rollout.mask_BT)))
+            weights_BT = whiten(weights_BT, rollout.mask_BT, self._sum(moments(weights_BT, rollout.mask_BT)))
         return weights_BT, targets
 
     def _accumulate(self, work: _Work, keep: bool) -> tuple[Tensor, dict[str, float]]:
@@ -229,9 +229,9 @@ class Trainer:
                 if apart is not None:
                     terms = self.models.token_terms(hidden_BTD, teacher, micro, work.alpha)
                     losses = self.objective(terms, micro.mask_BT, credits, work.totals)
-                    apart.add(losses)
+                    apart.backward(losses)
                 else:  # wrappers average gradients over ranks; the divisors count all ranks already
-                    of_tokens = self.objective.of(micro.mask_BT, credits, work.totals)
+                    of_tokens = self.objective.token_loss(micro.mask_BT, credits, work.totals)
                     loss, terms = self.models.student_loss(hidden_BTD, teacher, micro, work.alpha, of_tokens)
                     self.accelerator.backward(loss * self.accelerator.num_processes)
                     losses = self.objective(terms, micro.mask_BT, credits, work.totals)
@@ -247,7 +247,7 @@ class Trainer:
                     for name, value in self.models.kl_to_others(hidden_BTD, teacher, micro).items():
                         sums[name] += value.sum() / work.totals.tokens
         metrics = {name: float(self._sum(value)) for name, value in sums.items()}
-        return logp_BT, metrics | ({} if apart is None else apart.finish(work.alpha, self.alpha.balanced))
+        return logp_BT, metrics | ({} if apart is None else apart.set_gradients(work.alpha, self.alpha.balanced))
 
     def _update(self, loss: float) -> dict[str, float]:
         """Clip and take one optimiser update, unless the loss or a gradient is not finite."""

@@ -1,4 +1,4 @@
-"""Divergences: values worked out by hand, limits, bounds, and trl as the oracle in value and gradient."""
+"""Divergences: values computed by hand, limits, bounds, and parity with trl in value and gradient."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_values(value: Tensor, expected: float) -> None:
     assert round(value.item(), digits) == round(expected, digits)
 
 
-def test_cross_entropy_reads_each_row_at_its_own_id() -> None:
+def test_cross_entropy_uses_the_id_of_each_row() -> None:
     logp = random_logits(4, 5).log_softmax(-1)
     ids = torch.tensor([2, 0, 4, 1])
     assert cross_entropy(logp, ids).tolist() == [-logp[i, j].item() for i, j in enumerate(ids.tolist())]
@@ -81,7 +81,7 @@ def test_jsd_lies_between_zero_and_the_binary_entropy_of_beta(beta: float) -> No
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("gap", [2000.0, math.inf])
 def test_disjoint_support_reaches_the_bound_with_a_finite_gradient(beta: float, gap: float) -> None:
-    """Two words each way and one that both rule out, by underflow and by a log-probability of -inf."""
+    """Two tokens only in P, two only in Q, one in neither; zero by underflow, and by a log-probability of -inf."""
     teacher = torch.tensor([[0.0, 0.5, -gap, -gap, -gap]], dtype=torch.float64).log_softmax(-1)
     logits = torch.tensor([[-gap, -gap, 0.2, 0.0, -gap]], dtype=torch.float64, requires_grad=True)
     value = jsd(teacher, logits.log_softmax(-1), beta)
@@ -92,21 +92,21 @@ def test_disjoint_support_reaches_the_bound_with_a_finite_gradient(beta: float, 
 
 
 @pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
-def test_a_word_that_both_rule_out_adds_nothing_to_a_kl_and_its_gradient(
+def test_a_token_of_probability_zero_in_both_adds_nothing_to_a_kl(
     divergence: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     logits = random_logits(2, 3, 4, seed=4)
-    dead = torch.tensor([False, False, True, False])
-    with_dead, without = ([side.clone().requires_grad_() for side in logits] for _ in range(2))
-    value = divergence(*(side.masked_fill(dead, -math.inf).log_softmax(-1) for side in with_dead))
-    expected = divergence(*(side[:, ~dead].log_softmax(-1) for side in without))
+    impossible = torch.tensor([False, False, True, False])
+    with_impossible, without = ([side.clone().requires_grad_() for side in logits] for _ in range(2))
+    value = divergence(*(side.masked_fill(impossible, -math.inf).log_softmax(-1) for side in with_impossible))
+    expected = divergence(*(side[:, ~impossible].log_softmax(-1) for side in without))
     value.sum().backward()
     expected.sum().backward()
     torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(with_dead[1].grad, without[1].grad)
+    torch.testing.assert_close(with_impossible[1].grad, without[1].grad)
 
 
-def test_a_teacher_word_that_the_student_rules_out_costs_infinity_only_forward() -> None:
+def test_a_token_of_probability_zero_in_the_student_makes_only_the_forward_kl_infinite() -> None:
     teacher, student = P, torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64).log()
     assert forward_kl(teacher, student).item() == math.inf
     assert reverse_kl(teacher, student).isfinite().all()
@@ -136,7 +136,7 @@ def test_scale_divides_the_jsd_and_leaves_the_kls() -> None:
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_parity_with_trl(beta: float, temperature: float) -> None:
-    """Trl's beta is the paper's: the teacher's weight in M and of its KL; its ends 0 and 1 stand for the KLs."""
+    """Trl's beta is the paper's: the teacher's weight in M and of its KL; its ends 0 and 1 are the KLs."""
     from trl.experimental.gkd import GKDTrainer
 
     names = {0.0: DivergenceName.forward_kl, 1.0: DivergenceName.reverse_kl}
@@ -254,7 +254,7 @@ def test_unit_scale_has_no_jump_between_the_ends() -> None:
 @pytest.mark.parametrize(("name", "parameter"), EVERY)
 @pytest.mark.parametrize("scale", list(DivergenceScale))
 @pytest.mark.parametrize("top_k", [None, 3])
-def test_models_that_agree_have_no_divergence(
+def test_equal_models_have_no_divergence(
     name: DivergenceName, parameter: float | None, scale: DivergenceScale, top_k: int | None
 ) -> None:
     logits = random_logits(5, 11)
@@ -299,7 +299,7 @@ def test_which_divergences_are_symmetric() -> None:
 
 
 @pytest.mark.parametrize("skew", [0.1, 0.5, 0.9])
-def test_skew_kls_by_hand_and_their_bound(skew: float) -> None:
+def test_skew_kls_against_loops_and_their_bound(skew: float) -> None:
     p, q = [0.6, 0.35, 0.05], [0.2, 0.3, 0.5]
     for function, own, other in ((skew_kl, p, q), (reverse_skew_kl, q, p)):
         expected = sum(a * math.log(a / (skew * a + (1 - skew) * b)) for a, b in zip(own, other, strict=True))
@@ -312,10 +312,10 @@ def test_skew_kls_by_hand_and_their_bound(skew: float) -> None:
 
 
 def bucketed(name: DivergenceName, parameter: float | None, p: list[float], q: list[float], k: int) -> float:
-    """The divergence of the teacher's k likeliest words and a bucket of the others, by loops over probabilities."""
-    top = sorted(range(len(p)), key=lambda word: -p[word])[:k]
-    own = [p[word] for word in top] + [sum(p[word] for word in range(len(p)) if word not in top)]
-    other = [q[word] for word in top] + [sum(q[word] for word in range(len(q)) if word not in top)]
+    """The divergence over the teacher's k most probable tokens and a bucket of all others, by loops."""
+    top = sorted(range(len(p)), key=lambda token: -p[token])[:k]
+    own = [p[token] for token in top] + [sum(p[token] for token in range(len(p)) if token not in top)]
+    other = [q[token] for token in top] + [sum(q[token] for token in range(len(q)) if token not in top)]
 
     def kl(one: list[float], two: list[float]) -> float:
         return sum(a * math.log(a / b) for a, b in zip(one, two, strict=True))
@@ -344,13 +344,15 @@ def test_teacher_top_k_compares_the_buckets(name: DivergenceName, parameter: flo
 
 
 @pytest.mark.parametrize(("name", "parameter"), EVERY)
-def test_teacher_top_k_is_a_lower_bound_and_reaches_the_full_one(name: DivergenceName, parameter: float | None) -> None:
+def test_teacher_top_k_is_a_lower_bound_that_reaches_the_full_divergence(
+    name: DivergenceName, parameter: float | None
+) -> None:
     teacher, student = random_logits(30, 8, seed=1), random_logits(30, 8, seed=2)
     full = value_and_gradient(TokenDivergence(name, parameter), teacher, student)
     last = torch.zeros(30, dtype=torch.float64)
     for k in range(1, 7):
         value, _ = value_and_gradient(TokenDivergence(name, parameter, teacher_top_k=k), teacher, student)
-        assert (value >= last - 1e-12).all()  # a finer cut tells more apart
+        assert (value >= last - 1e-12).all()  # it grows with k
         assert (value <= full[0] + 1e-12).all()
         last = value
     for k in (7, 8, 100):

@@ -1,4 +1,4 @@
-"""The fused head against the plain computation on all logits, and what it must never hold in memory."""
+"""The fused head against the plain computation on all logits, and the largest tensor that it may hold in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from gkd_rl.config.choices import DivergenceName
 from gkd_rl.losses.divergences import TokenDivergence
 from gkd_rl.losses.fused_head import FusedHead
-from gkd_rl.types import FEW_ROWS, LARGE_MATRIX, OutputHead, Projection, TokenTerms, reads_few
+from gkd_rl.types import FEW_ROWS, LARGE_MATRIX, OutputHead, Projection, TokenTerms, transposed_is_faster
 
 B, T, D, D_TEACHER, V = 4, 6, 5, 7, 23
 LENGTHS = (6, 3, 1, 4)
@@ -153,22 +153,25 @@ def test_scaled_head_bias_and_cap(head: dict[str, Any], chunk: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, FEW_ROWS, FEW_ROWS + 1])
-def test_few_rows_before_a_large_matrix_are_the_same_map(rows: int) -> None:
-    """Which is computed the other way round; with the gradient of everything, and a padded embedding."""
+def test_the_transposed_product_gives_the_same_logits(rows: int) -> None:
+    """With all gradients, and with a padded embedding."""
     draw = torch.Generator().manual_seed(rows)
-    wide, words = 2**12, LARGE_MATRIX // 2**12
-    leaves = [torch.randn(*shape, generator=draw) for shape in ((rows, wide), (words + 5, wide), (words + 5,))]
-    hidden, weight, bias = (leaf.div_(wide**0.25).requires_grad_() for leaf in leaves)
-    assert reads_few(hidden, weight[:words]) == (rows <= FEW_ROWS) and not reads_few(hidden, weight[: words - 1])
-    assert not reads_few(hidden.bfloat16(), weight.bfloat16())
-    found = OutputHead(weight, bias, scale=0.5, softcap=3.0).logits(hidden, words)
-    expected = 3 * torch.tanh((0.5 * hidden @ weight[:words].T + bias[:words]) / 3)
+    width, vocabulary = 2**12, LARGE_MATRIX // 2**12
+    leaves = [
+        torch.randn(*shape, generator=draw) for shape in ((rows, width), (vocabulary + 5, width), (vocabulary + 5,))
+    ]
+    hidden, weight, bias = (leaf.div_(width**0.25).requires_grad_() for leaf in leaves)
+    assert transposed_is_faster(hidden, weight[:vocabulary]) == (rows <= FEW_ROWS)
+    assert not transposed_is_faster(hidden, weight[: vocabulary - 1])
+    assert not transposed_is_faster(hidden.bfloat16(), weight.bfloat16())
+    found = OutputHead(weight, bias, scale=0.5, softcap=3.0).logits(hidden, vocabulary)
+    expected = 3 * torch.tanh((0.5 * hidden @ weight[:vocabulary].T + bias[:vocabulary]) / 3)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found.is_contiguous() and found.std() > 0.1
-    pull = torch.randn(found.shape, generator=draw)
+    upstream = torch.randn(found.shape, generator=draw)
     for one, other in zip(
-        torch.autograd.grad(found, (hidden, weight, bias), pull),
-        torch.autograd.grad(expected, (hidden, weight, bias), pull),
+        torch.autograd.grad(found, (hidden, weight, bias), upstream),
+        torch.autograd.grad(expected, (hidden, weight, bias), upstream),
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
@@ -182,7 +185,7 @@ def test_a_teacher_with_a_padded_embedding_is_cut_to_the_shared_vocabulary(chunk
     assert_same(case, terms, naive(case, DivergenceName.forward_kl, None, 1.0, 1.0))
 
 
-def test_a_student_with_a_padded_embedding_is_cut_too() -> None:
+def test_a_student_with_a_padded_embedding_is_cut_to_the_shared_vocabulary() -> None:
     case = make_case(bias=True)
     assert case.bias is not None
     padded_weight, padded_bias = (torch.cat([one.detach(), one.detach()[:4] + 1]) for one in (case.weight, case.bias))
@@ -198,7 +201,7 @@ def test_a_student_with_a_padded_embedding_is_cut_too() -> None:
 def test_masked_positions_are_exactly_zero_and_get_no_gradient(chunk: int) -> None:
     case = make_case()
     with torch.no_grad():
-        case.hidden[~case.mask] = torch.nan  # whatever stands there, it is not read
+        case.hidden[~case.mask] = torch.nan  # masked states must not be used
     teacher = replace(case.teacher, hidden_BTD=case.teacher.hidden_BTD.masked_fill(~case.mask.unsqueeze(-1), torch.nan))
     head = FusedHead(TokenDivergence(DivergenceName.jsd, 0.5), 1.0, chunk)
     terms = head(case.student, teacher, case.ids, case.mask)
@@ -224,7 +227,7 @@ def test_a_fully_masked_batch_has_a_graph_and_zero_gradients(divergence: TokenDi
         assert not gradient.any()
 
 
-def test_entropy_is_without_gradient_and_without_a_divergence_there_is_none() -> None:
+def test_entropy_has_no_gradient_and_the_divergence_may_be_none() -> None:
     case = make_case()
     for chunk in (3, 10_000):
         terms = FusedHead(None, 1.0, chunk)(case.student, None, case.ids, case.mask)
@@ -248,7 +251,7 @@ def test_the_teacher_gets_no_gradient() -> None:
     assert hidden.grad is None
 
 
-def test_hidden_states_that_do_not_fit_are_refused() -> None:
+def test_hidden_states_of_another_shape_are_refused() -> None:
     case = make_case()
     head = FusedHead(TokenDivergence(DivergenceName.reverse_kl))
     with pytest.raises(ValueError, match="student hidden states"):
@@ -258,7 +261,7 @@ def test_hidden_states_that_do_not_fit_are_refused() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Largest tensor that any operation gives back."""
+    """Size of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,6 +302,6 @@ def test_no_tensor_is_larger_than_one_chunk_of_logits(name: DivergenceName) -> N
         forward_largest = largest.numel
         loss.backward()
     assert forward_largest == largest.numel == chunk * vocabulary  # of rows * columns * vocabulary
-    assert all(tensor.shape[-1] != vocabulary for tensor in kept), "logits live on until the backward pass"
+    assert all(tensor.shape[-1] != vocabulary for tensor in kept), "logits are saved for the backward pass"
     assert hidden.grad is not None
     assert hidden.grad.any()

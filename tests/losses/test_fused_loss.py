@@ -1,4 +1,4 @@
-"""The loss with its gradient in one pass, against autograd through the head's numbers."""
+"""The fused loss with its gradient, against autograd through the terms of the fused head."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DIVERGENCES = {
 OBJECTIVES = {
     "reinforce": Objective(DivergenceReduction.sequence_mean, SurrogateReduction.sequence_sum),
     "clipped": Objective(DivergenceReduction.token_mean, SurrogateReduction.token_mean, clip=(0.1, 0.2)),
-    "anchored": Objective(DivergenceReduction.sequence_sum, SurrogateReduction.sequence_mean, kl_coefficient=0.3),
+    "kl_in_loss": Objective(DivergenceReduction.sequence_sum, SurrogateReduction.sequence_mean, kl_coefficient=0.3),
 }
 
 
@@ -46,13 +46,13 @@ def random_credits(*, rewarded: bool, credited: bool) -> Credits:
 def both_ways(
     head: FusedHead, case: Any, teacher: Any, objective: Objective, credits: Credits, alpha: float
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Loss, terms and gradients by autograd, and in one pass."""
+    """Loss, terms and gradients by autograd through `FusedHead`, and by `FusedLoss`."""
     terms = head(case.student, teacher, case.ids, case.mask)
     loss = objective(terms, case.mask, credits, TOTALS).loss(alpha)
     slow = [loss, terms.logp_BT, terms.entropy_BT, *([] if terms.divergence_BT is None else [terms.divergence_BT])]
     slow += torch.autograd.grad(loss, case.leaves())
-    of_tokens = objective.of(case.mask, credits, TOTALS)
-    loss, terms = FusedLoss(head, lambda *numbers: of_tokens(*numbers).loss(alpha))(
+    token_loss = objective.token_loss(case.mask, credits, TOTALS)
+    loss, terms = FusedLoss(head, lambda *terms: token_loss(*terms).loss(alpha))(
         case.student, teacher, case.ids, case.mask
     )
     fast = [loss, terms.logp_BT, terms.entropy_BT, *([] if terms.divergence_BT is None else [terms.divergence_BT])]
@@ -91,11 +91,11 @@ def test_scaled_head_bias_and_cap(shape: dict[str, Any], chunk: int) -> None:
     assert_same(*both_ways(head, case, case.teacher, OBJECTIVES["reinforce"], credits, 0.6))
 
 
-@pytest.mark.parametrize("words", [5, V])
-def test_a_teacher_that_tells_its_likeliest_words(words: int) -> None:
+@pytest.mark.parametrize("k", [5, V])
+def test_a_teacher_with_its_most_probable_tokens_only(k: int) -> None:
     case = make_case(bias=True)
-    told = torch.log_softmax(case.teacher.head.logits(case.teacher.hidden_BTD, V), dim=-1).topk(words)
-    teacher = TopLogProbs(told.indices, told.values)
+    top = torch.log_softmax(case.teacher.head.logits(case.teacher.hidden_BTD, V), dim=-1).topk(k)
+    teacher = TopLogProbs(top.indices, top.values)
     head = FusedHead(DIVERGENCES["forward_kl"], 1.0, 4)
     credits = random_credits(rewarded=True, credited=False)
     assert_same(*both_ways(head, case, teacher, OBJECTIVES["clipped"], credits, 0.5))
@@ -103,7 +103,7 @@ def test_a_teacher_that_tells_its_likeliest_words(words: int) -> None:
 
 @pytest.mark.parametrize("kind", [name for name in DIVERGENCES if name not in ("none", "cross_entropy")])
 @pytest.mark.parametrize("spread", [0.0, 1e-3, 8.0, 200.0])
-def test_models_that_agree_and_models_that_rule_words_out(kind: str, spread: float) -> None:
+def test_equal_models_and_disjoint_models(kind: str, spread: float) -> None:
     """Values and gradients stay those of autograd where P is close to Q, and finite where one of them is 0."""
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(40, V, generator=generator)
@@ -118,18 +118,18 @@ def test_models_that_agree_and_models_that_rule_words_out(kind: str, spread: flo
     unit = 0.09 if kind == "jsd_0.1" else 1.0
     assert found.isfinite().all() and gradient.isfinite().all()
     torch.testing.assert_close(found.double(), value.detach(), rtol=2e-5, atol=3e-7 / unit)
-    if (kind, spread) != ("tvd", 1e-3):  # whose gradient is the sign of differences that float32 does not know
-        large = max(1.0, float(value.detach().abs().max()))  # probabilities are known to rounding, times log-ratios
+    if (kind, spread) != ("tvd", 1e-3):  # its gradient is the sign of differences below float32 rounding
+        large = max(1.0, float(value.detach().abs().max()))  # rounding of probabilities, times log-ratios
         torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=2e-6 * large / unit)
 
 
 @pytest.mark.parametrize("kind", DIVERGENCES)
-def test_a_chunk_takes_no_more_tensors_than_its_budget_counts(kind: str) -> None:
-    divergence, words, tokens = DIVERGENCES[kind], 5000, 64
-    hidden, told = (torch.randn(1, tokens, 4) for _ in range(2))
-    head = OutputHead(torch.randn(words, 4), softcap=30.0)
+def test_a_chunk_holds_no_more_tensors_than_its_budget_assumes(kind: str) -> None:
+    divergence, vocabulary, tokens = DIVERGENCES[kind], 5000, 64
+    hidden, teacher = (torch.randn(1, tokens, 4) for _ in range(2))
+    head = OutputHead(torch.randn(vocabulary, 4), softcap=30.0)
     ids, mask = torch.zeros(1, tokens, dtype=torch.long), torch.ones(1, tokens, dtype=torch.bool)
-    taught = divergence is not None and divergence.needs_teacher
+    needs_teacher = divergence is not None and divergence.needs_teacher
 
     def total(logp_N: Tensor, divergence_N: Tensor | None, _: slice) -> Tensor:
         return logp_N.sum() if divergence_N is None else (logp_N + divergence_N).sum()
@@ -137,10 +137,15 @@ def test_a_chunk_takes_no_more_tensors_than_its_budget_counts(kind: str) -> None
     def peak(chunk: int) -> int:
         with LiveMemory() as live:
             fused = FusedLoss(FusedHead(divergence, 0.9, chunk), total)
-            fused(Projection(hidden.requires_grad_(), head), Projection(told, head) if taught else None, ids, mask)
+            fused(
+                Projection(hidden.requires_grad_(), head),
+                Projection(teacher, head) if needs_teacher else None,
+                ids,
+                mask,
+            )
         return live.peak
 
-    tensors = (peak(64) - peak(16)) / (48 * words * 4)
+    tensors = (peak(64) - peak(16)) / (48 * vocabulary * 4)
     assert 3 < tensors <= CHUNK_TENSORS + 0.1
 
 
@@ -158,14 +163,14 @@ def test_bfloat16_weights_get_gradients_of_their_type() -> None:
         torch.testing.assert_close(other, one.detach(), rtol=0.03, atol=0.02 * float(one.detach().abs().max()))
 
 
-def test_what_is_frozen_gets_no_gradient_and_nothing_masked_is_read() -> None:
+def test_frozen_parameters_and_masked_positions_get_no_gradient() -> None:
     case = make_case(bias=True)
     case.weight = case.weight.detach()
     with torch.no_grad():
         case.hidden[~case.mask] = torch.nan
     credits = random_credits(rewarded=True, credited=False)
-    of_tokens = OBJECTIVES["reinforce"].of(case.mask, credits, TOTALS)
-    fused = FusedLoss(FusedHead(DIVERGENCES["reverse_kl"], 1.0, 4), lambda *numbers: of_tokens(*numbers).loss(0.5))
+    token_loss = OBJECTIVES["reinforce"].token_loss(case.mask, credits, TOTALS)
+    fused = FusedLoss(FusedHead(DIVERGENCES["reverse_kl"], 1.0, 4), lambda *terms: token_loss(*terms).loss(0.5))
     loss, terms = fused(case.student, case.teacher, case.ids, case.mask)
     loss.backward()
     assert case.weight.grad is None and case.bias is not None and case.bias.grad is not None
@@ -180,8 +185,8 @@ def test_a_fully_masked_batch_has_a_graph_and_zero_gradients() -> None:
     case = make_case(bias=True)
     nothing = torch.zeros_like(case.mask)
     credits = random_credits(rewarded=True, credited=False)
-    of_tokens = OBJECTIVES["anchored"].of(nothing, credits, TOTALS)
-    fused = FusedLoss(FusedHead(DIVERGENCES["tvd"]), lambda *numbers: of_tokens(*numbers).loss(0.5))
+    token_loss = OBJECTIVES["kl_in_loss"].token_loss(nothing, credits, TOTALS)
+    fused = FusedLoss(FusedHead(DIVERGENCES["tvd"]), lambda *terms: token_loss(*terms).loss(0.5))
     loss, terms = fused(case.student, case.teacher, case.ids, nothing)
     assert float(loss.detach()) == 0 and not terms.logp_BT.any()
     for gradient in torch.autograd.grad(loss, case.leaves()):

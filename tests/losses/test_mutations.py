@@ -1,4 +1,4 @@
-"""Defects that the checks of tests/losses/test_gradients.py have to find; each stands for a mistake that is easily made."""
+"""Mutation tests: typical defects of the code, each of which a check of tests/losses/test_gradients.py has to find."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gkd_rl import types as masking
+from gkd_rl import types
 from gkd_rl.config.choices import DivergenceName, DivergenceReduction, KdCredit, KlEstimator
-from gkd_rl.losses import divergences as divergence
-from gkd_rl.losses import objective, policy_gradient
-from gkd_rl.losses import policy_gradient as credit
+from gkd_rl.losses import divergences, objective, policy_gradient
 from gkd_rl.losses.objective import StepTotals
 from gkd_rl.models import architecture
 from gkd_rl.models.adapter import AdaptedModel
@@ -26,7 +24,7 @@ from gkd_rl.types import LossTerms
 Defect = Callable[[pytest.MonkeyPatch], None]
 Check = Callable[[str], object]
 
-completion_mask, to_go, gae = masking.completion_mask, policy_gradient.to_go, policy_gradient.gae
+completion_mask, gae = types.completion_mask, policy_gradient.gae
 surrogate, sampled_kl = policy_gradient.surrogate, policy_gradient.sampled_kl
 divergence_credit = policy_gradient.divergence_credit
 
@@ -36,17 +34,17 @@ def attribute(owner: object, name: str, value: Any) -> Defect:
 
 
 def masked(change: Callable[[Tensor, Tensor], Tensor]) -> Defect:
-    """`change(mask_BT, ids_BT)` comes out as the mask."""
+    """Replaces the completion mask by `change(mask_BT, ids_BT)`."""
 
     def defective(ids_BT: Tensor, eos_ids: list[int]) -> tuple[Tensor, Tensor]:
         mask_BT, truncated_B = completion_mask(ids_BT, eos_ids)
         return change(mask_BT, ids_BT), truncated_B
 
-    return attribute(masking, "completion_mask", defective)
+    return attribute(types, "completion_mask", defective)
 
 
 def named(name: DivergenceName, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Defect:
-    functions = divergence._FUNCTIONS
+    functions = divergences._FUNCTIONS
     return lambda patch: patch.setitem(functions, name, change(functions[name]))
 
 
@@ -54,12 +52,12 @@ def swapped_models(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda teacher, student, parameter: function(student, teacher, parameter)
 
 
-def inclusive(values_BT: Tensor, mask_BT: Tensor, *rest: Any) -> Tensor:
+def including_own_position(values_BT: Tensor, mask_BT: Tensor, *rest: Any) -> Tensor:
     """As `divergence_credit`, with the token's own position."""
     return divergence_credit(values_BT, mask_BT, *rest) + torch.where(mask_BT, values_BT, 0.0)
 
 
-def one_late(values_BT: Tensor, mask_BT: Tensor, *rest: Any) -> Tensor:
+def without_next_position(values_BT: Tensor, mask_BT: Tensor, *rest: Any) -> Tensor:
     """As `divergence_credit`, without the next position."""
     following_BT = torch.nn.functional.pad(torch.where(mask_BT, values_BT, 0.0)[:, 1:], (0, 1))
     return divergence_credit(values_BT, mask_BT, *rest) - following_BT
@@ -70,12 +68,12 @@ def including_itself(rewards_PK: Tensor, *_: Any) -> Tensor:
 
 
 def bootstrapping(finished: bool) -> Defect:
-    """Every completion ends in V, or none does."""
+    """Bootstraps every completion, or none."""
 
     def defective(rewards_BT: Tensor, values: Tensor, mask_BT: Tensor, truncated_B: Tensor, *rest: float) -> Tensor:
         return gae(rewards_BT, values, mask_BT, torch.full_like(truncated_B, finished), *rest)
 
-    return attribute(credit, "gae", defective)
+    return attribute(policy_gradient, "gae", defective)
 
 
 def swapped_loss(self: LossTerms, alpha: float) -> Tensor:
@@ -89,7 +87,7 @@ def divided_by_columns(mask_BT: Tensor, reduction: Any, totals: StepTotals) -> T
 
 
 def without(name: str, argument: str) -> Defect:
-    """The encoder's or the decoder's module is not told `argument`."""
+    """The encoder or decoder does not receive `argument`."""
     part = getattr(architecture, name)
 
     def defective(model: PreTrainedModel) -> Callable[..., Any]:
@@ -99,15 +97,15 @@ def without(name: str, argument: str) -> Defect:
 
 
 def in_place(ids_BW: Tensor, **_: Any) -> Tensor:
-    """As `argsort`, with all columns where they are."""
+    """Replaces `argsort` by the identity."""
     return torch.arange(ids_BW.shape[1]).expand(ids_BW.shape)
 
 
-def policy(name: str) -> Check:
+def policy_check(name: str) -> Check:
     return lambda kind: gradients.check_policy_gradient(kind, name)
 
 
-def taught(name: str, kd: KdCredit, reduction: DivergenceReduction, batch: str = "one") -> Check:
+def divergence_check(name: str, kd: KdCredit, reduction: DivergenceReduction, batch: str = "one") -> Check:
     return lambda kind: gradients.check_divergence(kind, name, kd, reduction, batch)
 
 
@@ -116,83 +114,103 @@ MEAN, TOKENS, SUM = DivergenceReduction
 DEFECTS: dict[str, tuple[Defect, Check]] = {
     "the surrogate's sign": (
         attribute(objective, "surrogate", lambda *given: -surrogate(*given)),
-        policy("REINFORCE"),
+        policy_check("REINFORCE"),
     ),
     "the sign of the credit": (
         attribute(objective, "surrogate", lambda *given: -surrogate(*given)),
-        taught("forward_kl", TO_GO, SUM),
+        divergence_check("forward_kl", TO_GO, SUM),
     ),
     "the mask one column to the right": (
         masked(lambda mask, _: torch.nn.functional.pad(mask[:, :-1], (1, 0))),
-        policy("REINFORCE"),
+        policy_check("REINFORCE"),
     ),
     "the mask one column longer": (
         masked(lambda mask, _: torch.nn.functional.pad(mask[:, :-1], (1, 0), value=True)),
-        policy("REINFORCE"),
+        policy_check("REINFORCE"),
     ),
-    "no end in the mask": (masked(lambda mask, ids: mask & (ids != END)), policy("REINFORCE")),
-    "no end in the mask, divergence": (
+    "the end left out of the mask": (masked(lambda mask, ids: mask & (ids != END)), policy_check("REINFORCE")),
+    "the end left out of the mask, divergence": (
         masked(lambda mask, ids: mask & (ids != END)),
-        taught("reverse_kl", NONE, SUM),
+        divergence_check("reverse_kl", NONE, SUM),
     ),
     "credit for the token's own position": (
-        attribute(credit, "divergence_credit", inclusive),
+        attribute(policy_gradient, "divergence_credit", including_own_position),
         gradients.check_credit_is_for_later_positions,
     ),
     "credit from the position after next": (
-        attribute(credit, "divergence_credit", one_late),
-        taught("reverse_kl", TO_GO, SUM),
+        attribute(policy_gradient, "divergence_credit", without_next_position),
+        divergence_check("reverse_kl", TO_GO, SUM),
     ),
     "others that include the completion itself": (
         attribute(policy_gradient, "minus_others", lambda values, _: values - values.mean(dim=0)),
-        taught("forward_kl", TO_GO, SUM, "pair"),
+        divergence_check("forward_kl", TO_GO, SUM, "pair"),
     ),
-    "leave_one_out that includes itself": (attribute(credit, "advantages", including_itself), policy("leave_one_out")),
-    "teacher and student": (named(DivergenceName.forward_kl, swapped_models), taught("forward_kl", NONE, MEAN)),
-    "beta and 1 - beta": (
+    "leave_one_out that includes itself": (
+        attribute(policy_gradient, "advantages", including_itself),
+        policy_check("leave_one_out"),
+    ),
+    "teacher and student swapped": (
+        named(DivergenceName.forward_kl, swapped_models),
+        divergence_check("forward_kl", NONE, MEAN),
+    ),
+    "beta and 1 - beta swapped": (
         named(DivergenceName.jsd, lambda function: lambda p, q, beta: function(p, q, 1 - beta)),
-        taught("jsd_0.9_raw", NONE, MEAN),
+        divergence_check("jsd_0.9_raw", NONE, MEAN),
     ),
-    "a finished completion that is bootstrapped": (bootstrapping(True), policy("learned, gae_lambda 1, any V")),
-    "a truncated completion that is not": (bootstrapping(False), policy("learned, gae_lambda 1, any V")),
-    "k3 for k2": (
+    "a finished completion that is bootstrapped": (bootstrapping(True), policy_check("learned, gae_lambda 1, any V")),
+    "a truncated completion that is not bootstrapped": (
+        bootstrapping(False),
+        policy_check("learned, gae_lambda 1, any V"),
+    ),
+    "k3 in place of k2": (
         attribute(objective, "sampled_kl", lambda logp, initial, _: sampled_kl(logp, initial, KlEstimator.k3)),
-        policy("KL in the loss, c"),
+        policy_check("KL in the loss, c"),
     ),
     "a sampled KL of the token alone": (
-        attribute(credit, "to_go", lambda values, mask: values * mask),
-        policy("kl_in_reward c"),
+        attribute(policy_gradient, "reward_to_go", lambda values, mask: values * mask),
+        policy_check("kl_in_reward c"),
     ),
-    "alpha and 1 - alpha": (
+    "alpha and 1 - alpha swapped": (
         attribute(LossTerms, "loss", swapped_loss),
         lambda kind: gradients.check_alpha(kind, NONE),
     ),
-    "a mean over columns": (attribute(objective, "divisors", divided_by_columns), taught("tvd", NONE, MEAN)),
+    "a mean over all columns, padding included": (
+        attribute(objective, "divisors", divided_by_columns),
+        divergence_check("tvd", NONE, MEAN),
+    ),
 }
 OF_ONE_KIND: dict[str, tuple[str, Defect, Check]] = {
-    "an encoder that reads padding": ("t5", without("encoder_of", "attention_mask"), policy("REINFORCE")),
-    "a decoder that reads padding": ("t5", without("decoder_of", "encoder_attention_mask"), policy("REINFORCE")),
-    "padding between prompt and completion": ("llama", attribute(Tensor, "argsort", in_place), policy("REINFORCE")),
+    "an encoder that attends to padding": ("t5", without("encoder_of", "attention_mask"), policy_check("REINFORCE")),
+    "a decoder that attends to padding": (
+        "t5",
+        without("decoder_of", "encoder_attention_mask"),
+        policy_check("REINFORCE"),
+    ),
+    "padding between prompt and completion": (
+        "llama",
+        attribute(Tensor, "argsort", in_place),
+        policy_check("REINFORCE"),
+    ),
     "an initial student with its adapter": (
         "llama with LoRA",
         attribute(AdaptedModel, "_switch", lambda self, off: None),
-        policy("KL in the loss, c"),
+        policy_check("KL in the loss, c"),
     ),
-    "a frozen matrix of the adapter": (
+    "a detached input of the adapter": (
         "t5 with LoRA",
         attribute(LoraLayer, "_cast_input_dtype", lambda self, x, _: x.detach()),
-        policy("REINFORCE"),
+        policy_check("REINFORCE"),
     ),
 }
 ALL = {f"{name}, {kind}": (kind, *pair) for kind in ("t5", "llama") for name, pair in DEFECTS.items()} | OF_ONE_KIND
 
 
 @pytest.fixture(autouse=True)
-def fresh_worlds() -> Iterator[None]:
-    """Rollouts hold masks, and no defective one may outlive its test."""
-    gradients.world.cache_clear()
+def fresh_spaces() -> Iterator[None]:
+    """The cached rollouts hold masks: none computed with a defect may be used by the next test."""
+    gradients.space_of.cache_clear()
     yield
-    gradients.world.cache_clear()
+    gradients.space_of.cache_clear()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -202,5 +220,5 @@ def test_the_defect_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(AssertionError, match=r"relative distance \d|credit for an earlier position"):
         check(kind)
     monkeypatch.undo()
-    gradients.world.cache_clear()
-    check(kind)  # nothing else fails it
+    gradients.space_of.cache_clear()
+    check(kind)  # it passes without the defect

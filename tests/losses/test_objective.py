@@ -1,4 +1,4 @@
-"""The objective: alpha, the two terms and their divisors, by hand."""
+"""The objective: alpha, the two terms and their divisors, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOGP = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, 0.0, 0.0]])
 DIVERGENCE = torch.tensor([[0.3, 0.6, 0.9], [2.0, 0.0, 0.0]])
 ADVANTAGES = torch.tensor([0.5, -1.5])
 CREDITS = Credits(ADVANTAGES.unsqueeze(1).expand(2, 3))
-TOTALS = StepTotals(sequences=5, tokens=8)  # of a step that has three more sequences elsewhere
+TOTALS = StepTotals(sequences=5, tokens=8)  # the step has three more sequences in other micro-batches
 
 SURROGATE = -(0.5 * -6.0 - 1.5 * -4.0)  # -3
 SURROGATES = {
@@ -95,14 +95,14 @@ def test_without_a_divergence_there_is_no_divergence_term() -> None:
     assert losses.loss(0.0).item() == losses.reward.item() == pytest.approx(SURROGATE / 5)
 
 
-def test_with_neither_there_is_nothing_to_learn_from() -> None:
+def test_with_neither_term_the_objective_is_refused() -> None:
     with pytest.raises(ValueError, match="neither advantages nor a divergence"):
         evaluate(with_reward=False, with_divergence=False)
 
 
 @pytest.mark.parametrize("divergence", list(DivergenceReduction))
 @pytest.mark.parametrize("surrogate", list(SurrogateReduction))
-def test_parts_of_a_step_add_up(divergence: DivergenceReduction, surrogate: SurrogateReduction) -> None:
+def test_micro_batches_of_a_step_add_up(divergence: DivergenceReduction, surrogate: SurrogateReduction) -> None:
     objective = Objective(divergence, surrogate)
     totals = StepTotals(sequences=2, tokens=4)
     whole = objective(TokenTerms(LOGP, DIVERGENCE, LOGP), MASK, CREDITS, totals).loss(0.3)
@@ -115,7 +115,7 @@ def test_parts_of_a_step_add_up(divergence: DivergenceReduction, surrogate: Surr
     torch.testing.assert_close(parts[0].loss(0.3) + parts[1].loss(0.3), whole)
 
 
-def test_a_fully_masked_part_adds_zero() -> None:
+def test_a_fully_masked_micro_batch_adds_zero() -> None:
     nothing = torch.zeros_like(MASK)
     for reduction in DivergenceReduction:
         objective = Objective(reduction, SurrogateReduction.token_mean)

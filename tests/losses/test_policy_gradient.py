@@ -1,4 +1,4 @@
-"""Policy gradient: advantages by hand, and the expectation over ALL sequences against the exact gradient."""
+"""Policy gradient: advantages against hand-computed values, and the expectation over ALL completions, exactly."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gkd_rl.losses.policy_gradient import advantages, surrogate
 from gkd_rl.types import Credits, Projection, TokenTerms
 
 END = 1
-WORDS = (0, 2, 3)  # what may stand before another token
+OTHER_TOKENS = (0, 2, 3)  # all but the end-of-sequence token
 REWARDS = torch.tensor([[1.0, 0.0, 2.0], [4.0, -1.0, 3.0]], dtype=torch.float64)
-# Every completion of at most two tokens over four words, the end included; the last nine are cut off by the limit.
-COMPLETIONS = [(END,), *((x, END) for x in WORDS), *itertools.product(WORDS, WORDS)]
+# Every completion of at most two tokens over a vocabulary of four, the end included; the last nine are truncated.
+COMPLETIONS = [(END,), *((x, END) for x in OTHER_TOKENS), *itertools.product(OTHER_TOKENS, OTHER_TOKENS)]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_leave_one_out_sums_to_zero_in_every_group() -> None:
     torch.testing.assert_close(
         advantages(rewards, Baseline.leave_one_out).sum(dim=1), torch.zeros(5, dtype=torch.float64)
     )
-    shifted = rewards + torch.arange(5, dtype=torch.float64).unsqueeze(1)  # what is the same for a prompt's rollouts
+    shifted = rewards + torch.arange(5, dtype=torch.float64).unsqueeze(1)  # a constant for each prompt
     torch.testing.assert_close(advantages(shifted, Baseline.leave_one_out), advantages(rewards, Baseline.leave_one_out))
 
 
@@ -66,7 +66,7 @@ def test_reinforce_value_and_gradient() -> None:
 
 
 class Table:
-    """A model of completions: one row of logits for the first token and one after each word."""
+    """A model of completions: one row of logits for the first token and one after each token."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -101,8 +101,8 @@ class Table:
             totals = StepTotals(size, int(mask.sum()))
             weights = advantages(rewards, baseline).view(-1, 1).expand(mask.shape)
             loss = objective(terms, mask, Credits(weights), totals).loss(0.0)
-            chance = torch.stack([self.probability(y) for y in drawn]).prod().detach()
-            total += chance * torch.autograd.grad(loss, self.logits)[0]
+            probability = torch.stack([self.probability(y) for y in drawn]).prod().detach()
+            total += probability * torch.autograd.grad(loss, self.logits)[0]
         return total
 
 
@@ -119,8 +119,8 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(
     baseline: Baseline, prompts: int, per_prompt: int
 ) -> None:
     table = Table()
-    chances = torch.stack([table.probability(y) for y in COMPLETIONS])
-    assert chances.sum().item() == pytest.approx(1.0, abs=1e-12)
+    probabilities = torch.stack([table.probability(y) for y in COMPLETIONS])
+    assert probabilities.sum().item() == pytest.approx(1.0, abs=1e-12)
     exact = table.exact()
     assert exact.abs().max() > 0.01
     descent = table.expected_estimate(prompts, per_prompt, baseline)
@@ -141,10 +141,10 @@ def test_the_same_through_a_t5_and_the_fused_head(
         return torch.cat([one.flatten() for one in torch.autograd.grad(of, parameters, retain_graph=True)])
 
     terms = head(Projection(model(rollout), model.head()), None, rollout.ids_BT, rollout.mask_BT)
-    chances = terms.logp_BT.sum(dim=1).exp()
-    assert chances.sum().item() == pytest.approx(1.0, abs=1e-5)
-    exact = gradients((chances * rewards).sum())
-    weights = (chances.detach() * rewards).unsqueeze(1).expand(rollout.mask_BT.shape)
+    probabilities = terms.logp_BT.sum(dim=1).exp()
+    assert probabilities.sum().item() == pytest.approx(1.0, abs=1e-5)
+    exact = gradients((probabilities * rewards).sum())
+    weights = (probabilities.detach() * rewards).unsqueeze(1).expand(rollout.mask_BT.shape)
     estimate = gradients((surrogate(terms.logp_BT, None, weights, None) * rollout.mask_BT).sum())
     assert exact.norm() > 0.1
     torch.testing.assert_close(-estimate, exact, rtol=1e-4, atol=1e-5 * float(exact.norm()))

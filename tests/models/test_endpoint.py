@@ -177,14 +177,14 @@ def test_a_sure_teacher_has_a_finite_tail() -> None:
     ids, student = torch.tensor([[0, 1]]), torch.zeros(1, VOCABULARY)
     for logp in ([0.0, -9999.0], [1e-6, -9999.0]):  # rounding may leave more than 1; -9999 is vLLM's minus infinity
         for divergence in DIVERGENCES.values():
-            value = divergence.to_top(ids, torch.tensor([logp]), student)
+            value = divergence.from_top_log_probs(ids, torch.tensor([logp]), student)
             assert value.isfinite().all()
             assert value > 0
 
 
 def test_a_temperature_needs_all_logits() -> None:
     with pytest.raises(ValueError, match="temperature"):
-        replace(DIVERGENCES["jsd"], temperature=2.0).to_top(torch.tensor([[0]]), torch.zeros(1, 1), torch.zeros(1, 4))
+        replace(DIVERGENCES["jsd"], temperature=2.0).from_top_log_probs(torch.tensor([[0]]), torch.zeros(1, 1), torch.zeros(1, 4))
 
 
 def test_what_is_asked(teacher: EndpointTeacher, server: Server, rollout: Rollout) -> None:
@@ -364,10 +364,10 @@ BASE = ["teacher=endpoint", "teacher.endpoint.model=m"]
         (["divergence.teacher_top_k=5"], "set divergence.teacher_top_k=null"),
         (["divergence=cross_entropy", "alpha=1", "lmbda=0"], "set teacher=none"),
         (["fixed_data=teacher_samples", "lmbda=0.5"], "set fixed_data=references"),
-        (["teacher.endpoint.url=localhost:8000"], "no address of a server"),
-        (["teacher.endpoint.url=file:///etc/passwd"], "no address of a server"),
-        (["teacher.endpoint.url=http://"], "no address of a server"),
-        (["teacher.endpoint.url=http://host:x"], "no address of a server"),
+        (["teacher.endpoint.url=localhost:8000"], "not the address of a server"),
+        (["teacher.endpoint.url=file:///etc/passwd"], "not the address of a server"),
+        (["teacher.endpoint.url=http://"], "not the address of a server"),
+        (["teacher.endpoint.url=http://host:x"], "not the address of a server"),
         (["teacher.endpoint.top_k=0"], "teacher.endpoint.top_k=0 is out of range"),
     ],
 )

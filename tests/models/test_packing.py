@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, MakeTrainer, assert_close, gradient_of
 from decoder_only_kinds import KINDS
-from enumeration import World
+from enumeration import CompletionSpace
 from peft import LoraConfig
 from test_decoder_only import left_padded, logp_of
 from torch import Tensor
@@ -344,7 +344,7 @@ def test_a_step_has_the_same_gradient(kind: str, extra: list[str], make_trainer:
 
 def test_gradients_by_enumeration_are_those_of_shared_rows() -> None:
     """tests/losses/test_gradients.py proves them for rows in which all completions of a prompt stand."""
-    place = World("llama")
+    place = CompletionSpace("llama")
     for model in (place.student, place.teacher):
         architecture = model.architecture
         assert isinstance(architecture, DecoderOnly)
