@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from gkd_rl import run
+from gkd_rl.cli import single_run
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["gkd_rl.pipeline.experiment", "hydra_plugins.hydra_optuna_sweeper._impl"])
@@ -64,7 +65,7 @@ def _command(arguments: list[str], folder: Path, before: str, variables: dict[st
             os.dup2(file.fileno(), number)
     os.chdir(folder)
     os.environ.update(variables)
-    run.WANTS_TRACEBACK = False
+    run.WANTS_TRACEBACK = single_run.WANTS_TRACEBACK = False
     sys.argv = ["gkd_rl.run", *arguments]
     exec(before, {})
     run.cli()

@@ -150,16 +150,18 @@ def test_help_names_the_dials_the_choices_and_examples(tmp_path: Path) -> None:
         assert part in done.stdout
 
 
-DONE = "(folder / 'eval.json').write_text('{}'); return {'objective': config.alpha}"
+DONE = (
+    "(folder / 'eval.json').write_text('{}'); return types.SimpleNamespace(numbers=lambda alpha: {'objective': alpha})"
+)
 
 
 def run_in_process(arguments: list[str], folder: Path, body: str = DONE) -> subprocess.CompletedProcess[str]:
     """The command line with a run that does nothing but `body`."""
     code = (
         "import sys, types\n"
-        f"def run_experiment(config, settings, folder):\n    {body}\n"
+        f"def run_configured(config, settings, folder):\n    {body}\n"
         "module = types.ModuleType('gkd_rl.pipeline.experiment')\n"
-        "module.run_experiment = run_experiment\n"
+        "module.run_configured = run_configured\n"
         "sys.modules['gkd_rl.pipeline.experiment'] = module\n"
         "from gkd_rl.run import cli\n"
         "cli()\n"

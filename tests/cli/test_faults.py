@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUB = """
 import os, signal, sys, types
 
-def run_experiment(config, settings, folder):
+def run_configured(config, settings, folder):
     from gkd_rl.outputs.tracking import Listing, Tracker
     with Tracker(folder, "disabled", Listing("p", None, "n"), {}) as tracker:
         for step in range(int(os.environ["STEPS"])):
@@ -32,10 +32,10 @@ def run_experiment(config, settings, folder):
         if os.environ.get("DIES") == str(config.seed):
             os.kill(os.getpid(), signal.SIGKILL)
     (folder / "eval.json").write_text("{}")
-    return {"objective": 0.0}
+    return types.SimpleNamespace(numbers=lambda alpha: {"objective": 0.0})
 
 module = types.ModuleType("gkd_rl.pipeline.experiment")
-module.run_experiment = run_experiment
+module.run_configured = run_configured
 sys.modules["gkd_rl.pipeline.experiment"] = module
 """
 
@@ -277,11 +277,11 @@ def test_a_reward_that_hangs_without_a_time_limit_is_told(
         time.sleep(0.3)
         return [1.0]
 
-    monkeypatch.setattr(guard, "SILENCE", 0.05)
+    monkeypatch.setattr(guard, "SLOW_CALL", 0.05)
     with caplog.at_level(logging.WARNING):
         assert Composite({"r": slow}, {"r": 1.0})(["p"], ["c"]).total == [1.0]
-    assert "a reward has not answered for 0.05 seconds" in caplog.text and "reward.timeout=SECONDS" in caplog.text
+    assert "a reward has not returned after 0.05 seconds" in caplog.text and "reward.timeout=SECONDS" in caplog.text
     caplog.clear()
-    monkeypatch.setattr(guard, "SILENCE", 60.0)
+    monkeypatch.setattr(guard, "SLOW_CALL", 60.0)
     Composite({"r": slow}, {"r": 1.0})(["p"], ["c"])
     assert caplog.text == ""

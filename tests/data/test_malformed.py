@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gkd_rl.cli.command_line import check_command_line
+from gkd_rl.cli.single_run import check_files, find_config_dir, message
 from gkd_rl.errors import GkdRlError
 from gkd_rl.pipeline import build
 from gkd_rl.pipeline.preflight import check_data
-from gkd_rl.run import _look_at_files, find_config_dir, message
 
 SECONDS = 10  # of the processor: what else the machine does counts for nothing
 COMMANDS, FILES = int(os.environ.get("GKD_RL_MALFORMED", "10")), 140
@@ -162,7 +162,7 @@ def test_malformed_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
         def start() -> None:
             configs = check_command_line(find_config_dir(), typed)
-            _look_at_files(configs)
+            check_files(configs)
             for config in configs:
                 build.build_task(config)
                 build.build_reward(config)

@@ -22,7 +22,7 @@ from gkd_rl.config.validation import validate
 from gkd_rl.data.prompt_order import choose_source as choose
 from gkd_rl.errors import ConfigError
 from gkd_rl.pipeline import build
-from gkd_rl.pipeline.experiment import run_experiment
+from gkd_rl.pipeline.experiment import run_configured
 from gkd_rl.run import find_config_dir
 from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import Rollout, Source
@@ -299,7 +299,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         output = folder / str(len(list(folder.iterdir())))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(build, "build_reward", with_letters)
-            return config, run_experiment(config, composed, output)["objective"], output
+            return config, run_configured(config, composed, output).objective(config.alpha), output
 
     return start
 

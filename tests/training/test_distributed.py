@@ -19,11 +19,10 @@ from conftest import assert_close, configured
 from forked import Started, start_forked
 from rank_cases import CASES, ENDPOINT, KINDS, everything
 
-from gkd_rl import run
 from gkd_rl.cli.command_line import check_command_line
+from gkd_rl.cli.single_run import ending_together, find_config_dir
 from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError
-from gkd_rl.run import find_config_dir
 from gkd_rl.training import processes as ranks_module
 from gkd_rl.training.processes import interleaved, own_seed, share
 
@@ -35,25 +34,25 @@ from gkd_rl.errors import RewardError
 from gkd_rl.config.launch import rank
 from gkd_rl.training.processes import from_all
 
-def run_experiment(config, settings, folder):
+def run_configured(config, settings, folder):
     print("spoken")
     if rank() == 1:
         raise RewardError(f"reward of seed {config.seed} is unusable")
     from_all("rank 0 waits for the other here")
 
 module = types.ModuleType("gkd_rl.pipeline.experiment")
-module.run_experiment = run_experiment
+module.run_configured = run_configured
 sys.modules["gkd_rl.pipeline.experiment"] = module
 """
 KILLED = """
 import os, pathlib, signal, time
-from gkd_rl import pipeline
+from gkd_rl.pipeline import experiment
 from gkd_rl.config.launch import rank
 from gkd_rl.training.processes import from_all
 from gkd_rl.run import cli
-whole = pipeline.run_experiment
+whole = experiment.run_configured
 
-def run_experiment(config, settings, folder):
+def run_configured(config, settings, folder):
     if config.seed == 0:
         return whole(config, settings, folder)
     if rank() == 1:
@@ -62,7 +61,7 @@ def run_experiment(config, settings, folder):
         os.kill(os.getpid(), signal.SIGKILL)
     from_all("rank 0 waits for the other here")
 
-pipeline.run_experiment = run_experiment
+experiment.run_configured = run_configured
 cli()
 """
 
@@ -194,7 +193,7 @@ def test_what_cannot_be_shared_out_is_refused_once_and_before_anything(tmp_path:
     done = first.finish()
     second.process.kill()  # as the launcher does; it waits for the first
     assert done.returncode == 2
-    assert done.stderr.count("trainer.prompts_per_step=5 cannot be shared out to 2 processes") == 1
+    assert done.stderr.count("trainer.prompts_per_step=5 cannot be divided evenly among 2 processes") == 1
     assert second.finish().stderr == ""
     assert not list(tmp_path.iterdir())
 
@@ -216,7 +215,7 @@ def test_a_bug_is_told_with_its_traceback_by_the_first_rank(
 ) -> None:
     as_rank(monkeypatch, 1, 2)
     monkeypatch.setattr(ranks_module, "first_to_fail", lambda: first)
-    with pytest.raises(SystemExit, match="1"), run._ending_together():
+    with pytest.raises(SystemExit, match="1"), ending_together():
         raise KeyError("a bug")
     told = capsys.readouterr().err
     assert ("Traceback" in told and "KeyError: 'a bug'" in told) if first else told == ""
