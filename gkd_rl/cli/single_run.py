@@ -16,6 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def run_experiment(overrides: Sequence[str] = (), output_dir: str | Path | None 
         for name, saved in (("config", settings), ("overrides", given.task)):
             OmegaConf.save(saved, folder / ".hydra" / f"{name}.yaml")
         with _logging_to(folder / "gkd_rl.log"):
-            return run_in_folder(config, settings, folder, resumes)
+            return replace(run_in_folder(config, settings, folder, resumes), folder=folder)
 
 
 def _arguments(overrides: Sequence[str], output_dir: str | Path | None) -> list[str]:
@@ -113,18 +114,21 @@ def _logging_to(file: Path) -> Iterator[None]:
     """Within the block, this project's messages are in `file`, and on the console if nothing else handles them."""
     to_file, to_console = logging.FileHandler(file, encoding="utf-8"), logging.StreamHandler(sys.stdout)
     to_file.setFormatter(logging.Formatter(LOG_FORMAT))
-    handlers = [to_file] if logging.getLogger().handlers else [to_file, to_console]
+    configured = bool(logging.getLogger().handlers)
+    handlers = [to_file] if configured else [to_file, to_console]
     loggers = [logging.getLogger(name) for name in ("gkd_rl", "reward_models")]
-    levels = [logger.level for logger in loggers]
+    before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.INFO)
+        logger.propagate = configured  # libraries may add a handler of their own meanwhile
         for handler in handlers:
             logger.addHandler(handler)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
             logger.setLevel(level)
+            logger.propagate = propagate
             for handler in handlers:
                 logger.removeHandler(handler)
         to_file.close()

@@ -54,6 +54,7 @@ class Results:
         data: rows that were read, dropped and cut.
         teacher_audit: what quantising the teacher cost; None for one that is not quantised.
         prompts: one per row, so that whoever reads the predictions needs no data set; may be left out.
+        folder: of the run; set by `run_experiment`.
     """
 
     evaluations: dict[str, Evaluation]
@@ -64,6 +65,7 @@ class Results:
     data: dict[str, Any] = field(default_factory=dict)
     teacher_audit: TeacherAudit | None = None
     prompts: list[str] = field(default_factory=list)
+    folder: Path | None = None
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """Model -> metric -> mean with interval."""
