@@ -1,4 +1,8 @@
-"""alpha as a function of the step. Pure Python: the check of a configuration asks it which terms a run has."""
+"""alpha of Eq. 5, (1 - alpha) E[r] - alpha E[D], as a function of the step.
+
+The paper keeps alpha constant; the other schedules are additions. Pure Python, because the rules between settings
+(`rules.py`) use it to find out which terms of the objective a run has.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,13 @@ class Schedule:
     """alpha over a run of `steps` steps.
 
     Attributes:
-        kind: constant and balanced stay at alpha (balanced: as the share of the gradient norm); linear goes from start
-            to alpha over the run; warmup over its first `until`, then stays; switch holds start and then jumps.
-        alpha: the dial, and the value at the end.
+        kind: constant and balanced keep `alpha` (balanced: as the share of the gradient norm); linear interpolates from
+            `start` to `alpha` over the run; warmup does so over the first `until` of the run; switch uses `start` for
+            the first `until` of the run and `alpha` after it.
+        alpha: the setting `alpha`, the value at the last step.
+        steps: number of steps of the run.
         start: alpha at the first step, for linear, warmup and switch.
-        until: share of the steps after which warmup and switch are at alpha.
-        steps: of the run.
+        until: share of the steps after which warmup and switch have reached `alpha`.
     """
 
     kind: AlphaSchedule
@@ -27,7 +32,7 @@ class Schedule:
     until: float | None = None
 
     def __call__(self, step: int) -> float:
-        """Alpha of step `step`, counted from 0."""
+        """Alpha at step `step`, counted from 0."""
         start = self.alpha if self.start is None else self.start
         if self.kind is AlphaSchedule.linear:
             return start + (self.alpha - start) * step / max(self.steps - 1, 1)
@@ -59,5 +64,5 @@ class Schedule:
         return any(self(step) == 0 for step in self._corners())
 
     def _corners(self) -> set[int]:
-        """Steps between which alpha is a line."""
+        """The first and the last two steps; alpha is monotonic in the step, so its extremes are among these."""
         return {step for step in (0, 1, self.steps - 2, self.steps - 1) if 0 <= step < self.steps}

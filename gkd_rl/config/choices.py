@@ -1,6 +1,7 @@
-"""The named choices of the configuration.
+"""Named choices of the configuration, and the schema fields that declare a range or a list of choices.
 
-Fields of the schema that say what they take.
+One enumeration for each setting with a fixed set of values; its docstring states what the values mean. `number` and
+`choice` build fields whose metadata `validation.py` checks and describes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class DivergenceReduction(Enum):
 
 
 class Baseline(Enum):
-    """What is subtracted from the reward before it weighs the score function; `learned` is PPO's value head."""
+    """What is subtracted from the reward before it multiplies the score function; `learned` is PPO's value head."""
 
     none = "none"
     batch_mean = "batch_mean"
@@ -96,7 +97,7 @@ class AlphaSchedule(Enum):
 
 
 class FixedSource(Enum):
-    """Who wrote the text of the steps that are not on student rollouts."""
+    """Source of the completions in steps that do not train on student rollouts (lmbda < 1)."""
 
     dataset = "dataset"
     teacher = "teacher"
@@ -110,14 +111,14 @@ class TeacherPrompts(Enum):
 
 
 class AdapterKind(Enum):
-    """LoRA (Hu et al. 2021), or DoRA (Liu et al. 2024), which learns lengths of rows apart from directions."""
+    """LoRA (Hu et al. 2021), or DoRA (Liu et al. 2024), which trains the norm of each weight row separately."""
 
     lora = "lora"
     dora = "dora"
 
 
 class Quantization(Enum):
-    """Weights of a frozen teacher through bitsandbytes: LLM.int8() (8 bit) or NF4 (4 bit)."""
+    """Quantisation of a frozen teacher's weights by bitsandbytes: LLM.int8() (8 bit) or NF4 (4 bit)."""
 
     none = "none"
     int8 = "int8"
@@ -125,21 +126,21 @@ class Quantization(Enum):
 
 
 class OptimizerName(Enum):
-    """Optimisers on offer; the paper uses Adafactor."""
+    """Optimisers; the paper uses Adafactor."""
 
     adamw = "adamw"
     adafactor = "adafactor"
 
 
 class OnFailure(Enum):
-    """What a reward that fails does to the run."""
+    """What happens when a reward component fails: `stop` ends the run, `replace` uses reward.failure_value."""
 
     stop = "stop"
     replace = "replace"
 
 
 class Metric(Enum):
-    """Scores of a text against its reference."""
+    """Metrics of a completion against its reference; `bleu` includes chrF."""
 
     rouge = "rouge"
     bleu = "bleu"
@@ -155,7 +156,7 @@ class Decay(Enum):
 
 
 class RolloutEngine(Enum):
-    """Who writes rollouts: the student here, or a vLLM server that is sent its weights."""
+    """What samples rollouts: transformers in this process, or a vLLM server that receives the student's weights."""
 
     transformers = "transformers"
     vllm = "vllm"
@@ -169,7 +170,7 @@ class Dtype(Enum):
 
 
 class WandbMode(Enum):
-    """`offline` writes beside metrics.jsonl and asks for no account; `online` uploads; `disabled` writes nothing."""
+    """`offline` writes W&B files to the run's folder without an account; `online` uploads; `disabled` does neither."""
 
     offline = "offline"
     online = "online"
@@ -177,10 +178,10 @@ class WandbMode(Enum):
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Any:
-    """A required number between `low` and `high`; `open_*` excludes the end itself."""
+    """A required number between `low` and `high`; `open_low` and `open_high` exclude the bound itself."""
     return field(default=MISSING, metadata={"range": (low, high, open_low, open_high)})
 
 
 def choice(*choices: str) -> Any:
-    """A required text that must be one of `choices`, for what is a name of its own in the data and not an Enum."""
+    """A required text that must be one of `choices`, for values that need no Enum."""
     return field(default=MISSING, metadata={"choices": choices})

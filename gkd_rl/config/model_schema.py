@@ -1,11 +1,4 @@
-"""Schema of the rollouts, see `config.py`.
-
-Typed schema of the configuration: types and ranges here, values in conf/ only.
-
-Every field carries its allowed range or choices in its metadata, so that the check (`config/validation.py`), the message
-(`config/validation.py`) and the command line's answer to a mistake (`cli/command_line.py`) have one source. Nothing here imports
-torch: a wrong setting is refused before anything slow starts.
-"""
+"""Typed schema of models, rollouts and optimisers; `schema.py` has the rest of the schema and its conventions."""
 
 from __future__ import annotations
 
@@ -28,7 +21,7 @@ from gkd_rl.config.choices import (
 
 @dataclass
 class VllmConfig:
-    """The server of rollout.engine=vllm, and the NCCL group through which it takes weights."""
+    """The server of rollout.engine=vllm, and the NCCL group through which it receives the student's weights."""
 
     url: str = MISSING
     group_port: int = number(1, 65535)
@@ -50,7 +43,7 @@ class RolloutConfig:
 
 @dataclass
 class OptimizerConfig:
-    """How many optimiser steps, and how each of them is taken."""
+    """A training stage: its steps, data, optimiser and micro-batches."""
 
     steps: int = number(1)
     train_rows: int | None = number(1)
@@ -69,14 +62,14 @@ class OptimizerConfig:
 
 @dataclass
 class SftConfig(OptimizerConfig):
-    """Supervised fine-tuning on the task's references, the first stage of a model that is built from a config."""
+    """Supervised fine-tuning on the task's references, the stage before the student's own training."""
 
     batch_size: int = number(1)
 
 
 @dataclass
 class ModelConfig:
-    """A checkpoint (`path`) or a fresh model (`architecture`), and the supervised stage that comes first."""
+    """A checkpoint (`path`) or a newly initialised model (`architecture`), and its supervised stage."""
 
     path: str | None = MISSING
     revision: str | None = MISSING
@@ -95,7 +88,7 @@ class ModelConfig:
 
 @dataclass
 class AdapterConfig:
-    """Low-rank adapters of the student; its own weights then stay as they are."""
+    """Low-rank adapters of the student, whose own weights are then frozen."""
 
     kind: AdapterKind = MISSING
     rank: int = number(1)
@@ -107,7 +100,7 @@ class AdapterConfig:
 
 @dataclass
 class EndpointConfig:
-    """A teacher behind an OpenAI-compatible server that gives the log-probabilities of a prompt's tokens (vLLM)."""
+    """A teacher behind an OpenAI-compatible server that returns log-probabilities of a prompt's tokens (vLLM)."""
 
     url: str = MISSING
     model: str = MISSING
@@ -119,7 +112,7 @@ class EndpointConfig:
 
 @dataclass
 class TeacherConfig(ModelConfig):
-    """The model that is imitated: a model of its own, one behind an endpoint, or the student before training."""
+    """The teacher p_T: a model in this process, one behind an endpoint, or the student before training."""
 
     initial_student: bool = MISSING
     prompts: TeacherPrompts = MISSING

@@ -1,4 +1,8 @@
-"""Settings that contradict one another: each check yields one sentence for a problem, with what to type instead."""
+"""Rules between settings of the objective: alpha, lambda, divergence, policy gradient, rollouts and reward.
+
+A rule is a function of the configuration that yields one message for each contradiction: the settings, their values and
+what to type instead. `validation.py` applies these rules and those of `model_rules.py` and `run_rules.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,14 @@ from gkd_rl.config.alpha_schedule import Schedule
 from gkd_rl.config.choices import (
     AlphaSchedule,
     Baseline,
-    Decay,
     DivergenceName,
     FixedSource,
     KdCredit,
     KlEstimator,
     KlPlace,
-    TeacherPrompts,
 )
-from gkd_rl.config.launch import check_launch
-from gkd_rl.config.model_rules import check_loading, rollout_contradictions, teacher_contradictions
-from gkd_rl.config.run_rules import check_checkpoints, check_generated, check_sweep, check_targets
 
-_FOLLOWS = {  # (estimator, place): what its expected gradient is; see docs/estimators.md
+_EXPECTED_GRADIENTS = {  # of the pairs (estimator, place) that do not give KL(student || initial)'s; docs/estimators.md
     (KlEstimator.k1, KlPlace.loss): "its expected gradient is 0",
     (KlEstimator.k3, KlPlace.loss): "its expected gradient is that of the forward KL(initial || student)",
     (KlEstimator.k2, KlPlace.reward): "its expected gradient is that of no KL",
@@ -34,18 +33,18 @@ _FOLLOWS = {  # (estimator, place): what its expected gradient is; see docs/esti
 
 
 def alpha_schedule(config: Config) -> Schedule:
-    """Alpha over the run's steps."""
+    """Alpha as a function of the run's steps."""
     schedule = config.alpha_schedule
     return Schedule(schedule.kind, config.alpha, config.trainer.steps, schedule.start, schedule.until)
 
 
 def _alpha(config: Config) -> Iterator[str]:
-    """The schedule's own settings."""
+    """`start` and `until` are set exactly where the schedule uses them; balanced needs both terms."""
     schedule, key = config.alpha_schedule, "alpha_schedule"
     kind = schedule.kind
-    moves = kind in (AlphaSchedule.linear, AlphaSchedule.warmup, AlphaSchedule.switch)
-    ramps = kind in (AlphaSchedule.warmup, AlphaSchedule.switch)
-    for name, value, used in (("start", schedule.start, moves), ("until", schedule.until, ramps)):
+    uses_start = kind in (AlphaSchedule.linear, AlphaSchedule.warmup, AlphaSchedule.switch)
+    uses_until = kind in (AlphaSchedule.warmup, AlphaSchedule.switch)
+    for name, value, used in (("start", schedule.start, uses_start), ("until", schedule.until, uses_until)):
         if used and value is None:
             yield f"{key}.{name}=null with {key}={kind.value}: {key}.{name} takes a number, e.g. 0.5."
         if not used and value is not None:
@@ -58,7 +57,7 @@ def _alpha(config: Config) -> Iterator[str]:
 
 
 def _objective(config: Config) -> Iterator[str]:
-    """alpha, lambda, divergence and teacher against one another."""
+    """Every step has a term to train on, and every term has its teacher, data or samples."""
     alpha, lmbda, divergence = alpha_schedule(config), config.lmbda, config.divergence
     cross_entropy = divergence.name is DivergenceName.cross_entropy
     if alpha.has_reward and lmbda == 0:
@@ -86,7 +85,7 @@ def _objective(config: Config) -> Iterator[str]:
 
 
 def _divergence(config: Config) -> Iterator[str]:
-    """Parameters that the divergence lacks or does not take."""
+    """The divergence has exactly its own parameters; cross entropy and lmbda=0 exclude settings that need samples."""
     divergence, name = config.divergence, config.divergence.name
     for parameter, value, example in (("beta", divergence.beta, "0.9"), ("skew", divergence.skew, "0.1")):
         key = f"divergence.{parameter}"
@@ -114,18 +113,18 @@ def _divergence(config: Config) -> Iterator[str]:
 
 
 def _sampling(config: Config) -> Iterator[str]:
-    """Rollouts that a score function cannot use."""
+    """Rollouts are what the score function and its baseline need: untruncated sampling, and enough completions."""
     alpha = alpha_schedule(config)
     credit = config.divergence.kd_credit is not KdCredit.none
     if not (alpha.has_reward or credit):
         return
     rollout, baseline, prompts = config.rollout, config.policy_gradient.baseline, config.trainer.prompts_per_step
-    why = f"a policy gradient (alpha={config.alpha})" if alpha.has_reward else "divergence.kd_credit=reward_to_go"
+    reason = f"a policy gradient (alpha={config.alpha})" if alpha.has_reward else "divergence.kd_credit=reward_to_go"
     for key, value, neutral in (("rollout.top_p", rollout.top_p, 1), ("rollout.top_k", rollout.top_k, 0)):
         if value != neutral:
             instead = "set alpha=1" if alpha.has_reward else "set divergence.kd_credit=none"
             yield (
-                f"{key}={value} with {why} would sample from another distribution "
+                f"{key}={value} with {reason} would sample from another distribution "
                 f"than the one whose log-probability is trained: {key} must be {neutral}; or {instead}."
             )
     if not alpha.has_reward or config.policy_gradient.fixed_advantage is not None:
@@ -134,7 +133,7 @@ def _sampling(config: Config) -> Iterator[str]:
     if (grouped or config.policy_gradient.divide_by_std) and rollout.per_prompt < 2:
         setting = f"policy_gradient.baseline={baseline.value}" if grouped else "policy_gradient.divide_by_std=true"
         yield (
-            f"rollout.per_prompt={rollout.per_prompt} leaves nothing to compare with: "
+            f"rollout.per_prompt={rollout.per_prompt} leaves no other completion to compare with: "
             f"{setting} takes rollout.per_prompt >= 2; or set policy_gradient.baseline=batch_mean."
         )
     if baseline is Baseline.batch_mean and rollout.per_prompt * prompts < 2:
@@ -144,28 +143,8 @@ def _sampling(config: Config) -> Iterator[str]:
         )
 
 
-def _learning_rate(config: Config) -> Iterator[str]:
-    """A cooldown that never comes, or is longer than the stage."""
-    stages = {"trainer": config.trainer, "student.sft": config.student.sft}
-    stages["teacher.sft"] = None if config.teacher is None else config.teacher.sft
-    for key, stage in stages.items():
-        if stage is None:
-            continue
-        if (stage.decay is Decay.cooldown) != (stage.cooldown_steps > 0):
-            yield (
-                f"{key}.cooldown_steps={stage.cooldown_steps} with {key}.decay={stage.decay.value}: set "
-                f"{key}.cooldown_steps above 0 with decay=cooldown, and to 0 with any other."
-            )
-        if stage.warmup_steps + stage.cooldown_steps > stage.steps and stage.cooldown_steps > 0:
-            yield (
-                f"{key}.steps={stage.steps} is less than {key}.warmup_steps={stage.warmup_steps} and "
-                f"{key}.cooldown_steps={stage.cooldown_steps} together: lower these, or set {key}.decay=linear "
-                f"{key}.cooldown_steps=0."
-            )
-
-
 def _policy_gradient(config: Config) -> Iterator[str]:
-    """Clip, epochs, value head and sampled KL."""
+    """Clip, epochs, value head, fixed advantage and sampled KL fit one another."""
     settings, key = config.policy_gradient, "policy_gradient"
     if (settings.clip_low is None) != (settings.clip_high is None):
         yield (
@@ -173,14 +152,14 @@ def _policy_gradient(config: Config) -> Iterator[str]:
         )
     if settings.epochs > 1 and settings.clip_low is None:
         yield (
-            f"{key}.epochs={settings.epochs} without a clip would reuse samples of a policy that has moved on: "
+            f"{key}.epochs={settings.epochs} without a clip would reuse samples of a policy that has changed since: "
             f"set {key}.clip_low=0.2 {key}.clip_high=0.2, or {key}.epochs=1."
         )
     if (settings.baseline is Baseline.learned) != (settings.value is not None):
         given = "null" if settings.value is None else "set"
         yield (
-            f"{key}.value is {given} with {key}.baseline={settings.baseline.value}: the value head serves "
-            f"{key}.baseline=learned and nothing else. Choose policy_gradient=ppo, or set {key}.value=null."
+            f"{key}.value is {given} with {key}.baseline={settings.baseline.value}: the value head is used "
+            f"with {key}.baseline=learned only. Choose policy_gradient=ppo, or set {key}.value=null."
         )
     if settings.baseline is Baseline.learned and settings.divide_by_std:
         yield f"{key}.divide_by_std=true has no effect with {key}.baseline=learned: set {key}.divide_by_std=false."
@@ -198,43 +177,17 @@ def _policy_gradient(config: Config) -> Iterator[str]:
                     f"{key}.fixed_advantage={settings.fixed_advantage} replaces every advantage and leaves "
                     f"{key}.{name} without effect: set {key}.{name}={instead}, or {key}.fixed_advantage=null."
                 )
-    follows = _FOLLOWS.get((kl.estimator, kl.place))
-    if kl.coefficient > 0 and follows:
+    gradient = _EXPECTED_GRADIENTS.get((kl.estimator, kl.place))
+    if kl.coefficient > 0 and gradient:
         yield (
             f"{key}.sampled_kl.estimator={kl.estimator.value} with {key}.sampled_kl.place={kl.place.value} does not "
-            f"follow KL(student || initial student): {follows}. Take k1 in the reward or k2 in the loss, "
-            "or teacher=initial_student for the full divergence."
-        )
-
-
-def _models(config: Config) -> Iterator[str]:
-    """Models with no source of weights, or with two."""
-    teacher = config.teacher
-    for key, model in (("student", config.student), ("teacher", teacher)):
-        if model is None:
-            continue
-        if model is teacher and teacher is not None and teacher.endpoint is not None:  # see teacher_contradictions
-            continue
-        imitated_only = model is teacher and teacher is not None and teacher.initial_student
-        if imitated_only and model.path is None and model.architecture is None:  # nothing to measure against
-            continue
-        if (model.path is None) == (model.architecture is None):
-            other = "null" if model.architecture is None else "set"
-            yield (
-                f"{key}.path={model.path} with {key}.architecture {other}: {key} takes exactly one of the two. Type "
-                f"{key}.path=FOLDER_OR_HUB_ID {key}.architecture=null, or {key}.path=null with an architecture."
-            )
-        if model.path is None and model.sft is None:
-            yield f"{key}.sft=null leaves a model of random weights: give {key}.sft its settings, or set {key}.path."
-    if teacher is not None and teacher.prompts is TeacherPrompts.shuffled and config.trainer.prompts_per_step < 2:
-        yield (
-            f"trainer.prompts_per_step={config.trainer.prompts_per_step} with teacher.prompts=shuffled leaves no other "
-            "prompt: set trainer.prompts_per_step to 2 or more, or teacher.prompts=own."
+            f"estimate the gradient of KL(student || initial student): {gradient}. Use k1 in the reward or k2 in the "
+            "loss, or teacher=initial_student for the full divergence."
         )
 
 
 def _reward(config: Config) -> Iterator[str]:
-    """Components without weights, weights without components, and nothing to climb."""
+    """Components and weights have the same names, the judge has weight 0, and a reward term has a nonzero reward."""
     components, weights = config.reward.components, config.reward.weights
     for name in sorted(weights.keys() - components.keys()):
         yield (
@@ -250,16 +203,11 @@ def _reward(config: Config) -> Iterator[str]:
     if judge is not None and weights.get(judge, 1) != 0:
         others = ", ".join(sorted(name for name, weight in weights.items() if weight == 0)) or "none"
         yield (
-            f"reward.judge={judge}: a judge is a component that does not pay the policy, of weight 0: "
+            f"reward.judge={judge}: reward.judge takes a component that is measured only, of weight 0: "
             f"{others}. Set one of them, or null."
         )
     if alpha_schedule(config).has_reward and not any(weights.values()):
         yield f"reward.weights are all 0 with alpha={config.alpha}: set one of them above 0, or set alpha=1."
 
 
-CONTRADICTIONS = (
-    *(_alpha, _objective, _divergence, _sampling, _learning_rate, _policy_gradient),
-    *(_models, _reward, check_targets, check_generated),
-    *(check_loading, teacher_contradictions, rollout_contradictions, check_launch, check_sweep),
-    check_checkpoints,
-)
+OBJECTIVE_RULES = (_alpha, _objective, _divergence, _sampling, _policy_gradient, _reward)

@@ -1,12 +1,8 @@
-"""Typed schema of a sweep's own settings.
+"""Typed schema of the configuration: types and ranges; the values are in conf/ only.
 
-Typed schema of what keeps a run safe: checkpoints, and the numbers that are watched.
-
-Typed schema of the configuration: types and ranges here, values in conf/ only.
-
-Every field carries its allowed range or choices in its metadata, so that the check (`config/validation.py`), the message
-(`config/validation.py`) and the command line's answer to a mistake (`cli/command_line.py`) have one source. Nothing here imports
-torch: a wrong setting is refused before anything slow starts.
+Every field carries its allowed range or choices in its metadata. `validation.py` uses them to check a value and to
+describe what a setting takes, also for the command line's messages (`cli/command_line.py`). Nothing here imports torch,
+so that a wrong setting is refused before a slow import.
 """
 
 from __future__ import annotations
@@ -44,37 +40,31 @@ from gkd_rl.config.model_schema import (
 
 
 @dataclass
-class SweepConfig:
-    """What a sweep is told of each run, and the folder of a broken sweep that is to be finished."""
+class ScaleConfig:
+    """Size of the run: defaults that its models and stages share, and a notice of what its numbers compare with."""
 
-    objectives: list[str] = MISSING
-    resume: str | None = MISSING
-
-
-@dataclass
-class CheckpointConfig:
-    """Which checkpoints of the run's own stage stay on disk; `trainer.checkpoint_every` says how often one is made."""
-
-    keep: int = number(1)
-    best: str | None = MISSING
-    best_is: str = choice("highest", "lowest")
+    name: str = MISSING
+    notice: str = MISSING
+    threads: int = number(0)
+    memory_gib: float | None = number(0, open_low=True)
+    sequences_per_step: int = number(1)
+    sft: SftConfig = field(default_factory=SftConfig)
+    size: str | None = MISSING
+    sizes: dict[str, Any] = MISSING
 
 
 @dataclass
-class GuardConfig:
-    """Numbers that go wrong. All but the first are limits of warnings, null for none."""
+class FixedDataConfig:
+    """Completions of the steps that do not train on student rollouts."""
 
-    max_skipped: int = number(1)
-    negative_divergence: float | None = number(0)
-    ratio: float | None = number(0, open_low=True)
-    entropy_share: float | None = number(0, 1, open_low=True)
-    length_growth: float | None = number(1, open_low=True)
-    baseline_steps: int = number(1)
+    source: FixedSource = MISSING
+    temperature: float = number(0)
+    seed: int = number(0)
 
 
 @dataclass
 class DivergenceConfig:
-    """The distillation term."""
+    """The divergence term E[D(p_T || p_S)]."""
 
     name: DivergenceName = MISSING
     beta: float | None = number(0, 1, open_low=True, open_high=True)
@@ -88,8 +78,17 @@ class DivergenceConfig:
 
 
 @dataclass
+class AlphaScheduleConfig:
+    """alpha over the run: from `start` to the setting `alpha`."""
+
+    kind: AlphaSchedule = MISSING
+    start: float | None = number(0, 1)
+    until: float | None = number(0, 1, open_low=True, open_high=True)
+
+
+@dataclass
 class SampledKlConfig:
-    """Regularisation to the initial student, estimated from the sampled tokens."""
+    """KL(student || initial student), estimated from the sampled tokens, as a penalty."""
 
     coefficient: float = number(0)
     estimator: KlEstimator = MISSING
@@ -98,7 +97,7 @@ class SampledKlConfig:
 
 @dataclass
 class ValueConfig:
-    """The learned baseline: a value head on the student's hidden states, and generalised advantage estimation."""
+    """The learned baseline (PPO): a value head on the student's hidden states, and generalised advantage estimation."""
 
     hidden_size: int = number(1)
     learning_rate: float = number(0, open_low=True)
@@ -110,7 +109,7 @@ class ValueConfig:
 
 @dataclass
 class PolicyGradientConfig:
-    """The reward term."""
+    """The policy gradient of the reward term E[r]."""
 
     baseline: Baseline = MISSING
     divide_by_std: bool = MISSING
@@ -122,24 +121,6 @@ class PolicyGradientConfig:
     fixed_advantage: float | None = number()
     sampled_kl: SampledKlConfig = field(default_factory=SampledKlConfig)
     value: ValueConfig | None = MISSING
-
-
-@dataclass
-class AlphaScheduleConfig:
-    """alpha over the run: from `start` to the dial."""
-
-    kind: AlphaSchedule = MISSING
-    start: float | None = number(0, 1)
-    until: float | None = number(0, 1, open_low=True, open_high=True)
-
-
-@dataclass
-class FixedDataConfig:
-    """The text of the steps that are not on student rollouts."""
-
-    source: FixedSource = MISSING
-    temperature: float = number(0)
-    seed: int = number(0)
 
 
 @dataclass
@@ -158,7 +139,7 @@ class RewardConfig:
 
 @dataclass
 class TrainerConfig(OptimizerConfig):
-    """The stage on student rollouts."""
+    """The student's training by Eq. 5 (Algorithm 1)."""
 
     prompts_per_step: int = number(1)
     log_every: int = number(1)
@@ -171,7 +152,7 @@ class TrainerConfig(OptimizerConfig):
 
 @dataclass
 class EvaluationConfig:
-    """What is decoded after training, and the uncertainty that is stated with it."""
+    """Decoding and metrics before and after training, and the bootstrap of their intervals."""
 
     split: str = choice("train", "validation", "test")
     metrics: list[Metric] = MISSING
@@ -188,7 +169,7 @@ class EvaluationConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where numbers go besides metrics.jsonl."""
+    """W&B, beside metrics.jsonl."""
 
     wandb: WandbMode = MISSING
     project: str = MISSING
@@ -198,22 +179,37 @@ class TrackingConfig:
 
 
 @dataclass
-class ScaleConfig:
-    """What the numbers of this run can be compared with, and what its models and stages have in common."""
+class CheckpointConfig:
+    """Checkpoints of the student's training that are kept; `trainer.checkpoint_every` is the interval."""
 
-    name: str = MISSING
-    notice: str = MISSING
-    threads: int = number(0)
-    memory_gib: float | None = number(0, open_low=True)
-    sequences_per_step: int = number(1)
-    sft: SftConfig = field(default_factory=SftConfig)
-    size: str | None = MISSING
-    sizes: dict[str, Any] = MISSING
+    keep: int = number(1)
+    best: str | None = MISSING
+    best_is: str = choice("highest", "lowest")
+
+
+@dataclass
+class GuardConfig:
+    """Limits of numerical checks in training: `max_skipped` stops the run, the others log a warning (null: never)."""
+
+    max_skipped: int = number(1)
+    negative_divergence: float | None = number(0)
+    ratio: float | None = number(0, open_low=True)
+    entropy_share: float | None = number(0, 1, open_low=True)
+    length_growth: float | None = number(1, open_low=True)
+    baseline_steps: int = number(1)
+
+
+@dataclass
+class SweepConfig:
+    """Objectives that each run returns to the sweeper, and the folder of an interrupted sweep to resume."""
+
+    objectives: list[str] = MISSING
+    resume: str | None = MISSING
 
 
 @dataclass
 class Config:
-    """One run. The first three are the dials of the paper."""
+    """One run. `alpha` and `lmbda` are those of the paper (Eq. 5 and Algorithm 1)."""
 
     alpha: float = number(0, 1)
     lmbda: float = number(0, 1)
