@@ -5,6 +5,8 @@ given function of the terms (paper Eq. 5 as `objective.TokenLoss`), so the gradi
 exist. One projection of each model gives log-probability, divergence, entropy, and the gradients by hidden states,
 output embedding and bias; policy gradient and divergence share all matrix products. One chunk of logits is alive at a
 time. Loss and gradient equal those of `FusedHead` with autograd, up to rounding.
+
+`fused_distillation_loss` is the divergence term alone, for training loops of other projects.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gkd_rl.config.choices import DivergenceReduction
 from gkd_rl.losses.compiled_head import CompiledHead, add_product, compiled, mark_dynamic_tokens
 from gkd_rl.losses.divergence_gradients import dot
-from gkd_rl.losses.divergences import autograd_gradient
+from gkd_rl.losses.divergences import TokenDivergence, autograd_gradient
 from gkd_rl.losses.fused_head import FusedHead, check_shapes, scatter_valid
+from gkd_rl.losses.objective import StepTotals, divisors
 from gkd_rl.types import OutputHead, Projection, TeacherOutput, TokenTerms, TopLogProbs
 
 # (log-probabilities (n,), divergences (n,) or None, slice of the N valid tokens) -> loss of these tokens, a scalar.
@@ -176,6 +180,51 @@ class FusedLoss:
             own = _softmax(logits_NV, divergence.temperature)
         teacher_logits_NV = None if teacher is None else teacher.head.logits(teacher_N[0], logits_NV.shape[1])
         return divergence.with_gradient(teacher_logits_NV, logits_NV, *own, ids_N)
+
+
+def fused_distillation_loss(
+    student: Projection,
+    teacher: Projection,
+    mask_BT: Tensor,
+    divergence: TokenDivergence,
+    reduction: DivergenceReduction = DivergenceReduction.sequence_mean,
+    totals: StepTotals | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """The reduced divergence D(p_T || p_S) of a batch, for any PyTorch training loop (paper Eq. 2).
+
+    Logits of both models exist for `chunk_tokens` positions at a time, also in the backward pass. Gradients flow to the
+    student's hidden states, output embedding and bias; none flows to the teacher. Backward can run once.
+
+    Args:
+        student: hidden states (B, T, D) at the positions that predict the tokens, and the output head.
+        teacher: the same positions of the teacher; its width may differ, its tokens may not.
+        mask_BT: positions that count, bool.
+        divergence: between both models' distributions at one position; cross-entropy is not one of them.
+        reduction: from positions to one number.
+        totals: sequences and positions of the whole optimiser step, if it is accumulated over several batches; the
+            losses of the batches then add up to that of the step. None: those of this batch.
+        chunk_tokens: None takes as many as fit into the memory of one chunk (`CHUNK_BYTES`).
+
+    Returns:
+        The loss in nats, a scalar.
+
+    Raises:
+        ValueError: the shapes do not agree, or the divergence does not compare with a teacher.
+    """
+    if not divergence.needs_teacher:
+        raise ValueError(f"{divergence.name.value} compares the student with given tokens, not with a teacher.")
+    if totals is None:
+        totals = StepTotals(len(mask_BT), int(mask_BT.sum()))
+    divisor_N = divisors(mask_BT, reduction, totals)[mask_BT]
+
+    def of_chunk(_: Tensor, divergence_N: Tensor | None, tokens: slice) -> Tensor:
+        assert divergence_N is not None
+        return (divergence_N / divisor_N[tokens]).sum()
+
+    head = FusedHead(divergence, divergence.temperature, chunk_tokens)
+    any_ids_BT = torch.zeros_like(mask_BT, dtype=torch.long)
+    return FusedLoss(head, of_chunk)(student, teacher, any_ids_BT, mask_BT)[0]
 
 
 @dataclass
