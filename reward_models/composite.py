@@ -120,7 +120,7 @@ class ByKind:
         self.rewards = dict(rewards)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-        """Score B completions; each reward gets the rows of its kind, and the columns with a value in at least one of them.
+        """Score B completions; each reward gets the rows of its kind, and their columns that are not None throughout.
 
         Raises:
             ValueError: the column is missing, or has a kind without a reward.

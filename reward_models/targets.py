@@ -50,7 +50,9 @@ def refusal(key: str, target: Any, trusted: Sequence[str] = ()) -> str | None:
             f"trusted_packages=[{package}] names."
         )
     if not is_defined(str(target)):
-        return f"{key}={target}: there is no class or function {'.'.join(rest)} in {package}; {key} takes one that exists."
+        return (
+            f"{key}={target}: there is no class or function {'.'.join(rest)} in {package}; {key} takes one that exists."
+        )
     return None
 
 

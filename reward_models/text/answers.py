@@ -1,13 +1,9 @@
-r"""Exact match: is a completion's final answer the reference's, as numbers.
+r"""Rewards for right answers: equal numbers, equal mathematics, an accepted text, or the verdict of a task's checker.
 
-Is a completion one of the texts that are known to be right?
-
-A reward from an exact checker of the task at hand: what it says about a completion and its document or prompt.
-
-Are two answers equal in mathematics? 1/2, 0.5 and \boxed{\frac{1}{2}} are. math-verify tells, in its own process.
-
-Comparing can take for ever (9^9^9^9), in code that no signal interrupts: a process compares, and is ended when its time
-is up. math-verify's own time limits work in the main thread alone and are off.
+- `ExactMatch`: the final answer of a worked solution is the same number as the reference's (GSM8K accuracy).
+- `Maths`: the answers are mathematically equal, as 1/2, 0.5 and \boxed{\frac{1}{2}} are (library math-verify).
+- `Accepted`: the completion is one of the texts that are known to be right.
+- `Checked`: an exact checker of the task scores the completion.
 """
 
 from __future__ import annotations
@@ -21,30 +17,31 @@ from typing import Any, Literal
 
 from reward_models.text.equations import recalculate
 
-MARKED = re.compile(r"####[ \t]*([^\n]*)")
-IN_WORDS = re.compile(r"\b[Tt]he (?:final )?answer is:?[ \t]*([^\n]*)")
+HASHES = re.compile(r"####[ \t]*([^\n]*)")
+SENTENCE = re.compile(r"\b[Tt]he (?:final )?answer is:?[ \t]*([^\n]*)")
 # A minus after a word, a digit or a bracket is a subtraction; commas group by three.
 NUMBER = re.compile(r"((?<![\w)\].])-\$?|\$-)?((?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
+STARTUP = 60.0  # seconds that the process of `Maths` has to import sympy
 
 
 def numbers(text: str) -> list[Decimal]:
-    """Every number of a text, without commas, currency and percent signs; 72, 72.0, $72 and 72% are one number."""
+    """Every number of a text, without commas, currency and percent signs: 72, 72.0, $72 and 72% are equal."""
     found = NUMBER.findall(text.replace("\u2212", "-"))
     return [Decimal(("-" if sign else "") + digits.replace(",", "")) for sign, digits in found]
 
 
 def answer_of(text: str, otherwise: Literal["last_number", "nothing"]) -> Decimal | str | None:
-    """What a text gives as its answer: after its first `####`, else `The answer is`, else its last number.
+    """The final answer of a worked solution: after its first `####`, else after `The answer is`, else by `otherwise`.
 
     Args:
-        text: a worked solution.
-        otherwise: of a text without either: its last number, or nothing.
+        text: the solution.
+        otherwise: answer of a text without either marker: its last number, or nothing.
 
     Returns:
-        A number, behind the last equals sign if there is one; the words in lower case where there is no number; None
-        without an answer.
+        The first number after the marker, or after the last equals sign there; the text after the marker in lower case
+        if it has no number; None without an answer.
     """
-    marked = MARKED.search(text) or IN_WORDS.search(text)
+    marked = HASHES.search(text) or SENTENCE.search(text)
     if marked is not None:
         found = numbers(marked[1].rpartition("=")[2])
         return found[0] if found else marked[1].strip().rstrip(".").casefold() or None
@@ -53,11 +50,15 @@ def answer_of(text: str, otherwise: Literal["last_number", "nothing"]) -> Decima
 
 
 class ExactMatch:
-    """1 if a completion's final answer equals the reference's, else 0.
+    """1 if the final answer of a completion equals the reference's, else 0.
 
     Args:
-        otherwise: what counts as the answer of a completion without `####` or `The answer is`.
-        calculator: equations of completions are worked out again first, as in the paper's accuracy on GSM8K.
+        otherwise: the answer of a completion without `####` or `The answer is`: last_number or nothing.
+        calculator: first recompute the equations of the completion (`reward_models.text.equations`), as the GKD paper's
+            accuracy on GSM8K does (section 4.3).
+
+    Raises:
+        ValueError: `otherwise` is neither.
     """
 
     bounds = (0.0, 1.0)
@@ -76,15 +77,22 @@ class ExactMatch:
         reference: Sequence[str] | None = None,
         **columns: Any,
     ) -> list[float]:
-        """Compare with `final_answer`, or with the final answers of `reference` where the task has no such column.
+        """Scores of B completions, [B].
+
+        Args:
+            prompts: [B], not used.
+            completions: [B].
+            final_answer: expected answers, [B]; None: the final answers of `reference`.
+            reference: worked solutions, [B].
+            **columns: not used.
 
         Raises:
-            ValueError: neither is there, or an expected answer is empty.
+            ValueError: both columns are missing, or an expected answer is empty.
         """
         if final_answer is not None:
-            expected = [_given(f"#### {text}") for text in final_answer]
+            expected = [_expected(f"#### {text}") for text in final_answer]
         elif reference is not None:
-            expected = [_given(text) for text in reference]
+            expected = [_expected(text) for text in reference]
         else:
             raise ValueError("exact match compares with the column final_answer or reference: the task has neither.")
         texts = map(recalculate, completions) if self.calculator else completions
@@ -92,8 +100,8 @@ class ExactMatch:
         return [float(answer == truth) for answer, truth in zip(answers, expected, strict=True)]
 
 
-def _given(text: str) -> Decimal | str:
-    """The answer of a reference.
+def _expected(text: str) -> Decimal | str:
+    """The final answer of a reference.
 
     Raises:
         ValueError: it has none.
@@ -105,35 +113,41 @@ def _given(text: str) -> Decimal | str:
 
 
 class Accepted:
-    """1 if a completion is among its row's accepted texts but for spaces, else 0."""
+    """1 if a completion equals one of its row's accepted texts, white space aside, else 0."""
 
     bounds = (0.0, 1.0)
 
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], accepted: Sequence[Sequence[str]], **columns: Any
     ) -> list[float]:
-        """Score completions by the column `accepted`: for each row a list of texts.
+        """Scores of B completions, [B].
+
+        Args:
+            prompts: [B], not used.
+            completions: [B].
+            accepted: the texts that are right, [B] lists.
+            **columns: not used.
 
         Raises:
-            ValueError: a row has none.
+            ValueError: a row has no accepted text.
         """
         empty = next((i for i, texts in enumerate(accepted) if isinstance(texts, str) or not texts), None)
         if empty is not None:
             raise ValueError(f"row {empty} has accepted={accepted[empty]!r}: it takes a list of at least one text.")
         rows = zip(completions, accepted, strict=True)
-        return [float(_plain(text) in map(_plain, texts)) for text, texts in rows]
+        return [float(_normalised(text) in map(_normalised, texts)) for text, texts in rows]
 
 
-def _plain(text: str) -> str:
+def _normalised(text: str) -> str:
     return " ".join(text.split())
 
 
 class Checked:
-    """One number of a checker's verdict.
+    """One number of the verdict of an exact checker.
 
     Args:
-        checker: judges one completion: `(document, completion) -> verdict`.
-        measure: the attribute of the verdict that is the reward.
+        checker: `(document, completion) -> verdict`.
+        measure: attribute of the verdict that is the reward.
     """
 
     def __init__(self, checker: Callable[[str, str], Any], measure: str) -> None:
@@ -143,27 +157,32 @@ class Checked:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], document: Sequence[str] | None = None, **columns: Any
     ) -> list[float]:
-        """Score completions against `document`, or against the prompts where the task has no such column.
+        """Scores of B completions against `document`, or against the prompts if the task has no such column, [B].
 
         Raises:
-            ValueError: a verdict has no such number.
+            ValueError: the verdict has no attribute `measure`.
         """
         documents = prompts if document is None else document
         verdicts = [self.checker(text, completion) for text, completion in zip(documents, completions, strict=True)]
         try:
             return [float(getattr(verdict, self.measure)) for verdict in verdicts]
         except AttributeError:
-            raise ValueError(f"measure={self.measure}: {type(self.checker).__name__} gives no such number.") from None
-
-
-STARTUP = 60.0  # seconds in which the process must have imported sympy
+            raise ValueError(
+                f"measure={self.measure}: the verdict of {type(self.checker).__name__} has no such number."
+            ) from None
 
 
 class Maths:
-    """1 if a completion's answer equals the reference's, else 0; of several answers the last boxed one counts.
+    """1 if the answer of a completion equals the reference's mathematically, else 0; the last boxed answer counts.
+
+    A comparison can take for ever (9^9^9^9) in code that no signal interrupts. It therefore runs in a process of its
+    own, which is killed when its time is up. math-verify's own time limits work in the main thread only and are off.
 
     Args:
         seconds: for one comparison; an answer that takes longer counts as wrong.
+
+    Raises:
+        ValueError: seconds <= 0.
     """
 
     bounds = (0.0, 1.0)
@@ -183,10 +202,17 @@ class Maths:
         reference: Sequence[str] | None = None,
         **columns: Any,
     ) -> list[float]:
-        """Compare with `final_answer`, or with the answers of `reference` where the task has no such column.
+        """Scores of B completions, [B].
+
+        Args:
+            prompts: [B], not used.
+            completions: [B].
+            final_answer: expected answers, [B]; None: the answers of `reference`.
+            reference: worked solutions, [B].
+            **columns: not used.
 
         Raises:
-            ValueError: neither is there, or math-verify finds no answer in one of them.
+            ValueError: both columns are missing, or math-verify finds no answer in an expected one.
         """
         truths = reference if final_answer is None else final_answer
         if truths is None:
@@ -194,48 +220,48 @@ class Maths:
         return [self._score(truth, text, i) for i, (truth, text) in enumerate(zip(truths, completions, strict=True))]
 
     def _score(self, truth: str, text: str, row: int) -> float:
-        verdict = self._ask((truth, text))
+        verdict = self._compare(truth, text)
         if verdict is None:
             raise ValueError(f"row {row}: math-verify finds no answer in the reference {truth[:200]!r}.")
         return verdict
 
-    def _ask(self, pair: tuple[str, str]) -> float | None:
-        """1 or 0; None without a truth."""
+    def _compare(self, truth: str, text: str) -> float | None:
+        """1 if the answers are equal, else 0; None if `truth` has no answer."""
         if self._process is None or not self._process.is_alive():
             self._start()
         assert self._pipe is not None and self._process is not None
-        self._pipe.send(pair)
+        self._pipe.send((truth, text))
         if self._pipe.poll(self.seconds):
             try:
                 return self._pipe.recv()
-            except EOFError:  # it ran out of memory
+            except EOFError:  # the process ran out of memory
                 pass
         self._process.kill()
         self._process.join()
         return 0.0
 
     def _start(self) -> None:
-        """A new process, ready to compare.
+        """Start the process that compares.
 
         Raises:
-            RuntimeError: it does not start.
+            RuntimeError: it is not ready within `STARTUP` seconds.
         """
         context = SpawnContext()
         self._pipe, theirs = context.Pipe()
-        self._process = SpawnProcess(target=_serve, args=(theirs,), daemon=True)
+        self._process = SpawnProcess(target=_compare_pairs, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
         if not self._pipe.poll(STARTUP) or self._pipe.recv() != "ready":
             raise RuntimeError(f"the process that compares answers did not start within {STARTUP:g} seconds.")
 
 
-def _serve(pipe: Connection) -> None:
-    """Compare pairs of texts until the pipe closes."""
+def _compare_pairs(pipe: Connection) -> None:
+    """Receive pairs (truth, text) and send 1 for equal, 0 for different, None for no answer, until the pipe closes."""
     import logging
 
     from math_verify import parse, verify
 
-    logging.disable(logging.CRITICAL)  # it reports every text that it cannot read
+    logging.disable(logging.CRITICAL)  # math-verify logs every text that it cannot parse
     pipe.send("ready")
     while True:
         try:

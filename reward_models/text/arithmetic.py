@@ -1,6 +1,6 @@
-"""Plain arithmetic in free text: tokens, exact values of expressions, and numbers as they are written.
+"""Plain arithmetic in free text: a tokenizer, an evaluator of expressions in exact fractions, and number formatting.
 
-A small evaluator of + - * / and brackets over fractions; nothing of the text is ever run as code.
+The evaluator knows + - * / and brackets. Limits bound its time and memory; no part of a text is run as code.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-LONGEST = 64  # tokens of one expression, which bounds brackets in brackets too
-DIGITS = 24  # of one number, as it is written
-BITS = 1024  # of a value: an exact fraction that is carried through many equations would grow without end
+MAX_TOKENS = 64  # of one expression; it bounds the nesting of brackets too
+MAX_CHARACTERS = 24  # of one token
+MAX_BITS = 1024  # of a value: an exact fraction that is propagated through many equations would grow without limit
 TOKEN = re.compile(
     r"(?P<open><<)|(?P<close>>>)"
     r"|(?P<number>(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[ ]?%)?)"
@@ -24,7 +24,7 @@ TOKEN = re.compile(
     r"|(?P<word>[A-Za-z]+(?:['’-][A-Za-z]+)*)"
     r"|(?P<space>[ \t$€£]+)|(?P<other>.|\n)"
 )
-CLOCK = re.compile(r"0[0-9]")  # 0730 is no number
+CLOCK = re.compile(r"0[0-9]")  # 0730 is a time of day, not a number
 OPERATORS = {"−": "-", "–": "-", "×": "*", "x": "*", "X": "*", "÷": "/"}
 OPERATORS |= {"plus": "+", "minus": "-", "times": "*", "of": "*", "multiplied by": "*", "divided by": "/"}
 
@@ -34,9 +34,9 @@ class Token:
     """A piece of a text.
 
     Attributes:
-        kind: a group of TOKEN.
-        text: as it is written.
-        value: of a number; a percentage has the number before its sign.
+        kind: name of a group of `TOKEN`.
+        text: the piece.
+        value: of a number; for a percentage the number before the percent sign.
     """
 
     kind: str
@@ -45,31 +45,31 @@ class Token:
 
     @property
     def percent(self) -> bool:
-        """A number with a percent sign."""
+        """Whether it is a number with a percent sign."""
         return self.kind == "number" and self.text.endswith("%")
 
     @property
     def decimals(self) -> int:
-        """Digits behind the point."""
+        """Digits after the decimal point."""
         return len(self.text.rstrip(" %").partition(".")[2])
 
     @property
     def operation(self) -> str:
-        """One of + - * /."""
+        """The operator as one of + - * /."""
         return OPERATORS.get(self.text, self.text)
 
-    def write(self, value: Fraction) -> None:
-        """Put another number in this one's place, with commas and a percent sign where they were."""
+    def set_value(self, value: Fraction) -> None:
+        """Replace this number by another, which keeps its commas and its percent sign."""
         sign = "%" if self.percent else ""
-        self.text = written(value, max(2, self.decimals), commas="," in self.text) + sign
+        self.text = format_number(value, max(2, self.decimals), commas="," in self.text) + sign
         self.value = value
 
 
 def tokens_of(text: str) -> list[Token]:
-    """The whole text in pieces; `of` between two numbers is a multiplication."""
+    """The whole text as tokens; `of` between two numbers is a multiplication."""
     found = [Token(str(match.lastgroup), match[0]) for match in TOKEN.finditer(text)]
     for token in found:
-        if len(token.text) > DIGITS:
+        if len(token.text) > MAX_CHARACTERS:
             token.kind = "other"
         elif token.kind == "number":
             token.value = Fraction(token.text.rstrip(" %").replace(",", ""))
@@ -80,8 +80,14 @@ def tokens_of(text: str) -> list[Token]:
     return found
 
 
-def written(value: Fraction, places: int, commas: bool) -> str:
-    """A number in decimals: exact if that takes at most six places, else rounded to `places`."""
+def format_number(value: Fraction, places: int, commas: bool) -> str:
+    """A number in decimals: exact if at most six places are enough, else rounded to `places`.
+
+    Args:
+        value: the number.
+        places: decimal places of a rounded number.
+        commas: group thousands by commas.
+    """
     exact = next((count for count in range(7) if (value * 10**count).denominator == 1), None)
     places = places if exact is None else exact
     whole, rest = divmod(abs(round(value * 10**places)), 10**places)
@@ -90,13 +96,13 @@ def written(value: Fraction, places: int, commas: bool) -> str:
 
 
 def evaluate(expression: Sequence[Token], percent_is_share: bool) -> Fraction | None:
-    """The value of numbers, operators and brackets with the usual precedence; None if it has none.
+    """The value of an expression with the usual precedence; None if it is malformed, too long or too large.
 
     Args:
         expression: tokens of the kinds number, operator, left and right.
-        percent_is_share: 5% is 0.05, else 5.
+        percent_is_share: 5% is 0.05 if true, else 5.
     """
-    if len(expression) > LONGEST or any(CLOCK.match(token.text) for token in expression):
+    if len(expression) > MAX_TOKENS or any(CLOCK.match(token.text) for token in expression):
         return None
     rest = iter([*expression, Token("end", "")])
     try:
@@ -104,11 +110,11 @@ def evaluate(expression: Sequence[Token], percent_is_share: bool) -> Fraction | 
     except (ValueError, ZeroDivisionError):
         return None
     bits = value.numerator.bit_length() + value.denominator.bit_length()
-    return value if after.kind == "end" and bits <= BITS else None
+    return value if after.kind == "end" and bits <= MAX_BITS else None
 
 
 def _sum(token: Token, rest: Iterator[Token], share: bool) -> tuple[Fraction, Token]:
-    """Terms that are added; returns the value and the token behind it, as the two below do."""
+    """A sum that starts at `token`; returns its value and the token after it, as `_product` and `_factor` do."""
     value, token = _product(token, rest, share)
     while token.kind == "operator" and token.operation in "+-":
         term, after = _product(next(rest), rest, share)
@@ -134,5 +140,5 @@ def _factor(token: Token, rest: Iterator[Token], share: bool) -> tuple[Fraction,
             raise ValueError("a bracket is not closed")
         return value, next(rest)
     if token.kind != "number":
-        raise ValueError(f"{token.text!r} is no number")
+        raise ValueError(f"{token.text!r} is not a number")
     return token.value / 100 if share and token.percent else token.value, next(rest)

@@ -1,6 +1,7 @@
-"""Instructions whose fulfilment a program can tell (in the manner of IFEval, Zhou et al. 2023, arXiv 2311.07911).
+"""Rewards that check the form of a text: verifiable instructions, and penalties on length and repetition.
 
-What is wrong with a text whatever it says: too long or too short, and repeating itself. Added to another reward.
+`Verifiable` checks instructions that a program can verify, in the manner of IFEval (Zhou et al. 2023, arXiv
+2311.07911). `LengthPenalty` and `RepetitionPenalty` shape another reward: they are added to it with a weight.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ BULLET = re.compile(r"^\s*[-*•]\s+\S", re.MULTILINE)
 
 
 def words_of(text: str) -> list[str]:
-    """Words without punctuation, in lower case."""
+    """Words of a text in lower case, without punctuation."""
     return [word.casefold() for word in WORD.findall(text)]
 
 
@@ -28,11 +29,12 @@ def _is_json(text: str, _: Any) -> bool:
     return True
 
 
-def _counted(text: str, value: Mapping[str, int]) -> bool:
+def _has_counts(text: str, value: Mapping[str, int]) -> bool:
     words = words_of(text)
     return all(words.count(word.casefold()) == times for word, times in value.items())
 
 
+# Kind of instruction -> check of (text, value of the instruction). An empty text passes upper limits only.
 CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "max_words": lambda text, value: len(words_of(text)) <= value,
     "min_words": lambda text, value: len(words_of(text)) >= value,
@@ -44,7 +46,7 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "upper_case": lambda text, value: text == text.upper() and bool(words_of(text)),
     "include": lambda text, value: set(map(str.casefold, value)) <= set(words_of(text)),
     "exclude": lambda text, value: set(map(str.casefold, value)).isdisjoint(words_of(text)) and bool(text.strip()),
-    "count": _counted,
+    "count": _has_counts,
     "starts_with": lambda text, value: text.strip().casefold().startswith(value.casefold()),
     "ends_with": lambda text, value: text.strip().casefold().endswith(value.casefold()),
     "no_commas": lambda text, value: "," not in text and bool(text.strip()),
@@ -53,10 +55,14 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
 
 
 class Verifiable:
-    """Which of a row's instructions a completion follows, 0 to 1.
+    """Instructions of a row that a completion follows, 0..1.
 
     Args:
-        measure: `all` gives 1 if every instruction is followed, else 0; `share` the share of them.
+        measure: "all": 1 if every instruction is followed, else 0 (IFEval's prompt-level accuracy); "share": the share
+            of instructions that are followed.
+
+    Raises:
+        ValueError: `measure` is neither.
     """
 
     bounds = (0.0, 1.0)
@@ -73,10 +79,16 @@ class Verifiable:
         instructions: Sequence[Sequence[Mapping[str, Any]]],
         **columns: Any,
     ) -> list[float]:
-        """Score completions by the column `instructions`: for each row a list of {"kind": KIND, "value": VALUE}.
+        """Scores of B completions by the column `instructions`, [B].
+
+        Args:
+            prompts: [B], not used.
+            completions: [B].
+            instructions: [B], each a list of {"kind": a key of `CHECKS`, "value": its value}.
+            **columns: not used.
 
         Raises:
-            ValueError: a row has no instructions, or one of a kind that is not known.
+            ValueError: a row has no instructions, or an instruction of an unknown kind.
         """
         rows = zip(completions, instructions, strict=True)
         return [self._score(text, checks, i) for i, (text, checks) in enumerate(rows)]
@@ -92,11 +104,16 @@ class Verifiable:
 
 
 class LengthPenalty:
-    """0 for texts of `shortest` to `longest` words, and down to -1 in proportion to the words too many or missing.
+    """0 for n words with shortest <= n <= longest, else linear down to -1.
+
+    max(-1, -(n - longest) / longest) above `longest`, -(shortest - n) / shortest below `shortest`.
 
     Args:
-        longest: words above it count as a share of it; -1 at twice as many.
-        shortest: words below it count as a share of it; -1 for an empty text.
+        longest: in words separated by white space, >= 1.
+        shortest: the same, 0 to `longest`.
+
+    Raises:
+        ValueError: a limit is out of range.
     """
 
     bounds = (-1.0, 0.0)
@@ -107,7 +124,7 @@ class LengthPenalty:
         self.longest, self.shortest = longest, shortest
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-        """One penalty for each completion."""
+        """Penalties of B completions, [B], in -1..0."""
         return [self._penalty(len(text.split())) for text in completions]
 
     def _penalty(self, words: int) -> float:
@@ -119,10 +136,15 @@ class LengthPenalty:
 
 
 class RepetitionPenalty:
-    """Minus the share of n-grams that repeat an earlier one (seq-rep-n, Welleck et al. 2019), -1 to 0.
+    """Minus the share of word n-grams that repeat an earlier one, -1..0 (seq-rep-n).
+
+    distinct n-grams / n-grams - 1, after Welleck et al. 2019 (arXiv 1908.04319); 0 for a text of fewer than n words.
 
     Args:
-        n: words of an n-gram.
+        n: words in an n-gram, >= 1.
+
+    Raises:
+        ValueError: n < 1.
     """
 
     bounds = (-1.0, 0.0)
@@ -133,7 +155,7 @@ class RepetitionPenalty:
         self.n = n
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-        """One penalty for each completion."""
+        """Penalties of B completions, [B], in -1..0."""
         return [self._penalty(text.split()) for text in completions]
 
     def _penalty(self, words: list[str]) -> float:

@@ -1,6 +1,7 @@
-"""ROUGE of a completion with its reference (Lin 2004), as a reward.
+"""Rewards that measure n-gram overlap with the reference: ROUGE, BLEU and chrF of one text, all in 0..1.
 
-BLEU and chrF of a completion with its reference through sacrebleu, as rewards.
+Unlike the corpus metrics of an evaluation these score one completion at a time. ROUGE comes from `rouge_score`, BLEU
+and chrF come from sacrebleu.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+SACREBLEU_KINDS = ("bleu", "chrf", "chrf++")
 
 
 class Rouge:
-    """F1 with stemming, 0 to 1.
+    """ROUGE F1 with Porter stemming, 0..1 (Lin 2004).
 
     Args:
-        kind: which of the ROUGE scores; rougeLsum takes lines as sentences.
+        kind: rouge1, rouge2 (n-grams), rougeL (longest common subsequence), or rougeLsum (the same by sentence, where
+            each line is a sentence).
+
+    Raises:
+        ValueError: `kind` is none of these.
     """
 
     bounds = (0.0, 1.0)
@@ -33,30 +39,30 @@ class Rouge:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], reference: Sequence[str], **columns: Any
     ) -> list[float]:
-        """One score for each completion."""
+        """Scores of B completions against the column `reference`, [B]."""
         pairs = zip(reference, completions, strict=True)
         return [float(self._scorer.score(truth, text)[self.kind].fmeasure) for truth, text in pairs]
 
 
-OVERLAP_KINDS = ("bleu", "chrf", "chrf++")
-
-
 class Overlap:
-    """A sentence's score, 0 to 1.
+    """BLEU or chrF of one sentence, 0..1.
 
-    BLEU (Papineni et al. 2002) with sacrebleu's smoothing of sentences ("exp"), over the orders that the sentence has.
-    chrF: Popović 2015; chrF++ adds words and pairs of words.
+    BLEU (Papineni et al. 2002) with sacrebleu's smoothing "exp" and effective order: n-gram orders that the sentence is
+    too short for are left out. chrF (Popović 2015) compares characters, chrF++ (Popović 2017) words and word pairs too.
 
     Args:
-        kind: which of them.
-        tokenize: sacrebleu's tokenizer of BLEU, e.g. 13a, intl, zh, char, none.
+        kind: bleu, chrf or chrf++.
+        tokenize: sacrebleu's tokenizer for BLEU, e.g. 13a, intl, zh, char, none.
+
+    Raises:
+        ValueError: `kind` or `tokenize` is unknown.
     """
 
     bounds = (0.0, 1.0)
 
     def __init__(self, kind: Literal["bleu", "chrf", "chrf++"], tokenize: str = "13a") -> None:
-        if kind not in OVERLAP_KINDS:
-            raise ValueError(f"kind={kind}: takes one of {', '.join(OVERLAP_KINDS)}.")
+        if kind not in SACREBLEU_KINDS:
+            raise ValueError(f"kind={kind}: takes one of {', '.join(SACREBLEU_KINDS)}.")
         if kind == "bleu":
             if tokenize not in BLEU.TOKENIZERS:
                 raise ValueError(f"tokenize={tokenize}: takes one of {', '.join(sorted(BLEU.TOKENIZERS))}.")
@@ -67,6 +73,6 @@ class Overlap:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], reference: Sequence[str], **columns: Any
     ) -> list[float]:
-        """One score for each completion."""
+        """Scores of B completions against the column `reference`, [B]."""
         pairs = zip(completions, reference, strict=True)
         return [self._metric.sentence_score(text, [truth]).score / 100 for text, truth in pairs]

@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 
 from reward_models.text.answers import answer_of
-from reward_models.text.arithmetic import evaluate, tokens_of, written
+from reward_models.text.arithmetic import evaluate, format_number, tokens_of
 from reward_models.text.equations import recalculate
 
 SOLUTIONS = [  # of the shape of the data set's
@@ -149,5 +149,6 @@ def test_the_evaluator() -> None:
         assert evaluate([token for token in tokens_of(text) if token.kind != "space"], True) == value
     for text in ("2+", "(2", "2)", "", "2 2", "1/0", "=", "07+1"):
         assert evaluate([token for token in tokens_of(text) if token.kind != "space"], True) is None
-    assert [written(Fraction(one), 2, False) for one in ("5", "-0.5", "1/3", "1/8")] == ["5", "-0.5", "0.33", "0.125"]
-    assert written(Fraction(-1234567, 2), 2, True) == "-617,283.5"
+    formatted = {"5": "5", "-0.5": "-0.5", "1/3": "0.33", "1/8": "0.125"}
+    assert {one: format_number(Fraction(one), 2, False) for one in formatted} == formatted
+    assert format_number(Fraction(-1234567, 2), 2, True) == "-617,283.5"

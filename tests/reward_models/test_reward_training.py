@@ -321,6 +321,7 @@ def test_the_cache_is_the_runs_or_the_environments(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", [0])
 def test_the_embedded_model_tells_supported_from_false(seed: int, tmp_path: Path) -> None:
     """With the real settings, on articles that training did not see."""

@@ -72,7 +72,7 @@ def test_faithfulness_pairs_documents_and_completions() -> None:
 
 
 def test_faithfulness_refuses_another_measure() -> None:
-    with pytest.raises(ValueError, match="measure=truth: NewsChecker gives no such number"):
+    with pytest.raises(ValueError, match="measure=truth: the verdict of NewsChecker has no such number"):
         Checked(NewsChecker(), "truth")([ARTICLE], ["evans has opened the bridge ."])
 
 
