@@ -104,11 +104,12 @@ ARCHITECTURES = {"t5": ARCHITECTURE, "llama": LLAMA}
 
 
 def essential(values: Iterable[Any], *kept: Any) -> list[Any]:
-    """Values for `parametrize`: `kept` are essential, all others get the marker `exhaustive`."""
-    values = list(values)
-    absent = [one for one in kept if one not in values]
+    """Values for `parametrize`: all but `kept` get the marker `exhaustive`. A tuple holds several arguments."""
+    rows = [one if isinstance(one, tuple) else (one,) for one in values]
+    essential_rows = [one if isinstance(one, tuple) else (one,) for one in kept]
+    absent = [row for row in essential_rows if row not in rows]
     assert not absent, f"essential cases that do not exist: {absent}"
-    return [one if one in kept else pytest.param(one, marks=pytest.mark.exhaustive) for one in values]
+    return [pytest.param(*row, marks=() if row in essential_rows else pytest.mark.exhaustive) for row in rows]
 
 
 # students; the two essential ones differ in architecture and in what is trained

@@ -33,3 +33,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "olmo2": {"num_hidden_layers": 2},
     "olmo3, window": WINDOW,
 }
+# every feature of the architectures at least once; the default run of the tests takes these
+ESSENTIAL = (
+    *("llama", "smollm3, window", "qwen2", "phi3", "gemma2, window", "gemma3_text, capped", "granite, tied"),
+    "cohere2, window",
+)

@@ -191,8 +191,8 @@ def test_a_run_has_its_own_folder_and_a_read_only_config(tmp_path: Path) -> None
     ("arguments", "jobs"),
     [
         (["-m", "alpha=0.25,0.75"], 2),
-        (["sweep=alpha", "seed=3"], 5),
-        (["sweep=alpha", "alpha=0.5", "seed=3"], 1),
+        pytest.param(["sweep=alpha", "seed=3"], 5, marks=pytest.mark.exhaustive),
+        pytest.param(["sweep=alpha", "alpha=0.5", "seed=3"], 1, marks=pytest.mark.exhaustive),
     ],
     ids=["-m", "sweep=alpha", "a sweep with a key fixed"],
 )

@@ -100,6 +100,7 @@ def test_a_full_disk_ends_the_run_and_leaves_whole_lines(stub: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_model_or_checkpoint_that_does_not_fit_on_the_disk_leaves_none(tmp_path: Path) -> None:
     settings = ["hydra.run.dir=disk/run", "tracking=none", "trainer.checkpoint_every=1"]
     done = on_a_disk_of_its_own(tmp_path, "size=120k", *SMALL, *settings)
@@ -185,6 +186,7 @@ def test_libraries_tell_a_full_disk_by_their_text() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_killed_worker_of_joblib_ends_the_sweep_with_its_runs_named(stub: Path, tmp_path: Path) -> None:
     arguments = ["-m", "seed=0,1,2", "hydra/launcher=parallel", "hydra.sweep.dir=s"]
     done = subprocess.run(
@@ -230,6 +232,7 @@ except GkdRlError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_wandb_out_of_reach_does_not_stop_the_run(tmp_path: Path) -> None:
     done = tracked_online(tmp_path, WANDB_API_KEY="a" * 40)
     assert done.returncode == 0 and done.stdout == "", done
@@ -261,6 +264,7 @@ pipeline.prepare_models = limited
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_out_of_memory_names_the_largest_part_and_the_setting(tmp_path: Path) -> None:
     wide = ["trainer.prompts_per_step=256", "rollout.per_prompt=16", "trainer.micro_batch_size=4096"]
     settings = [*SMALL, *wide, "tracking=none", "trainer.head_chunk_tokens=100000"]

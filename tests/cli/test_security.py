@@ -130,6 +130,7 @@ def test_the_source_reads_no_pickle_and_starts_no_shell() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_secrets_of_the_environment_are_in_no_file_and_no_message(judge_server: Server, tmp_path: Path) -> None:  # noqa: F811
     judge = "reward.components.judge.server"
     own = ["reward=judge", f"{judge}.url={judge_server.url}", f"{judge}.model=m", f"{judge}.api_key_variable=JUDGE_KEY"]

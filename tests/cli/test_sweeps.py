@@ -110,6 +110,7 @@ def test_a_failed_run_is_named_and_run_again(stub: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_job_of_submitit_that_fails_does_not_stop_the_others(stub: Path, tmp_path: Path) -> None:
     command = ["-m", "seed=0,1,2", "hydra/launcher=submitit_local", "hydra.sweep.dir=s"]
     done = sweep(stub, tmp_path, *command, FAILS="1")
@@ -148,6 +149,7 @@ def test_a_search_that_was_killed_finds_what_an_undisturbed_one_finds(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_search_for_two_numbers_keeps_the_runs_that_no_other_beats(stub: Path, tmp_path: Path) -> None:
     command = ["sweep=pareto", "hydra.sweeper.n_trials=4", "hydra/launcher=parallel", "hydra.sweeper.n_jobs=2"]
     done = sweep(stub, tmp_path, *command, "hydra.sweep.dir=s", FAILS_AT="1")
@@ -425,6 +427,7 @@ def log_of(run: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_jobs_at_once_and_a_sweep_that_was_killed_give_the_numbers_of_one_after_the_other(tmp_path: Path) -> None:
     plain, broken = tmp_path / "plain", tmp_path / "broken"
     trained(plain, *TRAINED)

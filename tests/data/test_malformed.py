@@ -152,6 +152,7 @@ def tried(check: Callable[[Any], None], cases: st.SearchStrategy[Any], count: in
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("commands_composed_once")
 def test_malformed_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,7 @@ from unittest import mock
 import evaluate as evaluate_library
 import pytest
 import torch
+from conftest import essential
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -231,7 +232,9 @@ def said(samples: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 SCORES = {"llama": KNOWN / 6, "t5": KNOWN / 6, "adapter": (KNOWN + 1) / 6}
 
 
-@pytest.mark.parametrize(("kind", "shots"), [("llama", 0), ("llama", 1), ("t5", 0), ("adapter", 0)])
+@pytest.mark.parametrize(
+    ("kind", "shots"), essential([("llama", 0), ("llama", 1), ("t5", 0), ("adapter", 0)], ("llama", 1), ("t5", 0))
+)
 def test_gsm8k_is_the_harness_s(kind: str, shots: int, folders: dict[str, Path], tmp_path: Path) -> None:
     place = gsm8k_files(tmp_path / "data")
     ours, samples = run(
@@ -449,6 +452,7 @@ def test_a_tokenizer_that_ends_prompts_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_any_task_of_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "gkd_rl.evaluation.benchmarks.suites.TaskManager", cache(TaskManager)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import essential
 
 from experiments import faults
 
@@ -40,7 +41,7 @@ with metrics.open("a") as stream:
 """
 
 
-@pytest.fixture(params=["goes on", "forgets"])
+@pytest.fixture(params=essential(["goes on", "forgets"], "forgets"))
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     def start(folder: Path, cache: Path, overrides: tuple[str, ...]) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", RUN, str(folder), request.param])

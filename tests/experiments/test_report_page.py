@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import essential
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from report_runs import write_run
 
@@ -294,8 +295,10 @@ def luminance(colour: list[float]) -> float:
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
-@pytest.mark.parametrize("width", [420, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    essential([("light", 420), ("light", 1280), ("dark", 420), ("dark", 1280)], ("light", 420), ("dark", 1280)),
+)
 def test_it_fits_the_screen_and_shots_are_taken(
     browser: Browser, file: Path, tmp_path: Path, width: int, scheme: Any
 ) -> None:
@@ -379,6 +382,7 @@ def test_a_single_run_without_results_still_makes_a_page(browser: Browser, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_hundred_long_runs_open_quickly(browser: Browser, tmp_path: Path) -> None:
     for i in range(100):
         alpha, seed = (0.05, 0.1, 0.25, 0.5, 0.75)[i // 20], i % 20

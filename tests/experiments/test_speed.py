@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.benchmarks import Side, Work, live_bytes, speedup, summary, take_turns
 from experiments.benchmarks import models as shapes
-from experiments.benchmarks.sides import Side, Work, live_bytes, speedup, summary, take_turns
 from gkd_rl.training.step_metrics import profile_lines
 
 
@@ -72,11 +72,15 @@ NARROW = {
     ("name", "arguments", "sides"),
     [
         ("head", ["--rounds=1", *SMALL_HEAD], 4),
-        ("steps", ["joint", "--rounds=1", "--layers=3", "--prompts=2", "--per-prompt=2", "--longest=70"], 3),
-        (
+        pytest.param(
+            *("steps", ["joint", "--rounds=1", "--layers=3", "--prompts=2", "--per-prompt=2", "--longest=70"], 3),
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
             "steps",
             ["rl", "--rounds=1", "--layers=2", "--prompts=2", "--per-prompt=2", "--longest=70", *ON_A_GPU],
             2,
+            marks=pytest.mark.exhaustive,
         ),
         ("encoder_decoder", ["--rounds=1", "--layers=2", "--prompts=2", "--shortest=20", "--longest=40"], 2),
         ("teacher_cache", ["--rounds=1", "--layers=3", "--prompts=2", "--longest=70"], 3),

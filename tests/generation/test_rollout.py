@@ -82,11 +82,11 @@ BART = {"encoder_layers": 2, "decoder_layers": 2}
     "changes",
     [
         DEEP,
-        {"model_type": "mt5", **DEEP},
-        {"model_type": "umt5", **DEEP},
-        {"model_type": "longt5", "local_radius": 4, **DEEP},
+        pytest.param({"model_type": "mt5", **DEEP}, marks=pytest.mark.exhaustive),
+        pytest.param({"model_type": "umt5", **DEEP}, marks=pytest.mark.exhaustive),
+        pytest.param({"model_type": "longt5", "local_radius": 4, **DEEP}, marks=pytest.mark.exhaustive),
         {"model_type": "bart", **BART},
-        {"model_type": "mbart", **BART},
+        pytest.param({"model_type": "mbart", **BART}, marks=pytest.mark.exhaustive),
     ],
     ids=lambda changes: str(changes.get("model_type", "t5")),
 )

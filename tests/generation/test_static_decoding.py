@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conftest import KINDS, MakeExamples, MakeModel, MakeStudent, MakeTrainer, codec_of, configured
+from conftest import KINDS, MakeExamples, MakeModel, MakeStudent, MakeTrainer, codec_of, configured, essential
 from decoder_only_kinds import KINDS as DECODER_ONLY_KINDS
 from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
@@ -35,7 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "bart": {"encoder_layers": 2, "decoder_layers": 2},
     "mbart": {"encoder_layers": 2, "decoder_layers": 2},
 }
-QUICK = ("llama", "qwen2, window", "gemma3_text, window", "t5", "bart")
+ESSENTIAL = ("llama", "qwen2, window", "gemma3_text, window", "t5", "bart")
 LONGEST = 12
 
 
@@ -47,7 +47,7 @@ def static_of(codec: TextCodec, compiler: Callable[..., Any] | None = None) -> S
     return StaticDecoding(codec.max_prompt_tokens, codec.max_completion_tokens, compiler)
 
 
-@pytest.mark.parametrize("kind", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in MODELS])
+@pytest.mark.parametrize("kind", essential(MODELS, *ESSENTIAL))
 def test_tokens_are_those_of_a_cache_that_grows(
     kind: str, make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
@@ -80,7 +80,7 @@ def rollout_of(
     return Sampler(codec, Sampling(), static).sample(model, prompts, per_prompt, seeded(seed))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("t5 with LoRA", marks=pytest.mark.slow), "llama with LoRA"])
+@pytest.mark.parametrize("kind", essential(["t5 with LoRA", "llama with LoRA"], "llama with LoRA"))
 def test_a_few_shapes_are_compiled_once_and_serve_every_later_rollout(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
@@ -223,7 +223,7 @@ def test_the_plan_counts_what_the_buffers_take(
     assert 1 < planned / (12 * columns * 2 * 4 * width) < 1.5
 
 
-@pytest.mark.parametrize("task", ["xsum", "gsm8k"])
+@pytest.mark.parametrize("task", essential(["xsum", "gsm8k"], "gsm8k"))
 def test_the_plan_of_a_run_holds_the_buffers_throughout(task: str, news_tokenizer: PreTrainedTokenizerFast) -> None:
     """Without data: keys and values of as many columns as the task's limits allow, whatever the texts are."""
     sizes = [f"{key}.micro_batch_size=1" for key in ("student.sft", "teacher.sft", "trainer")]  # searched for otherwise

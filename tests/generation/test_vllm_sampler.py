@@ -24,6 +24,7 @@ from conftest import (
     codec_of,
     config_of,
     configured,
+    essential,
     models_of,
     share_of_a,
 )
@@ -177,7 +178,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", essential(KINDS, "llama with LoRA"))
 def test_the_server_writes_what_the_student_would(
     kind: str, server: FakeVllm, codec: TextCodec, make_student: MakeStudent, make_examples: MakeExamples
 ) -> None:
@@ -323,8 +324,8 @@ def test_an_encoder_decoder_is_refused_before_a_server_is_asked(few_words: PreTr
     ("overrides", "message"),
     [
         (["rollout.static_cache=true"], "rollout.static_cache=true with rollout.engine=vllm has no effect"),
-        (["lmbda=0", "alpha=1"], "rollout.engine=vllm with lmbda=0 has nothing to write"),
-        (["rollout.vllm.url=localhost:8000"], "rollout.vllm.url=localhost:8000 is no address of a server"),
+        (["lmbda=0", "alpha=1"], "rollout.engine=vllm with lmbda=0 has no rollouts to sample"),
+        (["rollout.vllm.url=localhost:8000"], "rollout.vllm.url=localhost:8000 is not the address of a server"),
         (["rollout.vllm.url=http://me:key@host"], "rollout.vllm.url holds a user or a password"),
         (["rollout.vllm.group_port=0"], "rollout.vllm.group_port=0 is out of range"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import test_gradients as gradients
 import torch
+from conftest import essential
 from exact import END
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -213,7 +214,7 @@ def fresh_spaces() -> Iterator[None]:
     gradients.space_of.cache_clear()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", essential(ALL, *(name for name in ALL if not name.endswith(", llama"))))
 def test_the_defect_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, defect, check = ALL[name]
     defect(monkeypatch)

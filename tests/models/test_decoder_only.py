@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, MakeTokenizer
-from decoder_only_kinds import KINDS
+from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, MakeTokenizer, essential
+from decoder_only_kinds import ESSENTIAL, KINDS
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -43,7 +43,7 @@ def test_every_admitted_type_is_verified() -> None:
     assert {kind.partition(",")[0] for kind in KINDS} == set(DECODER_ONLY)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=essential(KINDS, *ESSENTIAL))
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

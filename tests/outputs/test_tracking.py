@@ -157,6 +157,7 @@ def test_a_broken_wandb_does_not_stop_the_run(
     assert run.calls.count("log") == (1 if "log" in broken else 4)
 
 
+@pytest.mark.exhaustive
 def test_a_killed_service_of_wandb_is_told_once_and_serves_no_other_run(tmp_path: Path) -> None:
     script = f"""
 import os, signal, time

@@ -201,6 +201,7 @@ class AsLong:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_generated_task_runs(tmp_path: Path) -> None:
     """In one multirun; the news are in tests/pipeline/test_run.py."""
     tasks = sorted(path.stem for path in (ROOT / "conf" / "preset" / "embedded").glob("*.yaml") if path.stem != "xsum")

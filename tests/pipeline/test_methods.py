@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import KINDS, MakeTrainer, assert_close, codec_of, config_of, derivative, gradient_of, letters, logits_of
+from conftest import (
+    KINDS,
+    MakeTrainer,
+    assert_close,
+    codec_of,
+    config_of,
+    derivative,
+    essential,
+    gradient_of,
+    letters,
+    logits_of,
+)
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import AdamW
@@ -308,7 +319,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", essential(EXPERIMENTS, "xsum_rl", "supervised_kd", "ppo", "rlef", "wmt_sft"))
 def test_every_experiment_runs(experiment: str, run: Run) -> None:
     config, objective, folder = run(f"experiment={experiment}")
     assert math.isfinite(objective)
@@ -343,6 +354,7 @@ def test_a_second_run_finds_what_the_teacher_said_to_the_first(run: Run) -> None
     assert warm[0]["flops/teacher"] > 0 and warm[1]["flops/teacher"] == 0
 
 
+@pytest.mark.exhaustive
 def test_a_run_reads_the_first_train_rows_that_it_is_given(run: Run) -> None:
     config, _, folder = run("experiment=gkd", "trainer.train_rows=4", "trainer.samples_per_log=4")
     prompts = [row.prompt for row in build.build_task(config).examples("train")]

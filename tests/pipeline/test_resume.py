@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MakeTrainer, config_of, letters
+from conftest import MakeTrainer, config_of, essential, letters
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -145,7 +145,9 @@ def assert_same(one: Left, other: Left) -> None:
     assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", essential(CASES, "t5, dropout, accumulation", "llama with LoRA, switch", "PPO, two epochs, value head")
+)
 def test_a_killed_run_goes_on_as_if_nothing_was(case: str, make: Make, whole: Whole) -> None:
     undisturbed = whole(case)
     with pytest.raises(Killed):

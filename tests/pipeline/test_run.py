@@ -104,6 +104,7 @@ def test_the_same_seed_twice_at_once_is_the_same_run_in_two_folders(folder: Path
         assert numbers(path) == numbers(folder / "first")
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_gives_every_combination_its_own_folder(folder: Path) -> None:
     run_again(folder, "-m", "alpha=0.25,0.75", "seed=0,1", "tracking=none", "trainer.steps=1", "save_model=false")
     found = sorted((folder / "multirun" / "xsum_rl").glob("*/*/config.yaml"))
@@ -111,6 +112,7 @@ def test_a_sweep_gives_every_combination_its_own_folder(folder: Path) -> None:
     assert sorted((one["alpha"], one["seed"]) for one in settings) == [(0.25, 0), (0.25, 1), (0.75, 0), (0.75, 1)]
 
 
+@pytest.mark.exhaustive
 def test_the_supervised_control_needs_neither_teacher_nor_rollouts_nor_wandb(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wandb'] = None", encoding="utf-8")
     control = ("experiment=sft", "hydra.run.dir=control", "tracking=none", "trainer.prompts_per_step=8")

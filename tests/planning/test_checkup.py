@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LLAMA
+from conftest import LLAMA, essential
 from safetensors.torch import load_file, save_file
 from torch.optim import Adam
 from transformers import PreTrainedTokenizerFast
@@ -240,7 +240,7 @@ PLANNED = ("wmt_rl", "gsm8k_rl", "instruct_rl")  # one of each family; test_doct
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("composed_once")
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", essential(EXPERIMENTS, "gsm8k_rl", "supervised_kd", "rlef", "sft"))
 def test_nothing_speaks_against_a_shipped_experiment(
     name: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: Any
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURE, LLAMA, configured
+from conftest import ARCHITECTURE, LLAMA, configured, essential
 from peft import LoraConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -70,7 +70,10 @@ def test_live_memory_counts_storages_once_and_forgets_them() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "recompute", "adapted"),  # every pair of settings
-    [("t5", False, False), ("t5", True, True), ("llama", False, True), ("llama", True, False)],
+    essential(
+        [("t5", False, False), ("t5", True, True), ("llama", False, True), ("llama", True, False)],
+        *[("t5", False, False), ("llama", True, False)],
+    ),
 )
 def test_the_plan_counts_what_a_step_takes(
     kind: str, recompute: bool, adapted: bool, news_tokenizer: PreTrainedTokenizerBase
@@ -187,7 +190,10 @@ def test_a_plan_needs_no_weights(checkpoint: str) -> None:
     assert again.micro_batch_sizes["trainer"] == 32 and not again.tokens_per_micro_batch
 
 
-@pytest.mark.parametrize(("place", "held"), [("cuda:1", False), ("cpu", False), ("cuda:0", True), ("cuda", True)])
+@pytest.mark.parametrize(
+    ("place", "held"),
+    essential([("cuda:1", False), ("cpu", False), ("cuda:0", True), ("cuda", True)], ("cpu", False), ("cuda", True)),
+)
 def test_a_teacher_on_another_card_takes_nothing_of_this_one(checkpoint: str, place: str, held: bool) -> None:
     options = scaled(checkpoint, f"teacher.device={place}", "scale.memory_gib=16", "trainer.micro_batch_size=1")
     plan = plan_memory(configured("alpha=0.5", *options), Lengths(16, 8), torch.device("cuda", 0), None)
@@ -239,6 +245,7 @@ def test_every_checkpoint_of_the_configuration_has_a_known_shape() -> None:
         assert paths <= KNOWN_CONFIGURATIONS.keys()
 
 
+@pytest.mark.exhaustive
 def test_less_memory_makes_smaller_micro_batches(checkpoint: str) -> None:
     def largest(gib: float) -> tuple[int, MemoryPlan]:
         _, plan = planned(*scaled(checkpoint, "teacher.audit_prompts=0", f"scale.memory_gib={gib}"))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import essential
 from torch import Tensor
 
 from gkd_rl.models.row_layout import LAYER_FLOPS, StackCost
@@ -106,7 +107,7 @@ def price(cost: ModelCost, rollout: Rollout, cut: Tensor) -> tuple[float, float]
 @pytest.mark.parametrize(
     "budget", [{}, {"completions": 6}, {"tokens": 220}, {"completions": 9, "tokens": 300}], ids=str
 )
-@pytest.mark.parametrize("call", [0.0, 1e6, 1e9])
+@pytest.mark.parametrize("call", essential([0.0, 1e6, 1e9], 1e6))
 def test_no_cut_between_prompts_costs_less(kind: str, budget: dict[str, int], call: float, monkeypatch: Any) -> None:
     monkeypatch.setitem(LAYER_FLOPS, "cpu", call)
     monkeypatch.setitem(WEIGHT_FLOPS, "cpu", call / 2)

@@ -68,10 +68,10 @@ def assert_same_run(one: Metrics, other: Metrics) -> None:
 @pytest.mark.parametrize(
     ("kind", "lmbda", "source"),
     [
-        ("t5", 0, "references"),
+        pytest.param("t5", 0, "references", marks=pytest.mark.exhaustive),
         ("t5", 0.5, "teacher_samples"),
         ("llama", 0, "teacher_samples"),
-        ("llama with LoRA", 0.5, "references"),
+        pytest.param("llama with LoRA", 0.5, "references", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_cold_and_a_warm_cache_change_no_number(
