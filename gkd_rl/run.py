@@ -34,12 +34,12 @@ from gkd_rl.cli.single_run import (
     validated,
 )
 from gkd_rl.cli.sweeps import (
-    chosen,
-    naming_failed_runs,
-    noting_failure,
-    numbers_from_before,
+    finished_numbers,
+    listing_failed_runs,
+    objective_values,
+    recording_failure,
     share_threads,
-    with_former_overrides,
+    with_resumed_sweep,
 )
 from gkd_rl.config.launch import Stopped, is_main_process
 from gkd_rl.errors import ConfigError, GkdRlError, explaining_faults
@@ -57,7 +57,7 @@ def main(settings: DictConfig) -> float | list[float] | None:
     if hydra_settings.mode is not RunMode.MULTIRUN:
         return _objectives(settings, folder)
     objectives = None
-    with noting_failure(folder):
+    with recording_failure(folder):
         share_threads(settings, hydra_settings)
         objectives = _objectives(settings, folder)
     return objectives
@@ -71,13 +71,13 @@ def _objectives(settings: DictConfig, folder: Path) -> float | list[float]:
     if resumed_sweep is not None:
         settings.sweep.resume = config.sweep.resume = None
         before = Path(resumed_sweep) / hydra_settings.sweep.subdir
-        numbers, resumes = numbers_from_before(settings, before), (before / CHECKPOINTS).is_dir()
+        numbers, resumes = finished_numbers(settings, before), (before / CHECKPOINTS).is_dir()
     if numbers is None:
         if is_main_process():
             overrides = hydra_settings.overrides
             check_folder(settings, folder, resumes, (overrides.task, overrides.hydra))
         numbers = run_in_folder(config, settings, folder, resumes).numbers(config.alpha)
-    return chosen(numbers, config.sweep.objectives)
+    return objective_values(numbers, config.sweep.objectives)
 
 
 def cli() -> None:
@@ -93,11 +93,11 @@ def cli() -> None:
     # OpenMP threads that spin while they wait slow a run tenfold on a machine that runs anything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        sys.argv[1:] = with_former_overrides(sys.argv[1:])
+        sys.argv[1:] = with_resumed_sweep(sys.argv[1:])
         sys.argv[1:] = with_resumed_run(find_config_dir(), sys.argv[1:])
         if is_main_process():
             check_files(check_command_line(find_config_dir(), sys.argv[1:]))
-        with beside_the_main_process() as temporary, naming_failed_runs(), explaining_faults():
+        with beside_the_main_process() as temporary, listing_failed_runs(), explaining_faults():
             if temporary is not None:
                 sys.argv += [f"hydra.run.dir={temporary}", f"hydra.sweep.dir={temporary}"]
             main()

@@ -21,13 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from gkd_rl.cli.command_line import check_command_line
-from gkd_rl.cli.resume import command, keep_command, refuse_other_settings, refuse_to_overwrite, with_resumed_run
-from gkd_rl.cli.sweeps import SweepRecord, resuming
+from gkd_rl.cli.command_line import check_command_line, register_schema
+from gkd_rl.cli.resume import (
+    refuse_other_settings,
+    refuse_to_overwrite,
+    resume_command,
+    with_resumed_run,
+    write_command,
+)
+from gkd_rl.cli.sweeps import SweepRecord, sweep_resume_command
 from gkd_rl.config import Config
 from gkd_rl.config.choices import Quantization
 from gkd_rl.config.launch import Stopped, is_main_process, processes
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # read before the command sets it for Hydra
 LOG_FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"  # of Hydra's log files
-ConfigStore.instance().store(name="schema", node=Config)
+register_schema()
 
 
 def find_config_dir() -> Path:
@@ -197,7 +202,7 @@ def check_folder(settings: DictConfig, folder: Path, resumes: bool, overrides: t
     else:
         refuse_to_overwrite(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        keep_command(folder, *overrides)
+        write_command(folder, *overrides)
 
 
 @contextmanager
@@ -208,7 +213,7 @@ def _naming_the_resume_command(folder: Path) -> Iterator[None]:
     except Stopped as stopped:
         if is_main_process():
             sweep = SweepRecord.folder
-            how = command(folder) if sweep is None else resuming(sweep)
+            how = resume_command(folder) if sweep is None else sweep_resume_command(sweep)
             sys.stderr.write(f"\n{stopped}. To go on: {how}\n")
             sys.stderr.flush()
         raise
