@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from command_runs import SMALL, environment
-from conftest import configured
+from conftest import configured, essential
 from judge_server import Server
 from judge_server import server as judge_server  # noqa: F401
 
@@ -97,7 +97,10 @@ def test_settings_of_hydra_call_no_foreign_code(override: str, says: str) -> Non
 
 @pytest.mark.parametrize(
     "arguments",
-    [["seed=1"], ["hydra/job_logging=disabled"], ["sweep=search"], ["-m", "seed=0,1"], ["hydra.verbose=true"]],
+    essential(
+        [["seed=1"], ["hydra/job_logging=disabled"], ["sweep=search"], ["-m", "seed=0,1"], ["hydra.verbose=true"]],
+        *(["seed=1"], ["sweep=search"]),
+    ),
 )
 def test_hydras_own_classes_are_taken(arguments: list[str]) -> None:
     try:

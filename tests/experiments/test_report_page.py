@@ -171,6 +171,7 @@ def test_the_table_sorts_both_ways_by_keyboard(page: Page) -> None:
     assert up == sorted(up) and heading.get_attribute("aria-sort") == "ascending"
 
 
+@pytest.mark.exhaustive
 def test_columns_and_models_are_chosen(page: Page) -> None:
     page.click("#table-controls summary")
     page.check("#table-controls label:has-text('ROUGE-2, sampled') input")
@@ -179,6 +180,7 @@ def test_columns_and_models_are_chosen(page: Page) -> None:
     assert set(texts(page, "#runs tbody td.metric:nth-child(6)")) == {"48.0", "–"}
 
 
+@pytest.mark.exhaustive
 def test_tooltips_follow_mouse_and_arrow_keys(page: Page) -> None:
     page.locator("#figure-tradeoff .plot [data-set] .mark").first.hover(force=True)
     assert page.locator("#tip").is_visible()
@@ -198,6 +200,7 @@ def test_tooltips_follow_mouse_and_arrow_keys(page: Page) -> None:
     assert not page.locator("#tip").is_visible() and page.locator(".dim").count() == 0
 
 
+@pytest.mark.exhaustive
 def test_metrics_axes_and_smoothing_are_chosen(page: Page) -> None:
     def line() -> str:
         return str(page.locator("#figure-curves .plot .line").first.get_attribute("d"))
@@ -261,6 +264,7 @@ def test_the_sample_browser_marks_what_the_article_does_not_say(page: Page) -> N
     assert "sweep" not in page.inner_text("#samples") and "rlef" in page.inner_text("#samples")
 
 
+@pytest.mark.exhaustive
 def test_themes(browser: Browser, file: Path) -> None:
     def paper(page: Page) -> int:
         return page.evaluate(
@@ -277,6 +281,7 @@ def test_themes(browser: Browser, file: Path) -> None:
         one.close()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_stand_out_from_the_paper(browser: Browser, file: Path, scheme: Any) -> None:
     one = Watched(browser, file, color_scheme=scheme)
@@ -315,6 +320,7 @@ def test_it_fits_the_screen_and_shots_are_taken(
     one.close()
 
 
+@pytest.mark.exhaustive
 def test_print_leaves_the_controls_out(page: Page, tmp_path: Path) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     assert not page.locator("#filter").is_visible() and not page.locator("#theme").is_visible()

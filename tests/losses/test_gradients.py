@@ -15,7 +15,7 @@ from functools import cache
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import KINDS
+from conftest import KINDS, essential
 from enumeration import CompletionSpace, StepRecipe, expected_losses, in_float64
 from estimators import DESCENDS, PAGE, estimator_table, named_gradients, policy_table, sampled_gradients, with_tables
 from exact import TOLERANCE, assert_same
@@ -155,7 +155,9 @@ def test_the_divergence(kind: str, name: str, reduction: DivergenceReduction) ->
         check_divergence(kind, name, kd, reduction)
 
 
-@pytest.mark.parametrize("reduction", DivergenceReduction, ids=lambda one: one.value)
+@pytest.mark.parametrize(
+    "reduction", essential(DivergenceReduction, DivergenceReduction.sequence_mean), ids=lambda one: one.value
+)
 @pytest.mark.parametrize("name", ["forward_kl", "jsd_0.9_unit", "reverse_kl_top_2"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_divergence_of_two_completions(kind: str, name: str, reduction: DivergenceReduction) -> None:

@@ -184,7 +184,9 @@ def test_a_sure_teacher_has_a_finite_tail() -> None:
 
 def test_a_temperature_needs_all_logits() -> None:
     with pytest.raises(ValueError, match="temperature"):
-        replace(DIVERGENCES["jsd"], temperature=2.0).from_top_log_probs(torch.tensor([[0]]), torch.zeros(1, 1), torch.zeros(1, 4))
+        replace(DIVERGENCES["jsd"], temperature=2.0).from_top_log_probs(
+            torch.tensor([[0]]), torch.zeros(1, 1), torch.zeros(1, 4)
+        )
 
 
 def test_what_is_asked(teacher: EndpointTeacher, server: Server, rollout: Rollout) -> None:

@@ -342,6 +342,7 @@ def test_every_experiment_runs(experiment: str, run: Run) -> None:
     assert {row["source"] for row in lines(folder / "samples.jsonl")} <= {"student", config.fixed_data.source.value}
 
 
+@pytest.mark.exhaustive
 def test_a_second_run_finds_what_the_teacher_said_to_the_first(run: Run) -> None:
     """Supervised KD with the cache of the teacher's outputs: the numbers of a run without one."""
     runs = [run("experiment=supervised_kd", *cache)[2] for cache in ([], *[["teacher.output_cache_gib=0.01"]] * 2)]
@@ -388,6 +389,7 @@ def test_what_a_method_does_not_need_may_be_absent(method: list[str], run: Run) 
     assert results["student after"]["sampled/kl_to_initial"]["mean"] > 0
 
 
+@pytest.mark.exhaustive
 def test_a_ppo_run_goes_on_from_its_folder(run: Run) -> None:
     """Student and value head of one run are the start of the next."""
     _, _, folder = run("experiment=ppo", "save_model=true")

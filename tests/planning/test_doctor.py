@@ -200,6 +200,7 @@ def test_a_teacher_on_another_card_takes_nothing_of_this_one(checkpoint: str, pl
     assert all(("teacher in int8" in stage.held) == held for stage in plan.stages if stage.name == "training")
 
 
+@pytest.mark.exhaustive
 def test_a_supervised_stage_is_planned_with_its_own_micro_batch(checkpoint: str) -> None:
     options = [
         "experiment=gsm8k_rl",
@@ -261,6 +262,7 @@ def test_less_memory_makes_smaller_micro_batches(checkpoint: str) -> None:
     assert sum(stage.phases["update"].values()) <= update * 0.8
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("composed_once")
 def test_a_run_that_does_not_fit_names_its_largest_part(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["task.max_prompt_tokens=32", "task.max_completion_tokens=16", "scale.memory_gib=0.1"]
