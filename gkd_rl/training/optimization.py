@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Adafactor, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
 
 from gkd_rl.config.choices import Decay, OptimizerName
 from gkd_rl.models.architecture import HiddenStateModel
@@ -52,6 +51,8 @@ class OptimizerSettings:
         groups = [(parameters, self.learning_rate), *extra]
         trainable = [{"params": [one for one in some if one.requires_grad], "lr": rate} for some, rate in groups]
         # torch's Adafactor multiplies the rate by each tensor's own scale, as T5's training did.
+        from transformers import get_scheduler  # imports peft and bitsandbytes, which takes seconds
+
         kind = AdamW if self.name is OptimizerName.adamw else Adafactor
         optimizer = kind(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)
         cooldown = {"num_decay_steps": self.cooldown_steps, "decay_type": "linear"}
