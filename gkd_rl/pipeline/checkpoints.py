@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 FOLDER, BEFORE, STEP = "checkpoints", "before", "step-"
 VALUES, PLACES = "values", "by_position"  # of the evaluations in BEFORE
 NO_LINES = {"metrics.jsonl": 0, "samples.jsonl": 0}
+RENAMED_COSTS = {"time/survey": "time/pre_update", "flops/survey": "flops/pre_update"}  # in checkpoints made before
 
 
 @dataclass
@@ -206,7 +207,7 @@ class Checkpoints:
 
     def _restore(self, found: Snapshot) -> None:
         restore(self.trainer, found)
-        self.cost.totals = dict(found.facts["cost"])
+        self.cost.totals = {RENAMED_COSTS.get(name, name): total for name, total in found.facts["cost"].items()}
         self._scores = list(found.facts["scores"])
         if self.tracker is not None:
             self.tracker.cut(found.facts["lines"])
