@@ -1,14 +1,19 @@
-"""The audit of the dependencies fails on a weakness, and says when it could not be made."""
+"""CI runs every test that needs neither GPU nor network, on every Python version, and audits the dependencies."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
-AUDIT = Path(__file__).resolve().parents[1] / ".ci" / "audit"
+ROOT = Path(__file__).resolve().parents[1]
+AUDIT = ROOT / ".ci" / "audit"
 ADVISORY = "jinja2 3.1.0 PYSEC-2024-1 3.1.4"
 NO_PAGE = "jinja2 Dependency not found on PyPI and could not be audited"
 
@@ -34,3 +39,22 @@ def test_the_audit(of_the_weak_one: str, status_of_it: int, status_of_all: int, 
     assert done.returncode == ends_with
     made = of_the_weak_one == ADVISORY
     assert ("all" in done.stdout) == made and ("NOT MADE" in done.stdout) != made
+
+
+def test_ci_runs_the_default_tests_and_what_they_leave_out() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    options = shlex.split(project["tool"]["pytest"]["ini_options"]["addopts"])
+    expression = options[options.index("-m") + 1]
+    assert set(expression.split(" and ")) == {"not gpu", "not network", "not exhaustive"}
+    commands = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [one for one in commands if one.startswith("pytest")] == ["pytest", "pytest -m exhaustive"]
+
+
+def test_ci_runs_on_every_python_version() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    assert any(step.get("run") == ".ci/run" for step in job["steps"])
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    lowest = re.fullmatch(r">=(3\.\d+)", required)
+    assert lowest is not None and job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert job["strategy"]["matrix"]["python"][0] == lowest[1]
