@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from blocks import front, results, settings, speed
+from blocks import front, modules, results, settings, speed
 from blocks.values import RESULTS, ROOT, value
 
 BLOCKS: dict[str, Callable[..., str]] = {
@@ -36,6 +36,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "method-claims": results.method_claims,
     "own-claims": results.own_claims,
     "statements": results.statements,
+    "statement-details": results.statement_details,
     "study": results.study,
     "walk-by-student": results.walk_by_student,
     "soak": results.soak,
@@ -47,6 +48,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "speed-linear": speed.linear,
     "speed-machines": speed.machines,
     "speed-memory": speed.memory,
+    "modules": modules.modules,
     "settings": settings.schema,
     "task-settings": settings.tasks,
     "reward-settings": settings.rewards,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # At its import, on CPUs with AVX512-BF16: it wants to fetch a kernel from the Hub and says that it could not.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _MODULES = {"Results": "pipeline.results", "run_experiment": "cli.single_run"}
 __all__ = ["ConfigError", "GkdRlError", "Results", "run_experiment"]
 

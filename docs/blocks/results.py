@@ -83,13 +83,24 @@ def first_run(metrics: Sequence[str] = ()) -> str:
 
 
 def statements() -> str:
-    """Every statement of the paper, what it reports, what was measured here, and the verdict."""
-    rows = []
-    for one in load("paper/paper")["statements"]:
-        found = [f"{claim['claim']}: {measured(claim)} (**{claim['verdict']}**)" for claim in one["claims"]]
+    """The paper's statements and their verdicts."""
+    rows = [[str(one["statement"]), one["text"], f"**{one['verdict'].partition(': ')[0]}**"] for one in _statements()]
+    return table(["", "statement of the paper", "verdict"], rows)
+
+
+def statement_details() -> str:
+    """For each statement: what the paper reports, and every claim with its effects and verdict."""
+    lines = []
+    for one in _statements():
         verdict, _, reason = one["verdict"].partition(": ")
-        rows.append([str(one["statement"]), one["text"], one["reported"], "<br>".join(found) or reason, f"**{verdict}**"])
-    return table(["", "statement", "the paper reports", "measured here", "verdict"], rows)
+        lines += [f"**{one['statement']}. {one['text']}** – {verdict}", f"The paper reports: {one['reported']}."]
+        found = [f"- {claim['claim']}: {measured(claim)} (**{claim['verdict']}**)" for claim in one["claims"]]
+        lines += ["\n".join(found) or f"Left out: {reason}."]
+    return "\n\n".join(lines)
+
+
+def _statements() -> list[dict[str, Any]]:
+    return load("paper/paper")["statements"]
 
 
 def own_claims() -> str:
@@ -102,7 +113,7 @@ def study(name: str) -> str:
     found = load(f"paper/{name}")
     seeds = ", ".join(map(str, found["seeds"]))
     lines = [f"*{found['question'][0].upper()}{found['question'][1:]}* Expected before the runs: {found['expected']}"]
-    lines += [f"`{found['command']}`, seeds {seeds}."]
+    lines += [f"`python -m experiments.paper --studies {name}`, seeds {seeds}."]
     if found["students"]:
         lines += [f"Students, {found['students']['rule']}:", candidates(found["students"]["candidates"])]
     lines += ["Trained students:", levels(found["student after"])]

@@ -130,10 +130,13 @@ def _row(name: str, takes: str, default: str, does: str, anchor: str = "") -> li
 def rows_of(group: Iterable[Key]) -> str:
     """A table of keys of the schema."""
     does = descriptions()
-    return table(
-        ["key", "takes", "default", "what it does"],
-        [_row(key.name, key.takes, by_scale(key.name), does[key.name]) for key in group],
-    )
+    return _table([_row(key.name, key.takes, by_scale(key.name), does[key.name]) for key in group])
+
+
+def _table(rows: list[list[str]]) -> str:
+    """A table of keys; on a narrow screen its rows are drawn as blocks (stylesheets/extra.css)."""
+    cells = table(["key", "takes", "default", "what it does"], rows)
+    return f'<div class="settings" markdown>\n\n{cells}\n\n</div>'
 
 
 def schema() -> str:
@@ -203,7 +206,7 @@ def tasks() -> str:
             _row(key, takes, by_scale(key, name), does, f"{name}.{key}") for key, (takes, does) in free_keys(file).items()
         ]
         scales = ", ".join(f"`scale={scale}`" for scale in SCALES if (scale, name) in presets())
-        parts += [f"## task={name}", f"{prose(file.head)} At {scales}.", table(["key", "takes", "default", "what it does"], rows)]
+        parts += [f"## task={name}", f"{prose(file.head)} At {scales}.", _table(rows)]
     return "\n\n".join(parts)
 
 
@@ -219,7 +222,7 @@ def rewards() -> str:
             _row(key, takes, shown(_value(config, key, file)), does, f"{file.path.stem}.{key}")
             for key, (takes, does) in found.items()
         ]
-        parts += [table(["key", "takes", "default", "what it does"], rows)] if rows else []
+        parts += [_table(rows)] if rows else []
     return "\n\n".join(parts)
 
 
