@@ -1,11 +1,11 @@
-"""Runs read back into one table: how they stand, mean and interval over seeds, paired differences, equal cost.
+"""Runs in one table: status, mean and interval over seeds, paired differences, training metrics at equal cost.
 
     python -m experiments.compare multirun/xsum_rl/DATE --baseline "alpha=0"
     python -m experiments.compare FOLDER... --metric "rouge*" --metric sampled/reward --by teacher_tokens --out report
     python -m experiments.compare wandb:ENTITY/PROJECT/GROUP       # runs that were uploaded
 
-Only finished runs are counted; running and crashed ones are listed. With --out the rows (one a run, model and metric)
-are written to table.parquet and table.csv, and what is printed to compare.md.
+Only finished runs are counted; running and crashed ones are listed. With --out the rows (one for each run, model and
+metric) are written to table.parquet and table.csv, and the printed tables to compare.md.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
+from experiments import markdown_rows
+from experiments.runs import AXES, RunFolder, Status, find_runs
 from experiments.runs.comparison import TRAINING, EqualCost, baseline_group, by_group, costs, equal_cost, tidy
-from experiments.runs.folders import AXES, RunFolder, Status, find_runs
-from experiments.study.plan import markdown_rows
 from experiments.sync import SCHEME, fetch
 from gkd_rl.errors import GkdRlError
 
 
-def standing(runs: Sequence[RunFolder]) -> list[str]:
-    """How many runs are finished, and those that are not, with why."""
+def status_lines(runs: Sequence[RunFolder]) -> list[str]:
+    """How many runs have which status, and a row with the error for each that is not finished."""
     counts = [f"{sum(run.status is status for run in runs)} {status.value}" for status in Status]
     lines = [f"{len(runs)} runs: {', '.join(counts)}. Only finished runs are counted."]
     rest = [run for run in runs if run.status is not Status.finished]
@@ -50,7 +50,7 @@ def comparison(table: pd.DataFrame, baseline: str | None) -> list[str]:
 
 
 def cost_rows(runs: Sequence[RunFolder]) -> list[str]:
-    """Mean cost of each group's own stage."""
+    """Mean cost of the training stage by group."""
     groups: dict[str, list[dict[str, float]]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(costs(run))
@@ -59,18 +59,18 @@ def cost_rows(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def at_equal_cost(equal: EqualCost, table: pd.DataFrame, baseline: str | None, window: int) -> list[str]:
-    """What the training metrics were at one cost, and what that cost is."""
+    """Training metrics at one cost."""
     axis = equal.axis.replace("_", " ")
     text = f"Training metrics after {equal.at:,.0f} {axis}, the most that every run reached "
     text += f"(means of the last {window} logged values, interpolated):"
-    none = [f"Left out, for they spent no {axis}: {', '.join(str(run.path) for run in equal.without)}."]
+    none = [f"Left out, without any {axis}: {', '.join(str(run.path) for run in equal.without)}."]
     return [text, *(none if equal.without else []), "", *comparison(table, baseline)]
 
 
 def report(runs: Sequence[RunFolder], arguments: argparse.Namespace) -> tuple[str, pd.DataFrame]:
-    """What is printed, and the table of all rows."""
+    """The text that is printed, and the table of all rows."""
     finished = [run for run in runs if run.status is Status.finished]
-    blocks = [standing(runs)]
+    blocks = [status_lines(runs)]
     if not finished:
         return "\n".join([*blocks[0], "", "There is nothing to compare yet."]), tidy(runs)
     baseline = baseline_group(finished, arguments.baseline) if arguments.baseline else None
@@ -83,18 +83,18 @@ def report(runs: Sequence[RunFolder], arguments: argparse.Namespace) -> tuple[st
     if not any(map(len, printed.values())):
         names = ", ".join(sorted(set(map(str, table["metric"]))))
         raise GkdRlError(f"--metric {' '.join(arguments.metric)}: no run has it; there are {names}.")
-    about = f"{arguments.model}, mean and 95% bootstrap interval over seeds (too narrow where these are few):"
-    blocks.append([about, "", *comparison(printed[arguments.model], baseline)])
+    heading = f"{arguments.model}, mean and 95% bootstrap interval over seeds (too narrow if there are few seeds):"
+    blocks.append([heading, "", *comparison(printed[arguments.model], baseline)])
     blocks.append(at_equal_cost(equal, printed[TRAINING], baseline, arguments.window))
-    blocks.append(["Cost of a run's own stage, mean over its group:", "", *cost_rows(finished)])
+    blocks.append(["Cost of the training stage, mean over a group's runs:", "", *cost_rows(finished)])
     return "\n\n".join("\n".join(block) for block in blocks), table
 
 
 def rows_of(table: pd.DataFrame, model: str, patterns: Sequence[str]) -> pd.DataFrame:
-    """A model's rows of the metrics that were asked for; all where none was named."""
+    """A model's rows of the metrics that match a pattern; all metrics without patterns."""
     metrics = list(table["metric"])
-    asked = [not patterns or any(fnmatchcase(name, pattern) for pattern in patterns) for name in metrics]
-    return table.loc[np.array(asked, dtype=bool) & (table["model"] == model).to_numpy()]
+    matches = [not patterns or any(fnmatchcase(name, pattern) for pattern in patterns) for name in metrics]
+    return table.loc[np.array(matches, dtype=bool) & (table["model"] == model).to_numpy()]
 
 
 def _cell(text: str) -> str:
@@ -110,11 +110,11 @@ def write(folder: Path, text: str, table: pd.DataFrame) -> None:
     (folder / "compare.md").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def gathered(sources: Sequence[str], folder: Path) -> list[RunFolder]:
-    """Runs of all sources; those of W&B are fetched into the folder.
+def runs_of(sources: Sequence[str], folder: Path) -> list[RunFolder]:
+    """Runs of all sources; runs of W&B are downloaded into the folder.
 
     Raises:
-        GkdRlError: a source cannot be read, or no run is in any.
+        GkdRlError: a source cannot be read, or none has a run.
     """
     folders = [fetch(one, folder) if one.startswith(SCHEME) else Path(one) for one in sources]
     runs = find_runs(folders)
@@ -129,9 +129,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "sources", nargs="+", metavar="FOLDER", help="run folders, sweeps, or wandb:ENTITY/PROJECT[/GROUP]"
     )
-    made.add_argument("--baseline", help='group to compare with: settings or its label, e.g. "alpha=0"')
+    made.add_argument("--baseline", help='group to subtract: settings or its label, e.g. "alpha=0"')
     made.add_argument(
-        "--metric", action="append", default=[], help="only metrics of this name; * and ? match; repeatable"
+        "--metric", action="append", default=[], help="only metrics of this name; * and ? are wildcards; repeatable"
     )
     made.add_argument("--model", default="student after", help="whose metrics are printed; the table has all")
     made.add_argument("--by", choices=AXES, default="steps", help="cost at which learning curves are compared")
@@ -141,13 +141,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Command line; exit status 1 with one message for what cannot be compared."""
+    """Command line; exit status 1 with one message if the runs cannot be compared."""
     arguments = parser().parse_args()
     try:
         if arguments.window < 1:
             raise GkdRlError(f"--window {arguments.window}: it takes a whole number >= 1.")
-        with tempfile.TemporaryDirectory() as aside:
-            text, table = report(gathered(arguments.sources, Path(aside)), arguments)
+        with tempfile.TemporaryDirectory() as temporary:
+            text, table = report(runs_of(arguments.sources, Path(temporary)), arguments)
         if arguments.out is not None:
             write(arguments.out, text, table)
     except GkdRlError as error:

@@ -1,9 +1,12 @@
-"""Runs that are killed and go on: `python -m experiments.faults`. Are they the runs that nothing disturbed?
+"""Runs that are killed and resumed: are they bit for bit the runs that were not?
 
-Each run is a command of its own, killed with SIGKILL twice: at any second, in the middle of a step, or while it writes
-a checkpoint, which is told by the folder that it writes to. Then the command is given again, in turn with resume=auto
-and as resume=FOLDER, until it ends. metrics.jsonl (but for times), samples.jsonl, eval.json (but for times and memory)
-and the weights have to be those of the undisturbed run, bit for bit. Exit status 1: one is not.
+    python -m experiments.faults                # 20 runs, two kills each
+    python -m experiments.faults --runs 8       # one of each kind
+
+Each run is a command in its own process, killed twice with SIGKILL: at a random second, in a step, or while it writes a
+checkpoint (recognised by the temporary folder). Then the command is repeated, alternately with resume=auto and as
+resume=FOLDER, until it ends. metrics.jsonl (without times), samples.jsonl, eval.json (without times and memory) and the
+weights have to equal those of the undisturbed run. Exit status 1: one does not.
 """
 
 from __future__ import annotations
@@ -35,19 +38,19 @@ SMALL = (
     *("task.max_completion_tokens=16", "scale.threads=1"),
     *(f"trainer.steps={STEPS}", f"trainer.checkpoint_every={EVERY}"),
 )
-NEWS, WORDS = ("experiment=xsum_rl", "reward=faithfulness"), ("experiment=gsm8k_rl",)
+NEWS, WORD_PROBLEMS = ("experiment=xsum_rl", "reward=faithfulness"), ("experiment=gsm8k_rl",)
 PPO = ("policy_gradient=ppo", "policy_gradient.epochs=2", "policy_gradient.value.hidden_size=16")
 SWITCH = ("alpha_schedule=switch", "alpha=0.2", "alpha_schedule.start=0.9", "alpha_schedule.until=0.5")
 CASES = {
     "T5, dropout, accumulation": (*NEWS, "student.architecture.dropout_rate=0.1", "trainer.micro_batch_size=3"),
-    "decoder-only, accumulation": (*WORDS, "trainer.micro_batch_size=3"),
+    "decoder-only, accumulation": (*WORD_PROBLEMS, "trainer.micro_batch_size=3"),
     "T5, LoRA with dropout": (*NEWS, "adapter=lora", "adapter.dropout=0.1"),
-    "decoder-only, LoRA": (*WORDS, "adapter=lora"),
+    "decoder-only, LoRA": (*WORD_PROBLEMS, "adapter=lora"),
     "T5, PPO, two epochs, value head": (*NEWS, *PPO),
-    "decoder-only, PPO, two epochs, value head, LoRA": (*WORDS, *PPO, "adapter=lora"),
+    "decoder-only, PPO, two epochs, value head, LoRA": (*WORD_PROBLEMS, *PPO, "adapter=lora"),
     "T5, switch schedule": (*NEWS, *SWITCH),
     "decoder-only, switch schedule, half on references": (
-        *WORDS,
+        *WORD_PROBLEMS,
         *SWITCH,
         "lmbda=0.5",
         "+student.architecture.attention_dropout=0.1",
@@ -55,7 +58,7 @@ CASES = {
 }
 MOMENTS = ("in a checkpoint's write", "in a step", "at any second")
 NEVER = "never: it had ended"
-LIMIT = 900.0  # seconds of one command, after which it hangs
+LIMIT = 900.0  # seconds after which a command counts as hung
 
 
 @dataclass
@@ -63,11 +66,11 @@ class Outcome:
     """One disturbed run.
 
     Attributes:
-        case: of CASES.
-        kills: when it was killed, in words.
-        lost: steps that were taken more than once.
-        differences: what is not as in the undisturbed run.
-        seconds: from its first start to its end.
+        case: key of CASES.
+        kills: when it was killed.
+        lost: steps that were repeated.
+        differences: files that differ from the undisturbed run's.
+        seconds: from the first start to the end.
     """
 
     case: str
@@ -78,7 +81,7 @@ class Outcome:
 
 
 def start(folder: Path, cache: Path, overrides: tuple[str, ...]) -> subprocess.Popen[bytes]:
-    """The command a user types; what it says is appended to `folder`.log."""
+    """Start the command of a run; its output is appended to `folder`.log."""
     variables = {"GKD_RL_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with folder.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
@@ -90,32 +93,32 @@ def start(folder: Path, cache: Path, overrides: tuple[str, ...]) -> subprocess.P
 
 
 def first_command(case: str, folder: Path) -> tuple[str, ...]:
-    """Overrides of an undisturbed run."""
+    """Overrides of a run without resume."""
     return (*CASES[case], *SMALL, f"hydra.run.dir={folder}")
 
 
 def steps_taken(folder: Path) -> int:
-    """Whole lines of metrics.jsonl."""
+    """Complete lines of metrics.jsonl."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def changed_at(folder: Path) -> int:
-    """When metrics.jsonl was last written to."""
+    """Modification time of metrics.jsonl, 0 without the file."""
     path = folder / "metrics.jsonl"
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def wait_for(moment: str, folder: Path, usual: float, draw: random.Random, process: subprocess.Popen[bytes]) -> str:
-    """Return when the process is to be killed, and say when that is; before its last step whatever the moment."""
-    begun, already, unmoved = time.monotonic(), steps_taken(folder), changed_at(folder)
+    """Wait until the process is to be killed, at the latest before its last step; return when that is."""
+    begun, already, unchanged = time.monotonic(), steps_taken(folder), changed_at(folder)
     seconds, step = draw.uniform(0, usual), draw.randint(min(already + 1, STEPS - 1), STEPS - 1)
     nth, pause = draw.randint(1, 3), draw.uniform(0, 0.1)
     seen: set[str] = set()
     while process.poll() is None and time.monotonic() - begun < LIMIT:
         if moment == MOMENTS[2] and time.monotonic() - begun > seconds:
             return f"after {seconds:.1f} s"
-        if changed_at(folder) != unmoved and steps_taken(folder) >= (step if moment == MOMENTS[1] else STEPS - 1):
+        if changed_at(folder) != unchanged and steps_taken(folder) >= (step if moment == MOMENTS[1] else STEPS - 1):
             time.sleep(pause)
             return f"after step {steps_taken(folder)}"
         if moment == MOMENTS[0]:
@@ -127,7 +130,7 @@ def wait_for(moment: str, folder: Path, usual: float, draw: random.Random, proce
 
 
 def disturbed(number: int, folder: Path, cache: Path, usual: float, seed: int) -> Outcome:
-    """One run, killed twice and given again until it ends."""
+    """One run that is killed twice and resumed until it ends."""
     case = list(CASES)[number % len(CASES)]
     outcome, draw, begun = Outcome(case), random.Random(f"{seed} {number}"), time.monotonic()
     typed = first_command(case, folder)
@@ -144,8 +147,8 @@ def disturbed(number: int, folder: Path, cache: Path, usual: float, seed: int) -
         if process.wait() == 0:
             outcome.kills.append(NEVER)
             break
-        torn = any((folder / "checkpoints").glob(".writing-*"))
-        outcome.kills.append(f"{when}{' (half-written)' if torn else ''}")
+        incomplete = any((folder / "checkpoints").glob(".writing-*"))
+        outcome.kills.append(f"{when}{' (half-written)' if incomplete else ''}")
         whole = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
         outcome.lost += steps_taken(folder) - (int(whole[-1][5:]) if whole else 0)
     outcome.seconds = time.monotonic() - begun
@@ -153,19 +156,19 @@ def disturbed(number: int, folder: Path, cache: Path, usual: float, seed: int) -
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """What has to be the same."""
+    """What has to be equal."""
 
-    def untimed(values: dict[str, Any]) -> dict[str, Any]:
+    def without_times(values: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if not key.startswith("time/")}
 
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     results = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-    results["cost"] = untimed(results["cost"])
+    results["cost"] = without_times(results["cost"])
     del results["memory"]
     weights = {path.name: path.read_bytes() for path in sorted((folder / "model").rglob("*.safetensors"))}
     samples = (folder / "samples.jsonl").read_bytes()
     return {
-        "metrics.jsonl": [untimed(json.loads(line)) for line in lines],
+        "metrics.jsonl": [without_times(json.loads(line)) for line in lines],
         "samples.jsonl": samples,
         "eval.json": results,
         **weights,
@@ -173,7 +176,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def compare(outcome: Outcome, folder: Path, undisturbed: Path) -> None:
-    """Note every difference."""
+    """Add every file that differs to the outcome."""
     if outcome.differences:
         return
     one, other = content(folder), content(undisturbed)
@@ -181,26 +184,26 @@ def compare(outcome: Outcome, folder: Path, undisturbed: Path) -> None:
 
 
 def lines_of(outcomes: list[Outcome]) -> Iterator[str]:
-    """The table."""
+    """One line for each run."""
     widest = max(map(len, CASES))
     for number, one in enumerate(outcomes):
-        verdict = "the same" if not one.differences else f"NOT the same: {', '.join(sorted(one.differences))}"
-        facts = f"{one.seconds:5.0f} s  {one.lost:2d} steps again  {verdict}"
+        verdict = "identical" if not one.differences else f"NOT identical: {', '.join(sorted(one.differences))}"
+        facts = f"{one.seconds:5.0f} s  {one.lost:2d} steps repeated  {verdict}"
         yield f"{number:3d}  {one.case:{widest}s}  {facts}  killed {'; '.join(one.kills)}"
 
 
 def main() -> None:
-    """Run, compare, print."""
+    """Command line: run, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20, help="disturbed runs")
     parser.add_argument("--workers", type=int, default=2, help="commands at a time")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--out", type=Path, help="JSON file for what became of each")
-    parser.add_argument("--folder", type=Path, default=None, help="keeps all runs there; default: a temporary one")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--out", type=Path, help="JSON file for the outcomes")
+    parser.add_argument("--folder", type=Path, default=None, help="keeps all runs; default: a temporary folder")
     options = parser.parse_args()
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as passing:
-        place = (options.folder or Path(passing)).absolute()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        place = (options.folder or Path(temporary)).absolute()
         place.mkdir(parents=True, exist_ok=True)
         used = list(CASES)[: options.runs]
         with ThreadPoolExecutor(options.workers) as pool:
@@ -224,7 +227,7 @@ def main() -> None:
     same = sum(not one.differences for one in outcomes)
     kills = sum(when != NEVER for one in outcomes for when in one.kills)
     minutes = (time.monotonic() - begun) / 60
-    sys.stdout.write(f"{same} of {len(outcomes)} runs are the same after {kills} kills, in {minutes:.1f} minutes.\n")
+    sys.stdout.write(f"{same} of {len(outcomes)} runs are identical after {kills} kills, in {minutes:.1f} minutes.\n")
     if options.out is not None:
         settings = {"runs": options.runs, "workers": options.workers, "seed": options.seed, "minutes": minutes}
         rows = [asdict(one) for one in outcomes]

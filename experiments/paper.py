@@ -1,15 +1,14 @@
-"""The twelve statements about the paper (arXiv 2306.13649) that a small replication can test, and what it reports.
+"""Which of the paper's statements (arXiv 2306.13649) hold at the embedded scale: all studies and their verdicts.
 
-Which of the paper's statements hold at the embedded scale: every study, its runs, and a verdict for each claim.
+    python -m experiments.paper scale=embedded           # runs all studies in multirun/paper; continues if interrupted
+    python -m experiments.paper --plan                   # prints what would be run and how long it takes
+    python -m experiments.paper --read --out FOLDER      # results of the finished runs
+    python -m experiments.paper --studies walk,alpha     # these studies only
 
-    python -m experiments.paper scale=embedded           # runs all studies in multirun/paper; goes on where it stopped
-    python -m experiments.paper --plan                   # what it runs, and for how long
-    python -m experiments.paper --read --out FOLDER      # results of what is finished
-    python -m experiments.paper --studies walk,alpha     # some studies only
-
-Verdicts are computed from the runs by rules that stand in `verdicts.py` and in each study's docstring. A statement with
-several claims is shown if all of them are, not shown if one is not, and undecided otherwise. The results stand in the
-folder of --out: paper.md and paper.json, a file for each study, report.html about all runs, and its figures in plots.
+Twelve statements that a small replication can test, with the numbers that the paper reports. Verdicts follow from the
+runs by the rules in `study/verdicts.py` and by each study's claims. A statement with several claims is shown if all of
+them are, not shown if one is not shown, and undecided otherwise. Written to the folder of --out: paper.md and
+paper.json, two files for each study, report.html about all runs, and its figures in plots/.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from experiments.report.__main__ import NO_STILLS, draws_stills
+from experiments import markdown_rows
+from experiments.report.__main__ import NO_PLOTS, can_draw_plots
 from experiments.report.__main__ import main as write_report
-from experiments.study.design import Study, all_studies
-from experiments.study.plan import markdown_rows
+from experiments.studies import all_studies
+from experiments.study import Study
 from experiments.study.runner import (
     Outcome,
     claim_rows,
     conduct,
+    exit_if_failed,
+    log,
     markdown,
     measured,
     out_of,
     parser,
-    say,
-    stop_if_failed,
     write,
 )
 from experiments.study.verdicts import Verdict, overall
@@ -42,12 +41,12 @@ from gkd_rl.outputs.json_files import write_json
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement.
+    """One statement of the paper.
 
     Attributes:
-        text: what should hold.
-        reported: the paper's own numbers.
-        left_out: why no run here can answer it; None if some do.
+        text: the statement.
+        reported: the paper's numbers.
+        left_out: why no study here can test it; None if one does.
     """
 
     text: str
@@ -72,21 +71,19 @@ STATEMENTS = {
     ),
     4: Statement(
         "Diversity: Self-BLEU rises from the forward KL over JSD(0.1), JSD(0.5), JSD(0.9) to the reverse KL, "
-        "and as the "
-        "temperature falls",
+        "and as the temperature falls",
         "Figure 4, temperature 1: 14.4, 18.6, 23.5, 27.2, 28.5; at 0.1: 85.0 to 89.1",
     ),
     5: Statement(
         "The gap between divergences depends on the temperature: large at 1, where the forward KL is clearly "
-        "worst, small "
-        "at 0.1; greedy, the reverse KL is worst for a small student",
+        "worst, small at 0.1; greedy, the reverse KL is worst for a small student",
         "Figure 4, spread of ROUGE-2: 2.76 at temperature 1, 0.93 at 0.1; Figure A.13: 16.4, 16.6, 16.6, 16.3, 15.6",
     ),
     6: Statement(
         "The gap between divergences shrinks as the student grows",
         "Figure A.13, greedy, lambda = 1: 1.0, 0.3, 0.1 for T5-small, base, large",
-        "it is about students of 77M to 800M weights that stay one pre-trained family; the tiny ones here start from "
-        "nothing, and how far they are trained changes with their size",
+        "it is about students of 77M to 800M weights of one pre-trained family; the tiny students here are not "
+        "pre-trained, and how far they are trained changes with their size",
     ),
     7: Statement(
         "lambda: flat or slightly worse up to about 25% of student data, then rising, best at 100%",
@@ -94,8 +91,7 @@ STATEMENTS = {
     ),
     8: Statement(
         "Data efficiency: on-policy lies above supervised KD and ImitKD at every fraction of the prompts, "
-        "and reaches their "
-        "100% level at about 5 to 25%",
+        "and reaches their 100% level at about 5 to 25%",
         "Figure 3: 12.40, 12.91, 13.75, 15.13 at 0.5, 5, 25, 100% against 13.11 and 13.14 with all",
     ),
     9: Statement(
@@ -110,9 +106,8 @@ STATEMENTS = {
     11: Statement(
         "Instruction tuning: on-policy reverse KL is better than on-policy forward KL on held-out suites",
         "Figure A.11: MMLU +1.97 against -0.49, BBH +1.13 against +0.65",
-        "held-out suites ask what pre-training taught; a student of 40,000 weights that starts from nothing "
-        "answers none "
-        "of their tasks before or after",
+        "held-out suites test what a model learns in pre-training; a student of 40,000 weights without any solves "
+        "none of their tasks before or after",
     ),
     12: Statement(
         "Sampling makes a step about twice as costly as fixed data",
@@ -121,11 +116,8 @@ STATEMENTS = {
 }
 
 
-FOLDER = Path("multirun/paper")
-
-
 def statement_table(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every statement of the paper with its claims and verdict; without a claim, why none was decided."""
+    """Every statement of the paper with its claims and verdict; without a claim, the reason."""
     claims = [{**claim, "study": name} for name, summary in summaries.items() for claim in summary["claims"]]
     table = []
     for number, statement in STATEMENTS.items():
@@ -138,7 +130,7 @@ def statement_table(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str
 
 
 def statements_markdown(table: list[dict[str, Any]]) -> str:
-    """The table of statements: what the paper reports, what was measured, the verdict."""
+    """The table of statements: the paper's numbers, the measured ones, the verdict."""
     rows = []
     for entry in table:
         rows.append([str(entry["statement"]), f"**{entry['text']}**", entry["reported"], "", f"**{entry['verdict']}**"])
@@ -147,7 +139,7 @@ def statements_markdown(table: list[dict[str, Any]]) -> str:
 
 
 def paper_markdown(found: Outcome, studies: Mapping[str, Study]) -> str:
-    """Statements first, then what the studies found besides, then every study."""
+    """Statements first, then the studies' further claims, then every study."""
     facts = found.facts
     own = [one for summary in found.summaries.values() for one in summary["claims"] if one["statement"] is None]
     revisions = ", ".join(facts["revisions"]) or "unknown"
@@ -158,22 +150,25 @@ def paper_markdown(found: Outcome, studies: Mapping[str, Study]) -> str:
         "",
         statements_markdown(statement_table(found.summaries)),
         "",
-        "Claims of our own:",
+        "Claims that are not the paper's:",
         "",
         *claim_rows(own),
     ]
     for name, summary in found.summaries.items():
-        lines += ["", f"## {name}", "", markdown(summary, studies[name].metrics)]
+        lines += ["", f"## {name}", "", markdown(studies[name], summary)]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Command line."""
-    made = parser(__doc__, FOLDER)
-    made.add_argument("--studies", default="", help="names with commas between them; all if there are none")
+    made = parser((__doc__ or "").splitlines()[0])
+    made.add_argument(
+        "--studies", default="", help="names with commas between them; if not given, all about the paper's statements"
+    )
     arguments = made.parse_args()
     known = all_studies()
-    wanted = [name for name in arguments.studies.split(",") if name] or list(known)
+    wanted = [name for name in arguments.studies.split(",") if name]
+    wanted = wanted or [name for name, study in known.items() if study.in_paper]
     for name in wanted:
         if name not in known:
             made.error(f"--studies {name}: there is no such study; it takes {', '.join(known)}.")
@@ -188,11 +183,11 @@ def main() -> None:
     (out / "paper.md").write_text(paper_markdown(found, studies) + "\n", encoding="utf-8")
     sys.stdout.write(statements_markdown(table) + f"\nwritten to {out}\n")
     if found.facts["finished"]:
-        plots = ["--plots", str(out / "plots")] if draws_stills() else []
+        plots = ["--plots", str(out / "plots")] if can_draw_plots() else []
         write_report([str(arguments.folder), "--out", str(out / "report.html"), *plots])
         if not plots:
-            say(NO_STILLS)
-    stop_if_failed(found)
+            log(NO_PLOTS)
+    exit_if_failed(found)
 
 
 if __name__ == "__main__":

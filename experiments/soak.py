@@ -1,12 +1,12 @@
-"""A long run watched from outside: does its memory, its time a step or its number of open files grow?
+"""A long run monitored from another process: do its memory, its time a step or its number of open files grow?
 
     python -m experiments.soak                                   # 2,000 steps at the embedded scale
     python -m experiments.soak --steps 500 experiment=gsm8k_rl   # of another run
 
-The run is a command of its own, with W&B offline, samples and checkpoints as they are by default. After a warm-up (the
-first tenth) the last quarter of the steps is compared with the first. Time is the processor's, which other work on the
-machine does not add to, and the learning rate is so small that completions keep their length; else a policy that
-learns to write less would hide a step that became slower. Exit status 1: something grew.
+The run is a command in its own process, with the default W&B files, samples and checkpoints. After a warm-up (the first
+tenth) the last quarter of the steps is compared with the first. Time is CPU time, which other load on the machine does
+not affect. The learning rate is so small that completions keep their length; otherwise shorter completions would hide a
+step that becomes slower. Exit status 1: something grew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from experiments.study.plan import markdown_rows
+from experiments import markdown_rows
 from gkd_rl.outputs.json_files import write_json
 from gkd_rl.outputs.run_record import environment_record
 
@@ -39,14 +39,14 @@ LIMITS = {"memory, MiB": 0.05, "processor's seconds a step": 0.1, "open files": 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a process.
+    """One measurement of a process.
 
     Attributes:
         step: steps that it has taken.
-        memory: its resident MiB.
-        files: open handles, sockets and pipes too.
-        threads: of it.
-        seconds: of the processor, since its start.
+        memory: resident MiB.
+        files: open file descriptors, with sockets and pipes.
+        threads: number of threads.
+        seconds: CPU seconds since its start.
     """
 
     step: int
@@ -58,7 +58,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Growth:
-    """One number at the beginning and at the end; `flat`: it grew by no more than its limit."""
+    """A quantity in the first and the last quarter; `flat`: it grew by no more than its limit."""
 
     what: str
     first: float
@@ -69,7 +69,7 @@ class Growth:
 
 
 def watch(process: psutil.Process, metrics: Path, pause: float) -> list[Sample]:
-    """Look at a process every `pause` seconds until it ends; `metrics` grows by a line a step."""
+    """Measure a process every `pause` seconds until it ends; `metrics` gets a line a step."""
     samples: list[Sample] = []
     step, read = 0, 0
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
@@ -90,23 +90,23 @@ def watch(process: psutil.Process, metrics: Path, pause: float) -> list[Sample]:
 
 
 def growths(samples: Sequence[Sample], steps: int) -> list[Growth]:
-    """What became of each number over `steps` steps.
+    """Growth of each quantity over `steps` steps.
 
     Raises:
-        ValueError: too few looks at one of the two quarters.
+        ValueError: too few measurements of one of the two quarters.
     """
     begin, quarter = WARM_UP * steps, (1 - WARM_UP) * steps / 4
     early = [one for one in samples if begin <= one.step < begin + quarter]
     late = [one for one in samples if steps - quarter <= one.step < steps]
     if min(len(early), len(late)) < 3 or early[-1].step == early[0].step or late[-1].step == late[0].step:
-        raise ValueError(f"{len(early)} and {len(late)} looks at the first and the last quarter: take more steps")
+        raise ValueError(f"{len(early)} and {len(late)} measurements of the first and last quarter: take more steps")
 
-    def pace(part: Sequence[Sample]) -> float:
+    def seconds_a_step(part: Sequence[Sample]) -> float:
         return (part[-1].seconds - part[0].seconds) / (part[-1].step - part[0].step)
 
     numbers = (
         [statistics.mean(one.memory for one in part) for part in (early, late)],
-        [pace(part) for part in (early, late)],
+        [seconds_a_step(part) for part in (early, late)],
         [float(statistics.median_high(one.files for one in part)) for part in (early, late)],
         [float(statistics.median_high(one.threads for one in part)) for part in (early, late)],
     )
@@ -118,7 +118,7 @@ def growths(samples: Sequence[Sample], steps: int) -> list[Growth]:
 
 
 def table(found: Sequence[Growth]) -> str:
-    """As Markdown."""
+    """The growths as Markdown."""
     cells = [
         [one.what, f"{one.first:.4g}", f"{one.last:.4g}", f"{one.growth:+.1%}", "flat" if one.flat else "GROWS"]
         for one in found
@@ -127,12 +127,12 @@ def table(found: Sequence[Growth]) -> str:
 
 
 def main() -> None:
-    """Run, watch, print."""
+    """Command line: run, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--pause", type=float, default=0.25, help="seconds between two looks")
+    parser.add_argument("--pause", type=float, default=0.25, help="seconds between two measurements")
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
-    parser.add_argument("overrides", nargs="*", help="of the run; take the place of the default ones")
+    parser.add_argument("overrides", nargs="*", help="of the run, instead of the default ones")
     options = parser.parse_args()
     overrides = options.overrides or list(RUN)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:

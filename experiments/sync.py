@@ -1,12 +1,11 @@
-"""Runs that were uploaded to W&B, written back as run folders, so that all that reads folders reads them too.
-
-Upload to W&B what runs kept offline: after the fact, once, and only what is not there yet.
+"""W&B in both directions: uploads runs that were tracked offline, and downloads runs as run folders.
 
     python -m experiments.sync FOLDER...                             # every run in and below the folders
-    python -m experiments.sync FOLDER... --report OUT --group SWEEP  # and the plots of a report, as a run of their own
-    python -m experiments.sync FOLDER... --dry-run                   # only says what it would upload
+    python -m experiments.sync FOLDER... --report OUT --group SWEEP  # also the plots of a report, as a run of its own
+    python -m experiments.sync FOLDER... --dry-run                   # only prints what it would upload
 
-Runs that still go on are left for later. `wandb sync` does the work, with the account of `wandb login`.
+A run is uploaded once, after it has ended. `wandb sync` does the upload, with the account of `wandb login`. `fetch` is
+the other direction: `experiments.compare wandb:ENTITY/PROJECT` reads the folders that it writes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from experiments.runs.folders import Status, find_runs
+from experiments.runs import Status, find_runs
 from gkd_rl.errors import GkdRlError
 from gkd_rl.outputs.json_files import JsonLines, plain, write_json
 from gkd_rl.outputs.run_record import RECORD
@@ -31,7 +30,10 @@ from gkd_rl.outputs.tracking import Listing, Tracker
 SCHEME = "wandb:"
 STATES = {"finished": "finished", "running": "running", "pending": "running", "preempting": "running"}
 PARTS = ("mean", "low", "high", "n")
-WORDS = ("NaN", "Infinity", "-Infinity")
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+COMMAND = (sys.executable, "-m", "wandb", "sync")
+PLOTS = (".png", ".html")
+REPORT = "wandb_report"  # folder of the run with the plots, in the report's folder
 
 
 def fetch(address: str, folder: Path, api: Any = None) -> Path:
@@ -39,14 +41,14 @@ def fetch(address: str, folder: Path, api: Any = None) -> Path:
 
     Args:
         address: of a project, or of one group in it.
-        folder: gets one folder for the address, and in it one for each run.
+        folder: gets one folder for the address, with one folder for each run.
         api: a `wandb.Api`; by default one with the account of `wandb login`.
 
     Returns:
         The folder of the address.
 
     Raises:
-        GkdRlError: the address is none, wandb is absent, or W&B refuses.
+        GkdRlError: the address is malformed, wandb is not installed, or W&B refuses.
     """
     parts = address.removeprefix(SCHEME).split("/", 2)
     if len(parts) < 2 or not all(parts):
@@ -60,16 +62,16 @@ def fetch(address: str, folder: Path, api: Any = None) -> Path:
             _write(target / f"{run.name}-{run.id}".replace("/", "_"), run)
     except GkdRlError:
         raise
-    except Exception as error:  # of its own kinds, of requests, of its servers
+    except Exception as error:  # of wandb, of requests, of the server
         raise GkdRlError(
-            f"{address}: W&B cannot be read ({' '.join(str(error).split())}): run `wandb login` once, look whether the "
-            "project is there, or name run folders instead."
+            f"{address}: W&B cannot be read ({' '.join(str(error).split())}): run `wandb login` once, check that the "
+            "project exists, or name run folders instead."
         ) from error
     return target
 
 
 def _api() -> Any:
-    """W&B's own reader."""
+    """W&B's API with the account of `wandb login`."""
     try:
         import wandb
     except ImportError as error:
@@ -88,15 +90,15 @@ def _write(folder: Path, run: Any) -> None:
     state = STATES.get(run.state, "failed")
     if state == "finished" and results:
         write_json(folder / "eval.json", results)
-    error = f"W&B calls it {run.state}" if state == "failed" else None
+    error = f"its state in W&B is {run.state}" if state == "failed" else None
     record = {"status": state, "machine": "wandb", "pid": 0, "process": 0.0, "started": time.time(), "error": error}
     write_json(folder / RECORD, record)
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What `Tracker.log_step` logged: numbers, of which W&B writes NaN and inf as words, and no keys of W&B's own."""
+    """The numbers that `Tracker.log_step` logged (W&B has NaN and infinity as text), without keys that W&B adds."""
     own = {key: value for key, value in row.items() if not key.startswith("_")}
-    return {key: value for key, value in own.items() if isinstance(value, (int, float)) or value in WORDS}
+    return {key: value for key, value in own.items() if isinstance(value, (int, float)) or value in NOT_FINITE}
 
 
 def _results(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -112,21 +114,16 @@ def _results(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return results
 
 
-COMMAND = (sys.executable, "-m", "wandb", "sync")
-PLOTS = (".png", ".html")
-REPORT = "wandb_report"  # folder of the run that holds the plots, in the report's folder
-
-
 def offline_runs(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """W&B folders that are not uploaded yet: of ended runs, and of runs that still go on.
+    """W&B folders that are not uploaded yet: of runs that have ended, and of runs that are still running.
 
     Raises:
-        DataError: a folder is not there.
+        DataError: a folder does not exist.
     """
-    going = [run.path for run in find_runs(folders) if run.status is Status.running]
+    running = [run.path for run in find_runs(folders) if run.status is Status.running]
     files = {file: None for folder in folders for file in sorted(folder.rglob("wandb/offline-run-*/*.wandb"))}
     waiting = [file.parent for file in files if not file.with_name(f"{file.name}.synced").exists()]
-    later = [path for path in waiting if path.parent.parent in going]
+    later = [path for path in waiting if path.parent.parent in running]
     return [path for path in waiting if path not in later], later
 
 
@@ -134,7 +131,7 @@ def write_report(folder: Path, listing: Listing) -> None:
     """One W&B run, offline, with every PNG and HTML file of a report's folder.
 
     Raises:
-        GkdRlError: there is none.
+        GkdRlError: there is no such file.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix in PLOTS and REPORT not in path.parts)
     if not files:
@@ -147,17 +144,17 @@ def upload(paths: Sequence[Path], options: Sequence[str], command: Sequence[str]
     """`wandb sync` on these folders.
 
     Raises:
-        GkdRlError: it failed, with what it said last.
+        GkdRlError: it failed, with the last line of its errors.
     """
     done = subprocess.run(
         [*command, *options, *map(str, paths)], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     sys.stdout.write(done.stdout)
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise GkdRlError(
-            f"W&B did not take the runs ({said}): run `wandb login` once (--host URL for a server of your own), or set "
-            "WANDB_API_KEY. Nothing is lost: the runs stay in their folders."
+            f"W&B did not accept the runs ({reason}): run `wandb login` once (--host URL for a server of your own), or "
+            "set WANDB_API_KEY. Nothing is lost: the runs are kept in their folders."
         )
 
 
@@ -165,16 +162,16 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders that hold them")
-    made.add_argument("--project", help="W&B project; by default the one each run was made for")
-    made.add_argument("--entity", help="W&B user or team; by default that of the account")
+    made.add_argument("--project", help="W&B project; by default each run's own")
+    made.add_argument("--entity", help="W&B user or team; by default the account's")
     made.add_argument("--report", type=Path, metavar="DIR", help="upload the plots of this report too")
     made.add_argument("--group", help="W&B group of the report, e.g. the sweep's folder name")
-    made.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and stop")
+    made.add_argument("--dry-run", action="store_true", help="print what would be uploaded, and stop")
     return made
 
 
 def main() -> None:
-    """Command line; exit status 1 with one message for what cannot be uploaded."""
+    """Command line; exit status 1 with one message if the runs cannot be uploaded."""
     arguments = parser().parse_args()
     try:
         if importlib.util.find_spec("wandb") is None:
@@ -185,13 +182,13 @@ def main() -> None:
             write_report(arguments.report, listing)
             folders.append(arguments.report)
         ready, later = offline_runs(folders)
-        for words, paths in (("to upload", ready), ("left for later, the run goes on", later)):
-            sys.stdout.writelines(f"{words}: {path}\n" for path in paths)
+        for heading, paths in (("to upload", ready), ("not yet, the run is not finished", later)):
+            sys.stdout.writelines(f"{heading}: {path}\n" for path in paths)
         if not ready:
-            sys.stdout.write("Nothing to upload: no offline run of W&B (tracking=offline) that is not there yet.\n")
+            sys.stdout.write("Nothing to upload: every offline run of W&B (tracking=offline) is uploaded already.\n")
         elif not arguments.dry_run:
             named = {"--project": arguments.project, "--entity": arguments.entity}
-            upload(ready, [word for key, value in named.items() if value for word in (key, value)])
+            upload(ready, [part for key, value in named.items() if value for part in (key, value)])
     except GkdRlError as error:
         raise SystemExit(str(error)) from error
 

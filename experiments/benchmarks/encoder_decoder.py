@@ -1,11 +1,11 @@
-"""Whole steps of a T5, ours beside a straightforward loop over transformers: generate, two forwards, JSD, backward.
+"""Whole steps of a T5, ours beside a direct loop with transformers: generate, two forward passes, JSD, backward.
 
     python -m experiments.benchmarks.encoder_decoder                     # T5-small's shapes, 512-token documents, K = 4
     python -m experiments.benchmarks.encoder_decoder --shape t5_xl --dtype bfloat16      # base and XL, for a GPU
 
 Random weights; T5-small's student has half of its teacher's layers. The loop repeats each prompt for its completions,
-as `generate` with num_return_sequences does, and takes the logits of all of them at once. Completions end by themselves
-or at 48 tokens. A side's speed is counted in valid completion tokens a second.
+as `generate` with num_return_sequences does, and computes the logits of all of them at once. Completions end by
+themselves or at 48 tokens. Speed is measured in valid completion tokens a second.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 
+from experiments.benchmarks import Side, Work, parser_of, step_rows, take_turns, write
 from experiments.benchmarks.models import (
     BETA,
     LEARNING_RATE,
@@ -28,7 +29,6 @@ from experiments.benchmarks.models import (
     reward,
     vocabulary,
 )
-from experiments.benchmarks.sides import Side, Work, parser_of, step_rows, take_turns, write
 from gkd_rl.config.choices import DivergenceName
 from gkd_rl.generation.codec import TextCodec
 from gkd_rl.losses.divergences import TokenDivergence
@@ -36,7 +36,7 @@ from gkd_rl.types import Example, completion_mask, sequence_mean, shift_right
 
 
 class Loop:
-    """The straightforward way: (1 - alpha) REINFORCE with a leave-one-out baseline, alpha JSD(0.9), full logits."""
+    """The direct loop: (1 - alpha) REINFORCE with a leave-one-out baseline + alpha JSD(0.9), full logits."""
 
     def __init__(
         self, arguments: argparse.Namespace, student: Model, teacher: Model, codec: TextCodec, examples: list[Example]
@@ -51,12 +51,12 @@ class Loop:
         K, count = self.arguments.per_prompt, self.arguments.prompts
         rows = [self.examples[(step * count + i) % len(self.examples)] for i in range(count)]
         prompts = self.codec.prompts(rows)
-        words = {"input_ids": prompts.ids_PS, "attention_mask": prompts.mask_PS.long()}
+        inputs = {"input_ids": prompts.ids_PS, "attention_mask": prompts.mask_PS.long()}
         ids_BT = self.student.generate(
-            **words, do_sample=True, top_k=0, num_return_sequences=K, max_new_tokens=self.arguments.completion
+            **inputs, do_sample=True, top_k=0, num_return_sequences=K, max_new_tokens=self.arguments.completion
         )[:, 1:]
         mask_BT, _ = completion_mask(ids_BT, self.codec.eos_ids)
-        repeated = {name: value.repeat_interleave(K, 0) for name, value in words.items()}
+        repeated = {name: value.repeat_interleave(K, 0) for name, value in inputs.items()}
         repeated["decoder_input_ids"] = shift_right(ids_BT, self.student.config.decoder_start_token_id)
         logits_BTV = self.student(**repeated, use_cache=False).logits
         with torch.no_grad():
@@ -88,11 +88,11 @@ def main() -> None:
     parser.add_argument("--shape", choices=["t5_small", "t5_xl"], default="t5_small")
     parser.add_argument("--layers", type=int, help="of the teacher's encoder and of its decoder, instead of its own")
     parser.add_argument("--teacher-bits", type=int, choices=[8, 4], help="of its matrices, through bitsandbytes")
-    parser.add_argument("--tokens", type=int, default=4096, help="the most in one of our micro-batches")
+    parser.add_argument("--tokens", type=int, default=4096, help="at most, in one of our micro-batches")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    sizes = arguments.prompts * 16, arguments.shortest - 1, arguments.longest - 1  # and an end
+    sizes = arguments.prompts * 16, arguments.shortest - 1, arguments.longest - 1  # an end-of-sequence token is added
     tokenizer, examples = random_texts(vocabulary(arguments.shape), *sizes, arguments.seed)
     student, teacher = models(arguments)
     codec = TextCodec(tokenizer, arguments.longest, arguments.completion, torch.device(arguments.device))

@@ -3,9 +3,9 @@
     python -m experiments.benchmarks.head                       # SmolLM2-135M's head, 512 tokens, float32
     python -m experiments.benchmarks.head --dtype bfloat16 --out FILE
 
-Both give the gradients of the student's hidden states and of its output embedding, of the sum of JSD(0.9) over tokens.
-Memory is what the tensors of one forward and backward take at most, beside hidden states and weights. On CUDA our
-head compiled, and liger's (where it is installed), run too.
+Both compute the sum of JSD(0.9) over tokens and its gradients with respect to the student's hidden states and output
+embedding. Memory is the peak of the tensors of one forward and backward, beyond hidden states and weights. On CUDA our
+compiled head and liger's (if it is installed) run too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-from experiments.benchmarks.sides import Side, Work, live_bytes, parser_of, speedup, summary, take_turns, write
+from experiments.benchmarks import Side, Work, live_bytes, parser_of, speedup, summary, take_turns, write
 from gkd_rl.config.choices import DivergenceName
 from gkd_rl.losses.divergences import TokenDivergence
 from gkd_rl.losses.fused_head import FusedHead
@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=576)
     parser.add_argument("--teacher-width", type=int, default=576)
     parser.set_defaults(rounds=15)
-    parser.add_argument("--chunk", type=int, default=128, help="tokens whose logits we hold; 0: as in a run")
+    parser.add_argument(
+        "--chunk", type=int, default=128, help="tokens whose logits exist at one time in our head; 0: as in a run"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     case = Case(arguments)
@@ -61,12 +63,12 @@ def main() -> None:
 
 
 def _distance(gradient: Tensor, expected: Tensor) -> float:
-    """From the expected one, as a share of it."""
+    """Distance from the expected gradient, relative to its norm."""
     return float((gradient - expected).norm() / expected.norm())
 
 
 class Case:
-    """Random hidden states and output embeddings; each side's forward and backward."""
+    """Random hidden states and output embeddings, and each side's forward and backward on them."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         generator = torch.Generator().manual_seed(arguments.seed)
@@ -76,7 +78,7 @@ class Case:
             return (scale * torch.randn(*shape, generator=generator)).to(device, dtype)
 
         own, other = arguments.width, arguments.teacher_width
-        self.hidden, self.told = normal(1, self.tokens, own).requires_grad_(), normal(1, self.tokens, other)
+        self.hidden, self.teacher_hidden = normal(1, self.tokens, own).requires_grad_(), normal(1, self.tokens, other)
         self.weight = normal(arguments.vocabulary, own, scale=2 * own**-0.5).requires_grad_()
         self.teacher_weight = normal(arguments.vocabulary, other, scale=2 * other**-0.5)
         self.ids = torch.randint(arguments.vocabulary, (1, self.tokens), generator=generator).to(device)
@@ -97,14 +99,16 @@ class Case:
             sides["gkd_rl, one pass with the policy gradient, compiled"] = self._fused(compiled, _both)
             if find_spec("liger_kernel") is not None:
                 sides["liger, fused linear JSD"] = self._liger
-        return {name: self._from_nothing(side) for name, side in sides.items()}
+        return {name: self._update(side) for name, side in sides.items()}
 
     def gradient(self) -> Tensor:
-        """Of the student's hidden states, after a side has run."""
+        """Gradient with respect to the student's hidden states, after a side has run."""
         assert self.hidden.grad is not None
         return self.hidden.grad
 
-    def _from_nothing(self, loss: Callable[[], Tensor]) -> Callable[[], Work]:
+    def _update(self, loss: Callable[[], Tensor]) -> Callable[[], Work]:
+        """Forward and backward from empty gradients."""
+
         def run() -> Work:
             self.hidden.grad = self.weight.grad = None
             loss().backward()
@@ -113,21 +117,19 @@ class Case:
         return run
 
     def _trl(self) -> Tensor:
-        told, weights = self.told[0], (self.weight, self.teacher_weight)
-        divergence_N, _ = ChunkedDivergenceFunction.apply(
-            self.hidden[0], weights[0], None, told, weights[1], None, BETA, 1.0, 1.0, None, 1.0, None
-        )
+        student, teacher = (self.hidden[0], self.weight, None), (self.teacher_hidden[0], self.teacher_weight, None)
+        divergence_N, _ = ChunkedDivergenceFunction.apply(*student, *teacher, BETA, 1.0, 1.0, None, 1.0, None)
         return divergence_N.sum()
 
     def _liger(self) -> Tensor:
         kernel = import_module("liger_kernel.transformers.fused_linear_jsd").LigerFusedLinearJSD(jsd_beta=BETA)
-        return self.tokens * kernel(self.hidden[0], self.weight, self.told[0], self.teacher_weight, None)
+        return self.tokens * kernel(self.hidden[0], self.weight, self.teacher_hidden[0], self.teacher_weight, None)
 
     def _models(self) -> tuple[Projection, Projection, Tensor, Tensor]:
         student = Projection(self.hidden, OutputHead(self.weight))
         return (
             student,
-            Projection(self.told, OutputHead(self.teacher_weight)),
+            Projection(self.teacher_hidden, OutputHead(self.teacher_weight)),
             self.ids,
             torch.ones_like(self.ids, dtype=torch.bool),
         )

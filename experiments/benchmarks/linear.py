@@ -1,12 +1,13 @@
-"""Whether cost grows with the tokens: tokens a second of a step's updates, over batch sizes and over prompt lengths.
+"""Whether cost is linear in tokens: tokens a second of a step's updates, over batch sizes and over prompt lengths.
 
     python -m experiments.benchmarks.linear                     # 1 to 16 times 8 texts; prompts of 64 to 1,024 tokens
 
-alpha = 1 on given texts: student's forward and backward and teacher's forward, in seconds of these phases. Tokens are
-those of prompts and completions, without padding. Attention looks at pairs of tokens: "without attention" takes its
-FLOPs out, by counting only the share of the seconds that the other FLOPs have. The output heads read completions only.
-So each length of a prompt is taken twice: with completions that grow with it, whose cost a token is the same at every
-length, and with those of the other rows, which are a third of the shortest texts; GFLOP/s count heads and attention.
+alpha = 1 on given texts: seconds of the student's forward and backward and the teacher's forward. Tokens are those of
+prompts and completions, without padding. Attention is quadratic: "without attention" divides the rate by the share of
+FLOPs that are not attention's. The output heads process completions only. Therefore each prompt length is measured
+twice: with completions whose length is proportional to the prompt's, so that the heads' cost a token is the same at
+every length, and with the completions of the other rows, which are a third of the shortest texts. GFLOP/s include heads
+and attention.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.benchmarks import Side, Work, parser_of, summary, take_turns, write
 from experiments.benchmarks.models import our_trainer
-from experiments.benchmarks.sides import Side, Work, parser_of, summary, take_turns, write
 from experiments.benchmarks.steps import Bench, add_sizes
 from gkd_rl.generation.codec import TextCodec
 from gkd_rl.training.step_metrics import ModelCost
@@ -28,12 +29,12 @@ PHASES = ("student", "teacher")
 
 
 class Updates:
-    """Steps on texts of one kind.
+    """Steps on texts of one size.
 
     Attributes:
-        padding: share of padding in what the student was trained on, of each step.
+        padding: share of padding in the student's micro-batches, by step.
         linear: share of the FLOPs that are not attention's.
-        flops: of the phases, a token that is read.
+        flops: of both phases, per token.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Updates:
         self.linear, self.flops = 1.0, 0.0
 
     def run(self) -> Work:
-        """One step, for the tokens that it reads."""
+        """One step; its work are the tokens of prompts and completions."""
         record = self._trainer.step(self._step)
         self._step += 1
         rollout = record.rollout
@@ -77,7 +78,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     add_sizes(parser)
     parser.add_argument("--times", default="1,4,16", help="sizes of the batch, in those of --prompts")
-    parser.add_argument("--lengths", default="64,256,1024", help="tokens of prompts that are all alike")
+    parser.add_argument("--lengths", default="64,256,1024", help="tokens of the prompts, of one length each")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     prompts, completion = arguments.prompts, arguments.completion
@@ -89,7 +90,9 @@ def main() -> None:
         for times in map(int, arguments.times.split(","))
     }
     for length in map(int, arguments.lengths.split(",")):
-        for most in sorted({max(4, length * completion // longest), completion}):  # a quarter of it has one token
+        for most in sorted(
+            {max(4, length * completion // longest), completion}
+        ):  # completions have at least a quarter of it
             name = f"{prompts} prompts of {length} tokens, completions up to {most}"
             works[name] = Updates(arguments, prompts, length, length, most)
     sides = [Side(name, work.run) for name, work in works.items()]

@@ -1,11 +1,11 @@
-"""Memory and seconds of one update, ours and trl's: the most bytes of tensors at one time beside weights and optimiser.
+"""Memory and seconds of one update, ours and trl's: peak bytes of tensors beyond weights and optimiser state.
 
     python -m experiments.benchmarks.memory                                # 8 texts of 64 + 448 tokens
     python -m experiments.benchmarks.memory --prompts 16 --completion 192
 
 One forward of both models, JSD(0.9) on the completions, and backward, on the same texts, without gradient
-checkpointing. trl computes them as one batch; so do we in our second row. The first cuts them into micro-batches, as a
-run does. Gradients of the weights are part of each number; the optimiser's step is part of our seconds only.
+checkpointing. trl computes them as one batch, as our second row does; our first row has micro-batches, as a run has.
+The gradients of the weights are part of each number; the optimiser's step is part of our seconds only.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from experiments.benchmarks import Side, Work, live_bytes, parser_of, speedup, summary, take_turns, write
 from experiments.benchmarks.models import SPECIAL, our_trainer, vocabulary
-from experiments.benchmarks.sides import Side, Work, live_bytes, parser_of, speedup, summary, take_turns, write
 from experiments.benchmarks.steps import Bench, add_sizes
 from gkd_rl.generation.codec import TextCodec
 from gkd_rl.types import Example
@@ -44,7 +44,7 @@ def main() -> None:
         "gkd_rl, one batch": _ours(bench, ids_BT, 10 * ids_BT.numel()),
     }
     timed = [Side(name, _counted(update, ids_BT.numel())) for name, update in sides.items()]
-    take_turns(timed, arguments.rounds)  # the first round makes the optimiser's state and lazy buffers
+    take_turns(timed, arguments.rounds)  # the first round allocates the optimiser state and lazy buffers
     rows = [
         {
             "side": side.name,
@@ -66,7 +66,7 @@ def _counted(update: Update, tokens: int) -> Callable[[], Work]:
 
 
 def _texts(bench: Bench, ids_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts' ids (P, S), and completions' ids with an end."""
+    """Ids of the prompts (P, S), and of the completions with an end-of-sequence token (B, T)."""
     prompts = bench.examples[: len(ids_BT)]
     ids: Any = bench.tokenizer([one.prompt for one in prompts], add_special_tokens=False)["input_ids"]
     ids_PS = torch.tensor(ids)
@@ -96,7 +96,7 @@ def _distillation(bench: Bench, ids_BT: torch.Tensor) -> Update:
 
 
 def _update(trainer: object, inputs: dict[str, torch.Tensor]) -> Update:
-    """The loss of trl's trainer and its backward."""
+    """Loss and backward of trl's trainer."""
     model = trainer.model.train()  # pyright: ignore[reportAttributeAccessIssue]
 
     def run() -> None:
@@ -107,7 +107,7 @@ def _update(trainer: object, inputs: dict[str, torch.Tensor]) -> Update:
 
 
 def _ours(bench: Bench, ids_BT: torch.Tensor, tokens: int) -> Update:
-    """A step on these texts as references, with the update of the optimiser."""
+    """A step on these texts as references, with the optimiser's update."""
     arguments = argparse.Namespace(**vars(bench.arguments) | {"tokens": tokens})
     _, ids_BT = _texts(bench, ids_BT)
     texts = bench.tokenizer.batch_decode(ids_BT[:, :-1])

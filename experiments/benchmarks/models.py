@@ -1,11 +1,12 @@
-"""Models of random weights in the sizes of published ones, teacher and student, whose texts end by themselves.
+"""Teachers and students of random weights in published sizes, and our trainer on them.
 
-smollm2   SmolLM2-135M's 30 layers teach every third of themselves
-qwen2.5   Qwen2.5-1.5B teaches a 0.5B, 151,936 words
-t5_small  T5-small's six layers teach three of themselves
-t5_xl     T5 v1.1 XL teaches base
+smollm2   SmolLM2-135M with its 30 layers as the teacher, every third of them as the student
+qwen2.5   Qwen2.5-1.5B as the teacher of a 0.5B, 151,936 tokens
+t5_small  T5-small with its six layers as the teacher, three of them as the student
+t5_xl     T5 v1.1 XL as the teacher of base
 
-Our trainer on models of any shape with random weights, and texts of random words, for benchmarks.
+Completions end by themselves (`ending`): the end-of-sequence token has about the same probability at each position.
+Prompts are random tokens.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -31,8 +30,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from experiments.benchmarks.sides import Work
-from gkd_rl.config import Config
+from experiments.benchmarks import Work
+from experiments.study.plan import composed
 from gkd_rl.config.choices import Quantization
 from gkd_rl.data.embedded.tokenizer import SPECIAL as TOKENIZER_SPECIAL
 from gkd_rl.data.embedded.tokenizer import word_tokenizer
@@ -43,12 +42,13 @@ from gkd_rl.models.configurations import KNOWN_CONFIGURATIONS, prune
 from gkd_rl.models.placement import quantized
 from gkd_rl.pipeline.build import Models
 from gkd_rl.pipeline.build_trainer import build_trainer
-from gkd_rl.run import find_config_dir
 from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import Example
 from reward_models.composite import Composite
 
-Model = Any  # transformers' classes hide the methods of torch's
+Model = Any  # the types of transformers' models hide the methods of torch's
+BETA = 0.9
+LEARNING_RATE = 1e-5
 SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "decoder_start_token_id": 0}
 SMOLLM2: dict[str, Any] = {
     "model_type": "llama",
@@ -76,12 +76,12 @@ T5_SMALL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher's shape and its student's.
+    """Configurations of a teacher and its student.
 
     Attributes:
-        teacher: of `AutoConfig`, with its model_type.
-        student: None: the teacher's layers, each `every`-th.
-        size: what one dimension of the embeddings is set to (`ending`).
+        teacher: values for `AutoConfig`, with model_type.
+        student: likewise; None: every `every`-th layer of the teacher.
+        size: value of the first dimension of the embeddings (`ending`).
         every: see `student`.
     """
 
@@ -104,17 +104,16 @@ PAIRS = {
 
 
 def vocabulary(name: str) -> int:
-    """Words of both models."""
+    """Number of tokens of both models."""
     return PAIRS[name].teacher["vocab_size"]
 
 
 def models(arguments: argparse.Namespace) -> tuple[Model, Model]:
-    """Student and frozen teacher on a device, whose texts end after half of --completion in the mean.
+    """Student and frozen teacher on a device, whose completions end after half of --completion on average.
 
     Args:
-        arguments: shape, layers (instead of the teacher's own number, and of a student's that is not made of them),
-            completion, dtype, teacher_bits (of its matrices, or None) and device, where torch's random numbers decide
-            the weights.
+        arguments: shape; layers (of the teacher, and of a student with a configuration of its own; None: as
+            published); completion; dtype; teacher_bits (8, 4 or None); device, whose random state gives the weights.
     """
     pair, layers, device = PAIRS[arguments.shape], arguments.layers, arguments.device
     teacher = _made(pair.teacher, layers, device, arguments.dtype)
@@ -137,23 +136,23 @@ def _made(shape: dict[str, Any], layers: int | None, device: str, dtype: str) ->
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device(device):
         model: Model = kind.from_config(config, dtype=getattr(torch, dtype))
-    if getattr(config, "scale_decoder_outputs", True) is False:  # T5 v1.1 has a head of its own
+    if getattr(config, "scale_decoder_outputs", True) is False:  # T5 v1.1: an output embedding of its own
         head = model.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.detach() * config.d_model**-0.5)
     return model
 
 
 def ending(model: Model, chance: float, size: float) -> Model:
-    """The model with a probability of some `chance` that a text ends, at every place.
+    """The model with a probability of about `chance` of the end-of-sequence token at every position.
 
-    One dimension of all embeddings is `size`, so large that it stays nearly constant through the layers; along it, the
-    end-of-sequence token's output is raised, everything else's stays level. The weight of the last norm there, which
-    bfloat16 rounds least, says how much that is worth.
+    One dimension of all embeddings is set to `size`, so large that it stays nearly constant through the layers. In that
+    dimension the output embedding of the end-of-sequence token is raised by `size` / 8, the others are zero. The weight
+    of the last norm there, which bfloat16 rounds least, scales the resulting logit.
     """
     with torch.no_grad():
         embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         output[:, 0] = 0.0
-        embedding[:, 0] = size  # which is the output's as well where both are one
+        embedding[:, 0] = size  # also of the output embedding if both are tied
         output[1, 0] += size / 8
         decoder, prompt = model.get_decoder(), {}
         if model.config.is_encoder_decoder:
@@ -161,19 +160,15 @@ def ending(model: Model, chance: float, size: float) -> Model:
         ids = torch.arange(3, 67, device=embedding.device).unsqueeze(0)
         hidden = float(decoder(input_ids=ids, **prompt).last_hidden_state[0, :, 0].mean())
         norm = decoder.final_layer_norm if model.config.is_encoder_decoder else decoder.norm
-        scale = HiddenStateModel(model).head().scale  # T5's, where input and output embedding are one
+        scale = HiddenStateModel(model).head().scale  # of T5, if the embeddings are tied
         norm.weight[0] *= float(np.log(chance * len(output)) / (scale * hidden * size / 8))
     return model
-
-
-BETA = 0.9
-LEARNING_RATE = 1e-5
 
 
 def random_texts(
     vocabulary: int, count: int, shortest: int, longest: int, seed: int
 ) -> tuple[PreTrainedTokenizerFast, list[Example]]:
-    """A tokenizer of single words, and prompts of random ones."""
+    """A tokenizer of single words, and prompts of random words."""
     words = [f"w{i}" for i in range(vocabulary - len(TOKENIZER_SPECIAL))]
     draw = np.random.default_rng(seed)
     lengths = draw.integers(shortest, longest + 1, count)
@@ -181,7 +176,7 @@ def random_texts(
 
 
 def reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
-    """Of the text alone, cheap."""
+    """A cheap function of the text."""
     return [sum(map(ord, text)) % 11 / 5 for text in completions]
 
 
@@ -192,10 +187,10 @@ def our_trainer(
     examples: list[Example],
     *overrides: str,
 ) -> Trainer:
-    """A trainer as a run has it.
+    """The trainer of a run.
 
     Args:
-        arguments: prompts of a step, completions of each, tokens of a micro-batch, seed, device; further settings.
+        arguments: prompts a step, completions of each, tokens of a micro-batch, seed, device; further settings.
         models: student, of which a copy is trained, and teacher.
         codec: text <-> ids.
         examples: prompts.
@@ -208,13 +203,11 @@ def our_trainer(
         "trainer.diagnose_every=0", f"trainer.learning_rate={LEARNING_RATE}", "trainer.steps=1000000",
         "trainer.warmup_steps=0", "trainer.weight_decay=0", *arguments.setting, *overrides,
     ]  # fmt: skip
-    torch._dynamo.config.recompile_limit = 64  # of all trainers of the process, where something is compiled
-    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", settings))
-    assert isinstance(config, Config)
+    torch._dynamo.config.recompile_limit = 64  # for all trainers of the process together
+    config = composed(tuple(settings))
     own: Model = copy.deepcopy(models[0])
     student = HiddenStateModel(own.to(arguments.device))
-    initial = HiddenStateModel(student.model)  # nothing is measured against it here
+    initial = HiddenStateModel(student.model)  # not used here: no KL to it is measured
     stream = PromptStream(examples, arguments.prompts, arguments.seed)
     score = Composite({"stub": reward}, {"stub": 1.0})
     accelerator = Accelerator(cpu=torch.device(arguments.device).type == "cpu")
@@ -224,7 +217,7 @@ def our_trainer(
 
 
 def our_step(trainer: Trainer) -> Callable[[], Work]:
-    """A step of the trainer, for the tokens that it trained on."""
+    """A step of the trainer; its work are the tokens that it trained on."""
     steps = itertools.count()
 
     def run() -> Work:

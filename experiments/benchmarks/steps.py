@@ -5,11 +5,11 @@
     python -m experiments.benchmarks.steps joint --per-prompt 4  # alpha = 0.5, beside one step of each of these
     python -m experiments.benchmarks.steps teacher --per-prompt 4 --teacher as_student  # alpha = 0.5 beside alpha = 0
 
-The shapes are SmolLM2-135M's: the teacher has its 30 layers, the student every third of them; or others of `shapes.py`.
-Prompts have 64 to 384 tokens, completions end by themselves or at 48: the end-of-sequence token has a probability of
-some 2/48 at each place. Every side takes the same prompts, learning rate, temperature and dtype, without gradient
-checkpointing; all completions of a step are one batch for trl. A side's speed is counted in valid completion tokens a
-second, and in steps a second, which the chance in the length of completions hardly moves.
+The shapes are SmolLM2-135M's (the teacher has its 30 layers, the student every third of them) or others of `models.py`.
+Prompts have 64 to 384 tokens; completions end by themselves or at 48: the end-of-sequence token has a probability of
+about 2/48 at each position. Every side has the same prompts, learning rate, temperature and dtype, without gradient
+checkpointing; trl processes all completions of a step as one batch. Speed is measured in valid completion tokens a
+second, and in steps a second, which hardly depends on the random lengths of completions.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from trl.trainer.distillation_trainer import DistillationTrainer
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from experiments.benchmarks import Side, Work, parser_of, step_rows, take_turns, write
 from experiments.benchmarks.models import (
     BETA,
     LEARNING_RATE,
@@ -41,30 +42,29 @@ from experiments.benchmarks.models import (
     reward,
     vocabulary,
 )
-from experiments.benchmarks.sides import Side, Work, parser_of, step_rows, take_turns, write
 from gkd_rl.generation.codec import TextCodec
 from gkd_rl.training.trainer import Trainer
 
 TrlTrainer = Any  # GRPOTrainer, DistillationTrainer, GKDTrainer
 
 
-class Watch(TrainerCallback):
-    """How long the last step of a transformers' trainer took, and the mean length of its completions."""
+class StepTimer(TrainerCallback):
+    """Seconds of the last step of a transformers trainer, and the mean length of its completions."""
 
     def __init__(self) -> None:
         self.seconds = self.length = 0.0
         self._start = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """The clock starts."""
+        """Starts the clock."""
         self._start = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """The clock stops."""
+        """Stops the clock."""
         self.seconds = time.perf_counter() - self._start
 
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        """Read what trl counts."""
+        """Reads trl's mean length."""
         self.length = logs.get("completions/mean_length", self.length)
 
 
@@ -97,14 +97,14 @@ class Bench:
         return our_trainer(arguments, (self.student, self.teacher), codec, self.examples, *overrides)
 
     def theirs(self, kind: str) -> Callable[[], Work]:
-        """A step of trl's trainer: its `train` of one step, timed from where a step begins to where it ends."""
-        trainer, watch = self.trl_trainer(kind), Watch()
-        trainer.add_callback(watch)
+        """A step of trl's trainer: `train` with one step, timed from the step's beginning to its end."""
+        trainer, timer = self.trl_trainer(kind), StepTimer()
+        trainer.add_callback(timer)
         completions = self.arguments.prompts * self.arguments.per_prompt
 
         def run() -> Work:
             trainer.train()
-            return Work(watch.length * completions, watch.seconds)
+            return Work(timer.length * completions, timer.seconds)
 
         return run
 
@@ -156,7 +156,7 @@ class Bench:
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """What `Bench` reads, beside what all benchmarks do."""
+    """Arguments of `Bench`, in addition to those of all benchmarks."""
     parser.add_argument("--shape", choices=["smollm2", "qwen2.5"], default="smollm2")
     parser.add_argument("--layers", type=int, help="of the teacher, instead of its own")
     parser.add_argument("--teacher", choices=["deep", "as_student"], default="deep", help="its layers")
@@ -166,12 +166,12 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shortest", type=int, default=64, help="tokens of the shortest prompt")
     parser.add_argument("--longest", type=int, default=384, help="tokens of the longest prompt")
     parser.add_argument("--completion", type=int, default=48, help="tokens of the longest completion")
-    parser.add_argument("--tokens", type=int, default=2048, help="the most in one of our micro-batches")
+    parser.add_argument("--tokens", type=int, default=2048, help="at most, in one of our micro-batches")
     parser.add_argument("--trl-cache", help="cache_implementation of trl's GRPOTrainer, e.g. static")
 
 
 def both(one: Callable[[], Work], other: Callable[[], Work]) -> Callable[[], Work]:
-    """One step of each, for the tokens of one of them."""
+    """One step of each; the work is the mean of both."""
 
     def run() -> Work:
         first, second = one(), other()

@@ -1,9 +1,9 @@
-"""A step on references (lambda = 0): the teacher's hidden states computed, computed and written, or read from disk.
+"""A step on references (lambda = 0): the teacher's hidden states computed, computed and stored, or loaded from disk.
 
     python -m experiments.benchmarks.teacher_cache
 
 The models are those of `steps.py` (SmolLM2-135M's shapes, random weights), prompts have 64 to 384 tokens, references 8
-to 47; the divergence is JSD(0.9). The warm side reads what it has read before.
+to 47; the divergence is JSD(0.9). The warm side repeats texts whose outputs are in its cache.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.benchmarks.sides import Side, Work, parser_of, speedup, summary, take_turns, write
+from experiments.benchmarks import Side, Work, parser_of, speedup, summary, take_turns, write
 from experiments.benchmarks.steps import Bench, add_sizes
 from gkd_rl.training.teacher_data import TeacherOutputCache, TensorShards
 from gkd_rl.training.trainer import Trainer
 
 
 class CacheBench(Bench):
-    """The bench of whole steps with references, and a step of each side."""
+    """Models and references, and a step of each side."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
@@ -36,7 +36,7 @@ class CacheBench(Bench):
         ]
 
     def on_references(self) -> Trainer:
-        """No rollouts."""
+        """Our trainer without rollouts."""
         return self.trainer("alpha=1", "lmbda=0")
 
     def computed(self) -> Callable[[], Work]:
@@ -45,7 +45,7 @@ class CacheBench(Bench):
         return lambda: _step(trainer, next(steps))
 
     def cold(self, folder: Path) -> Callable[[], Work]:
-        """Every step finds nothing, and writes."""
+        """Every step has an empty cache and fills it."""
         trainer, steps = self.on_references(), itertools.count()
 
         def run() -> Work:
@@ -58,7 +58,7 @@ class CacheBench(Bench):
         return run
 
     def warm(self, folder: Path, count: int) -> Callable[[], Work]:
-        """The first `count` steps, when all of their text has been read."""
+        """The first `count` steps again, with their outputs in the cache."""
         trainer, steps = self.on_references(), itertools.count()
         trainer.models.outputs = _outputs(folder)
         for number in range(count):
@@ -86,8 +86,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sides = [
             Side("computed", bench.computed()),
-            Side("cold: computed and written", bench.cold(Path(folder) / "cold")),
-            Side("warm: read", bench.warm(Path(folder) / "warm", arguments.rounds + 1)),
+            Side("cold: computed and stored", bench.cold(Path(folder) / "cold")),
+            Side("warm: loaded", bench.warm(Path(folder) / "warm", arguments.rounds + 1)),
         ]
         take_turns(sides, arguments.rounds)
     rows = [

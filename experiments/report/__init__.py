@@ -1,7 +1,7 @@
-"""One self-contained HTML page about many runs: what was traded, learned, gamed and spent, and the texts behind it.
+"""One self-contained HTML page about many runs: trade-offs, learning curves, signs of reward hacking, costs, and texts.
 
     python -m experiments.report FOLDER... --out report.html --plots report_plots
 
-`payload.py` reads the runs into one JSON object, `page.py` puts it into the files of `page/`, `stills.py` draws the
-same figures with matplotlib. The figures are named once, in `figures.py`; the page draws them from the same list.
+`payload.py` reads the runs into one JSON object, with the texts of `texts.py`; `__main__.py` inserts it into the files
+of `page/`; `plots.py` draws the same figures with matplotlib. `figures.py` lists the figures for both.
 """

@@ -1,13 +1,8 @@
-"""What a metric is called, its unit and which way is better. A metric that is not named here gets its key as words.
+"""The figures of the report: which there are, the metrics' names and units, and the numbers that they show.
 
-The figures of the report: what each shows, what runs need for it, and what to run where they lack it.
-
-The page (`page/figures.js`) and the PNG and SVG files (`stills.py`) draw this one list. A figure names metrics only as
-what is selected first; all metrics that the runs have can be selected.
-
-The Pareto front of points in two metrics and the area that it dominates (Zitzler and Thiele 1998).
-
-What the page's script does with its object, for the still figures: groups, lines and means over seeds.
+The page (`page/figures.js`) and the PNG and SVG files (`plots.py`) draw the one list `FIGURES`. A figure's metrics are
+only those selected at first; the reader can select any metric that the runs have. `level`, `groups_of`, `lines_of` and
+`hypervolume` compute for the files what the page's script computes for itself.
 """
 
 from __future__ import annotations
@@ -20,6 +15,9 @@ import numpy as np
 
 from gkd_rl.evaluation.uncertainty import estimate
 
+BEFORE, AFTER, TEACHER = "student before", "student after", "teacher"
+RESAMPLES = 4000
+RunEntry = dict[str, Any]  # one of the payload's runs
 NAMES = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
@@ -82,7 +80,7 @@ LOWER = (
 
 
 def measure(key: str) -> dict[str, str]:
-    """Label, unit ("" where none is known) and the better direction of a metric."""
+    """Label (of an unknown metric its key), unit ("" if unknown) and the better direction of a metric."""
     where, base = ("sampled", key.removeprefix("sampled/")) if key.startswith("sampled/") else ("", key)
     label = NAMES.get(base) or base.replace("/", ": ").replace("_", " ")
     unit = UNITS.get(base) or next((unit for prefix, unit in UNIT_OF_PREFIX.items() if base.startswith(prefix)), "")
@@ -93,7 +91,7 @@ def measure(key: str) -> dict[str, str]:
 
 
 QUALITY = ("rouge2", "bleu", "chrf", "rougeL", "sampled/divergence")
-TASK = ("rouge2", "bleu", "chrf", "rougeL", "reward", "sampled/divergence")  # the reward where texts are right or wrong
+TASK = ("rouge2", "bleu", "chrf", "rougeL", "reward", "sampled/divergence")  # the reward if answers are right or wrong
 SAMPLED_QUALITY = ("sampled/rouge2", "sampled/bleu", "sampled/chrf", "sampled/reward", "reward")
 REWARD = ("reward", "sampled/reward")
 
@@ -103,18 +101,18 @@ class Figure:
     """One figure.
 
     Attributes:
-        key: its name in files and links.
+        key: its name in file names and links.
         kind: how it is drawn: scatter, curves, heat, sweep, profile, lengths or bars.
         title: its heading.
-        caption: what it shows; how it is read stands in `page/figures.js`.
-        lacks: what runs need for it, said where they do not have it.
-        x: metrics, the first that is there is taken.
+        caption: what it shows; `page/figures.js` adds how to read it.
+        lacks: what runs need for it, shown if they do not have it.
+        x: metrics, of which the first available one is drawn.
         y: likewise.
         drop: settings that vary along a line: points whose other settings agree are joined.
         along: the short name of the setting that orders the points of a line.
-        panels: metrics of small plots, each the first that is there.
-        least: how many points a line needs to be drawn, of a heat map how many rows and columns.
-        controls: whether the reader selects metrics.
+        panels: metrics of small plots, for each the first available one.
+        least: how many points a line needs, or how many rows and columns a heat map needs.
+        controls: whether the reader can select metrics.
     """
 
     key: str
@@ -147,16 +145,16 @@ FIGURES = (
         "curves",
         "curves",
         "Learning curves",
-        "Numbers of the training steps, on what the student was trained on.",
+        "Metrics of the training steps, on the completions that the student was trained on.",
         "a run with a metrics.jsonl",
         panels=(("reward/mean", "loss"), ("divergence", "loss"), ("entropy",), ("completion_tokens",)),
     ),
     Figure(
         "hacking",
         "curves",
-        "Is the reward gamed?",
-        "A policy that games its reward shows as a judge that falls behind, or as texts that get short, copied or "
-        "repetitive while the reward rises. Copied bigrams are counted in the few texts kept in samples.jsonl.",
+        "Signs of reward hacking",
+        "While the reward rises: judge - reward falls, or completions become short, copied or repetitive. Copied "
+        "bigrams are counted in the few texts kept in samples.jsonl.",
         "a run with a reward (alpha < 1); for judge - reward also reward.judge=COMPONENT",
         panels=(("judge_minus_reward",), ("completion_tokens",), ("copied_bigrams",), ("repetition",)),
         controls=False,
@@ -165,8 +163,7 @@ FIGURES = (
         "gradients",
         "curves",
         "Gradients of the two terms",
-        "Share of the divergence in the sum of both norms, and the cosine between both gradients: below 0 they pull "
-        "apart.",
+        "Share of the divergence in the sum of both norms, and the cosine of both gradients: below 0 they conflict.",
         "a run with both terms (0 < alpha < 1) and trainer.diagnose_every > 0",
         panels=(("gradient/divergence_share",), ("gradient/cosine",)),
         controls=False,
@@ -185,7 +182,8 @@ FIGURES = (
         "lambda",
         "sweep",
         "How much student data",
-        "lambda is the probability that a step trains on what the student wrote, as in Figure 8 of the paper.",
+        "lambda is the probability that a step trains on completions that the student sampled, as in Figure 8 of the "
+        "paper.",
         "two values of lmbda, e.g. lmbda=0,0.5,1",
         y=TASK,
         drop=("lmbda",),
@@ -196,8 +194,8 @@ FIGURES = (
         "diversity",
         "scatter",
         "Diversity against quality",
-        "By divergence and sampling temperature, as in Figure 4 of the paper; a Self-BLEU of 100 says that all samples "
-        "of a prompt are the same.",
+        "By divergence and sampling temperature, as in Figure 4 of the paper; a Self-BLEU of 100 means that all "
+        "samples of a prompt are the same.",
         "runs with evaluation.self_bleu_prompts > 0, e.g. divergence=forward_kl,jsd "
         "evaluation.self_bleu_temperature=0.3,1",
         x=("self_bleu",),
@@ -220,8 +218,8 @@ FIGURES = (
         "position",
         "profile",
         "Divergence by position",
-        "Of the student after training, by the token's place in its sampled completions, as far as a tenth of them "
-        "reach in every run.",
+        "Of the student after training, by the token's position in its sampled completions, up to the length that a "
+        "tenth of them reaches in every run.",
         "a finished run with a teacher",
         controls=False,
     ),
@@ -237,7 +235,7 @@ FIGURES = (
         "cost",
         "bars",
         "Cost",
-        "What the run's own stage took, by phase, mean over seeds.",
+        "Cost of the training stage by phase, mean over seeds.",
         "a finished run",
         y=("time", "flops", "tokens"),
     ),
@@ -249,17 +247,17 @@ def listed() -> list[dict[str, Any]]:
     return [asdict(figure) for figure in FIGURES]
 
 
-def first_of(wanted: Sequence[str], there: Collection[str]) -> str | None:
-    """The first of the wanted metrics that is there."""
-    return next((key for key in wanted if key in there), None)
+def first_of(wanted: Sequence[str], available: Collection[str]) -> str | None:
+    """The first of the wanted metrics that is available."""
+    return next((key for key in wanted if key in available), None)
 
 
 def pareto_front(points_NX: np.ndarray) -> np.ndarray:
-    """Which points no other one dominates, shape (N,), bool.
+    """Which points no other point dominates (Pareto front), shape (N,), bool.
 
     Args:
-        points_NX: shape (N, 2), higher is better on both axes; a point dominates another one if it is as good on both
-            and better on one.
+        points_NX: shape (N, 2), higher is better on both axes; a point dominates another one if it is at least as good
+            on both and better on one.
     """
     as_good = (points_NX[:, None] >= points_NX[None]).all(2)
     better = as_good & (points_NX[:, None] > points_NX[None]).any(2)
@@ -267,21 +265,16 @@ def pareto_front(points_NX: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(points_NX: np.ndarray, worst: Sequence[float], best: Sequence[float]) -> float:
-    """Area that the points dominate above the corner `worst`, as a share of the box from `worst` to `best`."""
+    """Area that the points dominate, as a share of the box from `worst` to `best` (Zitzler and Thiele 1998)."""
     above = np.clip(points_NX - np.asarray(worst), 0, None)
     front = above[pareto_front(above)]
     xs, ys = front[np.argsort(front[:, 0])].T
     return float((np.diff(xs, prepend=0) * ys).sum() / np.prod(np.asarray(best) - np.asarray(worst)))
 
 
-BEFORE, AFTER, TEACHER = "student before", "student after", "teacher"
-RESAMPLES = 4000
-RunEntry = dict[str, Any]  # one of the payload's runs
-
-
 @dataclass(frozen=True)
 class Level:
-    """A mean with its interval: over seeds, or over rows where there is one run; low and high are NaN without one."""
+    """A mean with its interval: over seeds, or over rows if there is one run; low and high are NaN without one."""
 
     mean: float
     low: float
@@ -294,7 +287,7 @@ class Level:
 
 
 def level(runs: Sequence[RunEntry], model: str, metric: str) -> Level | None:
-    """A metric of a model over runs; None where no run has it."""
+    """A metric of a model over runs; None if no run has it."""
     found = [run["values"][model][metric] for run in runs if metric in run["values"].get(model, {})]
     if not found:
         return None
@@ -315,7 +308,7 @@ def metrics_of(runs: Sequence[RunEntry]) -> set[str]:
 
 
 def grouped(runs: Sequence[RunEntry], label_of: Callable[[RunEntry], str]) -> dict[str, list[RunEntry]]:
-    """Label -> runs, by the lowest alpha of each and then by the label."""
+    """Label -> runs, ordered by the lowest alpha of each label and then by the label."""
     groups: dict[str, list[RunEntry]] = {}
     for run in runs:
         groups.setdefault(label_of(run), []).append(run)
@@ -328,12 +321,12 @@ def grouped(runs: Sequence[RunEntry], label_of: Callable[[RunEntry], str]) -> di
 
 
 def groups_of(runs: Sequence[RunEntry]) -> dict[str, list[RunEntry]]:
-    """Runs that differ in their seed alone."""
+    """Groups of runs that differ in the seed only."""
     return grouped(runs, lambda run: run["group"])
 
 
 def lines_of(figure: dict[str, Any], runs: Sequence[RunEntry]) -> dict[str, dict[str, list[RunEntry]]]:
-    """Line of a figure -> its groups, in the order of the setting that varies along it."""
+    """Line of a figure -> its groups, in the order of the setting that varies along the line."""
 
     def along(item: tuple[str, list[RunEntry]]) -> float:
         value = item[1][0]["settings"].get(figure["along"])

@@ -1,17 +1,13 @@
-"""Curves as few characters: buckets that keep mean, lowest and highest, and 16 bits a value between the curve's bounds.
+"""Runs -> the one JSON object that the page and the plots are drawn from.
 
-A curve of n values is kept whole while n <= 3 * points; a longer one becomes `points` buckets of consecutive values,
-each with its mean (for smoothing), minimum and maximum (so that no spike is lost). Rounding to 16 bits moves a value by
-at most 1/131,070 of the curve's range.
+Metrics are taken as they occur in the files, no list of them is kept here. Runs are compared within a task and scale
+only. Nothing about the machine goes in: runs are named by their folders below the folder of all.
 
-One run's metrics.jsonl as packed curves, with two metrics that no step logs: judge - reward and copied bigrams.
-
-Where the text alone is learnt from, what a step logs as its divergence is named what it is: a cross-entropy.
-
-Runs -> the one JSON object that the page and the still figures are drawn from.
-
-Metrics are taken as they come, none is known here; runs are compared within a task and scale only. Nothing of the
-machine is in it: runs are named by their folders below the one that holds them all.
+Curves are compressed. A curve of n values is kept whole while n <= 3 * points; a longer one becomes `points` buckets of
+consecutive values, each with its mean (for smoothing), minimum and maximum (so that no peak is lost). Values are
+rounded to 16 bits between the curve's bounds, which changes them by at most 1/131,070 of its range. Two curves are
+computed here because no step logs them: judge - reward, and copied bigrams. In a run that trains on given text without
+a teacher (cross-entropy), the logged "divergence" is renamed to `cross_entropy`.
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ import pandas as pd
 
 from experiments.report.figures import FIGURES, listed, measure
 from experiments.report.texts import Texts, held_out_rows, training_rows
-from experiments.runs.folders import (
+from experiments.runs import (
     NAME,
     SEED,
     RunFolder,
@@ -52,22 +48,22 @@ PER_POINT = 8  # three values of two bytes, in base64
 
 
 def points_for(curves: int) -> int:
-    """How many buckets each of so many curves may have, for the page to stay below its size."""
+    """How many buckets each curve can have so that the page stays below its size."""
     return max(FEWEST, min(MOST, CHARACTERS // (PER_POINT * max(curves, 1))))
 
 
 def is_whole(count: int, points: int) -> bool:
-    """Whether a curve of `count` values is kept as it is."""
+    """Whether a curve of `count` values is kept uncompressed."""
     return count <= 3 * points
 
 
 def bucket_edges(count: int, points: int) -> np.ndarray:
-    """First value of each bucket and the end, shape (points + 1,)."""
+    """Index of the first value of each bucket, and the end, shape (points + 1,)."""
     return np.linspace(0, count, points + 1).round().astype(int)
 
 
 def bucketed(values: np.ndarray, points: int) -> np.ndarray:
-    """Values as they are, shape (1, n), or mean, minimum and maximum of each bucket, shape (3, points)."""
+    """The values, shape (1, n), or mean, minimum and maximum of each bucket, shape (3, points)."""
     if is_whole(values.size, points):
         return values[None, :]
     starts = bucket_edges(values.size, points)
@@ -78,7 +74,7 @@ def bucketed(values: np.ndarray, points: int) -> np.ndarray:
 
 
 def grid(steps: np.ndarray, points: int) -> dict[str, Any]:
-    """Steps of the values, or the mean step of each bucket: {start, by, count} where they are evenly spaced."""
+    """Steps of the values, or the mean step of each bucket: {start, by, count} if they are evenly spaced."""
     whole = is_whole(steps.size, points)
     places = bucketed(steps.astype(float), points)[0]
     gaps = np.diff(places)
@@ -90,17 +86,17 @@ def grid(steps: np.ndarray, points: int) -> dict[str, Any]:
 
 
 def packed(values: np.ndarray, points: int) -> list[Any]:
-    """[lowest, highest, base64 of little-endian 16-bit levels]; without levels where all values are one."""
+    """[lowest, highest, base64 of little-endian 16-bit levels]; no levels if all values are equal."""
     kept = bucketed(values, points)
     low, high = float(kept.min()), float(kept.max())
-    if high - low <= 1e-12 * max(abs(low), abs(high)):  # a mean of equal values is off by its rounding
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # the mean of equal values has a rounding error
         return [low, high, ""]
     levels = ((kept - low) / (high - low) * LEVELS).round().astype("<u2")
     return [low, high, base64.b64encode(levels.tobytes()).decode("ascii")]
 
 
 def unpacked(curve: list[Any], count: int, whole: bool) -> np.ndarray:
-    """What `packed` kept: shape (1, count) or (3, count)."""
+    """Values of a `packed` curve, shape (1, count) or (3, count)."""
     low, high, text = curve
     rows = 1 if whole else 3
     if not text:
@@ -110,7 +106,7 @@ def unpacked(curve: list[Any], count: int, whole: bool) -> np.ndarray:
 
 
 def frame_of(run: RunFolder) -> pd.DataFrame | None:
-    """Numbers by step, None for a run without steps."""
+    """Metrics by step, None for a run without steps."""
     frame = curves(run)
     if frame.empty:
         return None
@@ -132,8 +128,8 @@ def encoded(frame: pd.DataFrame, points: int) -> dict[str, Any]:
     """Curves of a run.
 
     Returns:
-        `grids`: the steps that metrics share; `metrics`: name -> [grid, lowest, highest, levels]; `not_finite`: name ->
-        how many of its values were nan or infinite and are left out. The axes of cost are among the metrics.
+        `grids`: the steps that metrics share; `metrics`: name -> [grid, lowest, highest, levels], with the axes of
+        cost; `not_finite`: name -> how many of its values were infinite and are left out.
     """
     grids: dict[bytes, int] = {}
     found: dict[str, Any] = {"grids": [], "metrics": {}, "not_finite": {}}
@@ -158,10 +154,10 @@ _NO_CURVES: dict[str, Any] = {"grids": [], "metrics": {}}
 
 
 def payload(runs: Sequence[RunFolder], rows: int) -> dict[str, Any]:
-    """Everything that the page shows.
+    """All data of the page.
 
     Args:
-        runs: as `find_runs` gives them.
+        runs: from `find_runs`.
         rows: held-out rows of each run in the sample browser.
 
     Returns:
@@ -201,7 +197,7 @@ def payload(runs: Sequence[RunFolder], rows: int) -> dict[str, Any]:
 
 
 def task_of(run: RunFolder) -> str:
-    """What runs have to share to be compared, in words: `xsum, embedded`."""
+    """What runs have to agree in to be compared: `xsum, embedded`."""
     settings = run.settings
     parts = [str(settings.get("task._target_", "task")).rpartition(".")[2].lower()]
     if settings.get("task.data") == "hub":
@@ -213,7 +209,7 @@ def task_of(run: RunFolder) -> str:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Folders relative to what holds them all; a single run by its own name."""
+    """Folders relative to their common parent; the name of the folder if there is one run."""
     if not paths:
         return []
     resolved = [path.resolve() for path in paths]
@@ -222,7 +218,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _lines_of(runs: Sequence[RunFolder], drop: tuple[str, ...]) -> list[str]:
-    """For each run the label of its settings but the dropped ones: the line of a figure that it is a point of."""
+    """For each run the label of its settings without the dropped ones: the line of a figure that it is a point of."""
     typed = {override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides}
     keys = [*typed, *(f"{key}.name" for key in typed)]
     within = tuple(f"{key}." for key in drop)
@@ -234,9 +230,9 @@ def _lines_of(runs: Sequence[RunFolder], drop: tuple[str, ...]) -> list[str]:
 
 
 def worded(labels_of_runs: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
-    """Labels as a caption has them: `gkd alpha=1 divergence.beta=0.1 divergence=jsd` becomes `gkd, α = 1, JSD(0.1)`.
+    """Labels for a caption: `gkd alpha=1 divergence.beta=0.1 divergence=jsd` becomes `gkd, α = 1, JSD(0.1)`.
 
-    They stay as they are where two would become one, or where a name has spaces of its own.
+    They are unchanged if two labels would become equal, or if a name contains spaces.
     """
     if any("=" not in word for label in labels_of_runs for word in label.split(" ")[1:]):
         return list(labels_of_runs)
@@ -254,7 +250,7 @@ def worded(labels_of_runs: Sequence[str], runs: Sequence[RunFolder]) -> list[str
 
 
 def _entry(run: RunFolder) -> dict[str, Any]:
-    """A run's results, settings and lengths."""
+    """One run: results, settings, lengths of completions."""
     results = run.results or {}
     cost = {key: _short(value) for key, value in results.get("cost", {}).items() if _is_number(value)}
     return {
@@ -271,7 +267,7 @@ def _entry(run: RunFolder) -> dict[str, Any]:
 
 
 def short_settings(run: RunFolder) -> dict[str, Any]:
-    """The settings that figures go by: numbers, or words for the divergence and the series."""
+    """The settings that figures use: numbers, and text for the divergence."""
     settings = run.settings
     name = str(settings.get("divergence.name", "?"))
     parameter = settings.get("divergence.skew") if name.startswith("skew") else settings.get("divergence.beta")
@@ -304,13 +300,13 @@ def _estimates(section: Any) -> dict[str, list[float | None]]:
 
 
 def _profiles(results: dict[str, Any]) -> dict[str, list[float | None]]:
-    """Divergence -> its mean at each place of the sampled completions, of the student after training."""
+    """Divergence -> its mean at each position of the sampled completions, of the student after training."""
     found = results.get("by_position", {}).get("student after", {})
     return {key: [_short(value) for value in values] for key, values in found.items()}
 
 
 def _lengths(run: RunFolder) -> dict[str, list[list[int]]]:
-    """Model -> [[words, rows], ...] of the greedy completions; longer ones count as MOST_WORDS."""
+    """Model -> [[words, rows], ...] of the greedy completions; more words than MOST_WORDS count as MOST_WORDS."""
     counts: dict[str, Counter[int]] = {}
     for row in predictions(run):
         for model, text in row.items():
@@ -320,7 +316,7 @@ def _lengths(run: RunFolder) -> dict[str, list[list[int]]]:
 
 
 def _section(task: str, runs: Sequence[RunFolder], texts: Texts, rows: int, shift: int) -> dict[str, Any]:
-    """One task: its notice, what differs between its runs, and its texts."""
+    """One task: its notice, the settings that differ between its runs, and its texts."""
     finished = [run for run in runs if run.status is Status.finished]
     notices = dict.fromkeys(str((run.results or {}).get("notice") or "") for run in finished)
     different = {**({NAME: ()} if len({run.settings.get(NAME) for run in runs}) > 1 else {}), **differing(runs)}
@@ -334,12 +330,12 @@ def _section(task: str, runs: Sequence[RunFolder], texts: Texts, rows: int, shif
 
 
 def _by_group(runs: Sequence[RunFolder], key: str) -> dict[str, str]:
-    """Group -> its value of a setting as it is typed; one of a path keeps its last part only."""
+    """Group -> its value of a setting as on the command line, at most 200 characters."""
     return {run.group: shown_setting(run.settings.get(key))[:200] for run in runs}
 
 
 def _shifted(rows: list[dict[str, Any]], shift: int) -> list[dict[str, Any]]:
-    """Rows whose runs are counted over all tasks."""
+    """Rows with the run numbers of the whole page in place of those of the task."""
     return [{**row, "cells": {str(int(run) + shift): cell for run, cell in row["cells"].items()}} for row in rows]
 
 
@@ -356,7 +352,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> float | None:
-    """A finite number with six digits, None for anything else (JSON of runs has nan and inf as words)."""
+    """A finite number with six digits, None for anything else (JSON of runs has nan and inf as text)."""
     if not _is_number(value) or not math.isfinite(value):
         return None
     return int(value) if isinstance(value, int) else float(np.format_float_positional(value, 6, fractional=False))

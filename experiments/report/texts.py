@@ -1,8 +1,7 @@
-"""Where a summary of the generated news says what its article does not: the words, by the exact checker's grammar.
+"""Texts of the sample browser: one prompt with the completions of every run, and their unsupported claims.
 
-The texts of the sample browser: the same prompt beside what every run made of it, each text once.
-
-Texts are data of strangers: control characters are made visible, long ones are cut and say so, nothing is HTML.
+Each text is kept once. In the generated news the exact checker (`gkd_rl.data.embedded.news`) finds unsupported claims.
+Texts are untrusted: control characters are made visible, long texts are shortened and say so, nothing is HTML.
 """
 
 from __future__ import annotations
@@ -11,26 +10,28 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.runs.folders import RunFolder, predictions, samples
+from experiments.runs import RunFolder, predictions, samples
 from gkd_rl.data.embedded.news import EVENT_OF_PARTICIPLE, SUMMARIES, NewsChecker, generate, pattern, stated_facts
 
+LONGEST = 1200  # characters of a text that are kept
+STEPS = 8  # log steps of a run whose samples are kept
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 _CHECKER = NewsChecker()
 
 
 def marked(article: str, summary: str) -> dict[str, Any]:
-    """The verdict on a summary.
+    """The checker's result for a summary.
 
     Args:
         article: of the generated news.
         summary: any text.
 
     Returns:
-        `spans`: [start, end] of each unsupported claim's words in the summary; `note`: what a reader should know of it
-        in words, e.g. "2 of 5 claims unsupported".
+        `spans`: [start, end] of each unsupported claim in the summary; `note`: e.g. "2 of 5 claims unsupported".
     """
     verdict = _CHECKER(article, summary)
     if not verdict.grammatical:
-        return {"spans": [], "note": "no sentence of the grammar"}
+        return {"spans": [], "note": "not a sentence of the grammar"}
     missing = verdict.claims - verdict.supported
     note = f"{missing} of {verdict.claims} claims unsupported" if missing else f"all {verdict.claims} claims supported"
     return {"spans": _unsupported(article, summary), "note": note + (", evasive" if verdict.evasive else "")}
@@ -49,11 +50,6 @@ def _unsupported(article: str, summary: str) -> list[list[int]]:
     return sorted(list(found.span(slot)) for slot, value in claimed.items() if not stated(slot, value))
 
 
-LONGEST = 1200  # characters of a text that are kept
-STEPS = 8  # log steps of a run whose samples are kept
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
-
-
 def visible(text: str) -> str:
     """The text with control characters, direction marks and lone surrogates shown, e.g. as ␛ or ⟨U+202E⟩."""
 
@@ -65,7 +61,7 @@ def visible(text: str) -> str:
 
 
 class Texts:
-    """All texts of a page, each once."""
+    """All texts of a page without repetition."""
 
     def __init__(self) -> None:
         self.kept: list[dict[str, Any]] = []
@@ -82,7 +78,7 @@ class Texts:
 
 
 def _entry(text: str, article: str | None) -> dict[str, Any]:
-    """Text, how many characters were left out, marked spans and the verdict's words."""
+    """Text, number of characters left out, marked spans and the checker's note."""
     entry: dict[str, Any] = {"text": visible(text[:LONGEST])}
     if len(text) > LONGEST:
         entry["left_out"] = len(text) - LONGEST
@@ -93,13 +89,13 @@ def _entry(text: str, article: str | None) -> dict[str, Any]:
 
 
 def held_out_rows(runs: Sequence[RunFolder], texts: Texts, count: int) -> list[dict[str, Any]]:
-    """The first rows of the evaluation split: prompt, reference and what every model of every run wrote.
+    """The first rows of the evaluation split: prompt, reference and the completion of every model of every run.
 
-    Rows are joined over runs by their prompt and reference, so that runs on other data get rows of their own.
+    Rows are joined over runs by prompt and reference, so that runs on other data have rows of their own.
 
     Args:
-        runs: in the order of the page; a run is named by its place.
-        texts: filled with what is used.
+        runs: in the order of the page; a run is identified by its index.
+        texts: the texts that are used are added to it.
         count: rows of a run.
     """
     rows: dict[tuple[str | None, str], dict[str, Any]] = {}
@@ -119,7 +115,7 @@ def held_out_rows(runs: Sequence[RunFolder], texts: Texts, count: int) -> list[d
 
 
 def training_rows(runs: Sequence[RunFolder], texts: Texts) -> list[dict[str, Any]]:
-    """Samples of some log steps: prompt, reference and each run's completion with its reward; by step."""
+    """Samples of some log steps: prompt, reference and each run's completion with its reward, ordered by step."""
     rows: dict[tuple[int, str], dict[str, Any]] = {}
     for place, run in enumerate(runs):
         found = samples(run)
@@ -142,7 +138,7 @@ def training_rows(runs: Sequence[RunFolder], texts: Texts) -> list[dict[str, Any
 
 
 def is_news(run: RunFolder) -> bool:
-    """Whether the run's prompts are articles of the generated news, which the exact checker reads."""
+    """Whether the run's prompts are generated news, which the exact checker can parse."""
     settings = run.settings
     target, prefix = str(settings.get("task._target_", "")), settings.get("task.prompt_prefix")
     generated = settings.get("task.data") == "embedded" and not settings.get("task.data_files")
@@ -150,7 +146,7 @@ def is_news(run: RunFolder) -> bool:
 
 
 def _articles(run: RunFolder, rows: Sequence[dict[str, Any]]) -> list[str | None]:
-    """The article of each row for the checker, None where it cannot read the task; older runs' are generated again."""
+    """The article of each row, None if the task is not the news; generated again if an older run did not keep it."""
     if not is_news(run):
         return [None] * len(rows)
     if all("prompt" in row for row in rows):

@@ -1,14 +1,12 @@
-"""Tables over runs: one row for each run, model and metric. Metrics are taken as they come, none is known here.
+"""Tables over runs: levels and paired differences of groups, and learning curves at equal cost.
 
-Groups of runs against each other: means over seeds, and differences between runs of the same seed.
+`tidy` makes one row for each run, model and metric; metrics are taken as they occur in the files, no list of them is
+kept here. `by_group` averages over seeds and subtracts runs of the same seed. `equal_cost` evaluates learning curves at
+the largest cost that every run reached: one step's metric is a mean over one batch, so the trailing mean over a window
+of logged values is used, interpolated linearly between the steps around that cost.
 
-Intervals are percentile bootstraps over seeds (`gkd_rl.evaluation.uncertainty`), so they say how far another student would end up;
-the intervals in eval.json are over the held-out rows of one student.
-
-Learning curves at equal cost: what each run had reached when it had spent as much as the cheapest one spent in all.
-
-One step's metric is a mean over one batch; read is the trailing mean over a window of its logged values, interpolated
-linearly between the steps around that cost.
+Intervals are percentile bootstraps over seeds (`gkd_rl.evaluation.uncertainty`): how far another student would end up.
+The intervals in eval.json are over the held-out rows of one student.
 """
 
 from __future__ import annotations
@@ -23,12 +21,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from experiments.runs.folders import AXES, COSTS, RunFolder, Status, curves, differing, distinct, shown_setting
+from experiments.runs import AXES, COSTS, RunFolder, Status, curves, differing, distinct, shown_setting
 from gkd_rl.errors import DataError
 from gkd_rl.evaluation.uncertainty import estimate
 from gkd_rl.outputs.tables import Estimate
 
-CHANGE = "after - before"
+RESAMPLES = 10_000
+TRAINING = "training"  # takes the place of the model in the table, beside "student after"
+NOT_METRICS = ("time/", "tokens/", "flops/")
 COLUMNS = ("run", "group", "seed", "model", "metric", "mean", "low", "high", "n")
 
 
@@ -37,8 +37,8 @@ def tidy(runs: Sequence[RunFolder]) -> pd.DataFrame:
 
     Returns:
         Columns run (its folder), group, seed, model, metric, mean, low, high (95% bootstrap interval over the held-out
-        rows), n (rows); one column for each setting that differs between the runs; and what the run cost:
-        steps, student_tokens (that it was trained on), teacher_tokens (written and read by it), seconds.
+        rows), n (rows); one column for each setting that differs between the runs; and the run's cost: steps,
+        student_tokens (trained on), teacher_tokens (generated and scored by the teacher), seconds.
     """
     finished = [run for run in runs if run.status is Status.finished]
     keys = list(differing(finished))
@@ -52,7 +52,7 @@ def tidy(runs: Sequence[RunFolder]) -> pd.DataFrame:
 
 
 def costs(run: RunFolder) -> dict[str, float]:
-    """What a finished run spent on each of `AXES`."""
+    """A finished run's cost on each of `AXES`."""
     totals = (run.results or {}).get("cost", {})
     spent = {axis: float(sum(totals.get(name, 0.0) for name in names)) for axis, names in COSTS.items()}
     steps = curves(run)["step"].to_numpy()
@@ -64,7 +64,7 @@ def costs(run: RunFolder) -> dict[str, float]:
 
 
 def _estimates(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Rows of eval.json: sections that hold estimates are models, whatever their names and metrics."""
+    """Rows of eval.json: every section with estimates counts as a model, whatever its name and metrics."""
     for model, section in results.items():
         if not isinstance(section, Mapping) or not any(map(_is_estimate, section.values())):
             continue
@@ -80,44 +80,41 @@ def _is_estimate(value: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """JSON has nan and inf as words."""
+    """A number; JSON has nan and inf as text."""
     return None if value is None else float(value)
 
 
 def _one_type(column: Any) -> Any:
-    """A column that parquet takes: numbers, or the words that would be typed."""
+    """A column of one type, as parquet needs it: numbers, or settings as on the command line."""
     kinds = {type(value) for value in column}
     if kinds <= {int, float, type(None)} or kinds <= {bool} or kinds <= {str, type(None)}:
         return column
     return column.map(shown_setting)
 
 
-RESAMPLES = 10_000
-
-
 def baseline_group(runs: Sequence[RunFolder], wanted: str) -> str:
-    """The group that `wanted` names: its label, or settings such as `alpha=0 divergence=jsd` that it alone has.
+    """The group with the label `wanted`, or the only group with the settings `wanted`, e.g. `alpha=0 divergence=jsd`.
 
     Raises:
-        DataError: no group is meant, or several are.
+        DataError: no group matches, or several do.
     """
     groups = list(dict.fromkeys(run.group for run in runs))
     if wanted in groups:
         return wanted
-    pairs = [word.partition("=") for word in wanted.split()]
-    meant = [run.group for run in runs if all(sign and _has(run, key, value) for key, sign, value in pairs)]
-    meant = list(dict.fromkeys(meant)) if pairs else []
-    if len(meant) == 1:
-        return meant[0]
-    fault = f"it is said of {len(meant)} groups ({'; '.join(meant)})" if meant else "no group of finished runs has it"
+    pairs = [term.partition("=") for term in wanted.split()]
+    matching = [run.group for run in runs if all(sign and _has(run, key, value) for key, sign, value in pairs)]
+    matching = list(dict.fromkeys(matching)) if pairs else []
+    if len(matching) == 1:
+        return matching[0]
+    fault = f"it matches {len(matching)} groups ({'; '.join(matching)})" if matching else "no finished run has it"
     raise DataError(f"--baseline {wanted!r}: {fault}; it takes settings or a label of one of: {'; '.join(groups)}.")
 
 
 def _has(run: RunFolder, key: str, value: str) -> bool:
-    """Whether a run has a setting, typed as on the command line."""
+    """Whether a run has a setting, given as on the command line."""
     found = run.settings.get(f"{key}.name", run.settings.get(key))
     try:
-        wanted = float(value)  # YAML takes 1e-3 for a word
+        wanted = float(value)  # YAML parses 1e-3 as text
     except ValueError:
         wanted = yaml.safe_load(value)
     return len(distinct([found, wanted])) == 1
@@ -127,8 +124,8 @@ def by_group(table: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
     """Levels and paired differences of every model, metric and group.
 
     Args:
-        table: rows as `run_tables.tidy` makes them; several runs of one group and seed count as their mean.
-        baseline: group that the others are compared with, seed by seed; None for no comparison.
+        table: rows of `tidy`; several runs of one group and seed count as their mean.
+        baseline: group that is subtracted from the others, seed by seed; None for no comparison.
 
     Returns:
         Columns model, metric, group, level (Estimate over seeds), change (Estimate of group - baseline over the seeds
@@ -151,12 +148,8 @@ def by_group(table: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
 
 
 def _estimate(values: list[float]) -> Estimate:
-    """Over seeds."""
+    """Estimate over seeds."""
     return estimate(np.array(values), RESAMPLES, 0)
-
-
-TRAINING = "training"  # stands for the model in the table, beside "student after"
-NOT_METRICS = ("time/", "tokens/", "flops/")
 
 
 @dataclass(frozen=True)
@@ -167,7 +160,7 @@ class EqualCost:
         axis: one of `AXES`.
         at: the largest cost that every run reached.
         table: columns run, group, seed, model, metric, mean, by (the axis), at.
-        without: runs that spent nothing on this axis, which are not in the table.
+        without: runs without any cost on this axis, which are not in the table.
     """
 
     axis: str
@@ -202,5 +195,5 @@ def equal_cost(runs: Sequence[RunFolder], axis: str, window: int) -> EqualCost:
 
 
 def _metrics(table: pd.DataFrame) -> list[str]:
-    """Columns of a learning curve that say how well it goes, not what it costs."""
+    """Columns of a learning curve that are not costs."""
     return [str(name) for name in table if name not in ("step", *AXES) and not str(name).startswith(NOT_METRICS)]

@@ -1,15 +1,20 @@
-"""When a claim counts as shown: rules that are fixed before any run, on differences between runs of one seed.
+"""When a claim counts as shown: rules on differences between runs of one seed, fixed before any run.
 
-The interval is Student's, mean ± t s / √n at 95%, over seeds (students): with five seeds a percentile bootstrap misses
-a true difference of zero in one case of six, which is too much for a verdict. Of each claim
+The interval is Student's, mean ± t s / √n at 95%, over seeds (students). A percentile bootstrap over five seeds
+excludes a true difference of zero in one case of six, which is too often for a verdict. Verdicts:
 
-    shown       its rule holds, and an interval excludes 0 in the direction that is claimed
+    shown       the rule holds, and an interval excludes 0 in the claimed direction
     not shown   an interval excludes 0 in the other direction
-    undecided   neither; also wherever runs are missing so that nothing can be computed
+    undecided   neither, or too few runs for an interval
 
-`greater`: one difference is above 0. `all_greater`: every one of several is. `none_less`: their mean is above 0, and
-none of them is below. `ordered`: in the claimed order no step goes down on average, none is significantly down, and the
-last is above the first. `within`: an equivalence, the whole interval lies inside a margin that is fixed in advance.
+Rules ("above 0" and "below 0" mean that the interval excludes 0 on that side):
+
+    greater       a difference is above 0
+    all_greater   each of several differences is above 0
+    none_less     the mean of several differences is above 0, and none of them is below 0
+    ordered       over the levels in the claimed order: no step is negative on average, no step is below 0,
+                  and last - first is above 0
+    within        equivalence: the whole interval lies inside a margin that is fixed in advance
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.20
 
 
 class Verdict(Enum):
-    """What the runs say about a claim."""
+    """Outcome of a claim."""
 
     shown = "shown"
     not_shown = "not shown"
@@ -43,19 +48,19 @@ class Series:
 
     Attributes:
         by_seed: seed -> number.
-        missing: runs that are not there, or lack the metric, `condition, seed 3`.
+        missing: runs that are not finished or do not have the metric: `condition, seed 3`.
     """
 
     by_seed: Mapping[int, float]
     missing: frozenset[str] = frozenset()
 
     def __sub__(self, other: Series) -> Series:
-        """The paired difference, over the seeds that both have."""
+        """Paired difference over the seeds that both have."""
         return combined(lambda one, two: one - two, self, other)
 
     @property
     def estimate(self) -> Estimate:
-        """Mean and 95% interval; no interval of one seed, and no number of none."""
+        """Mean and 95% interval; NaN bounds for one seed, all NaN for none."""
         values = list(self.by_seed.values())
         if len(values) < 2:
             return Estimate(values[0] if values else math.nan, math.nan, math.nan, len(values))
@@ -67,7 +72,7 @@ class Series:
 def combined(function: Callable[..., float], *series: Series) -> Series:
     """A function of several series, seed by seed, over the seeds that all have.
 
-    Where it is NaN, the seed has no number, and the series says so.
+    A seed whose value is NaN is left out and listed as missing.
     """
     shared = [seed for seed in series[0].by_seed if all(seed in one.by_seed for one in series)]
     values = {seed: function(*(one.by_seed[seed] for one in series)) for seed in sorted(shared)}
@@ -88,13 +93,13 @@ def spread_of(series: Iterable[Series]) -> Series:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and what became of it.
+    """A claim with its verdict.
 
     Attributes:
         text: the claim, as a sentence about the effects.
         verdict: by one of the rules above.
-        effects: label -> the difference that it rests on; the first is the one that tables show.
-        statement: number in the list of the paper's statements (`statements.py`); None: the study's own.
+        effects: label -> the difference that the verdict is computed from.
+        statement: number of the paper's statement (`experiments/paper.py`); None: a claim of the study's own.
         unit: of the effects.
     """
 
@@ -106,7 +111,7 @@ class Claim:
 
     @property
     def missing(self) -> list[str]:
-        """Runs that the claim lacks."""
+        """Runs that the claim needs and that are not there."""
         return sorted(frozenset().union(*(effect.missing for effect in self.effects.values())))
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,29 +126,29 @@ class Claim:
 
 @dataclass(frozen=True)
 class About:
-    """What a claim says, apart from its numbers; see `Claim`."""
+    """A claim's text, statement and unit; each method applies one rule to numbers. See `Claim`."""
 
     text: str
     statement: int | None = None
     unit: str = ""
 
     def greater(self, effect: Series) -> Claim:
-        """The effect is above 0."""
+        """Claim: the effect is above 0."""
         return self._claim(_above(effect), _below(effect), {"difference": effect})
 
     def all_greater(self, effects: Mapping[str, Series]) -> Claim:
-        """Every effect is above 0."""
+        """Claim: every effect is above 0."""
         values = effects.values()
         return self._claim(all(map(_above, values)), any(map(_below, values)), effects)
 
     def none_less(self, effects: Mapping[str, Series]) -> Claim:
-        """The mean of the effects is above 0, and none is below."""
+        """Claim: the mean of the effects is above 0, and none is below 0."""
         mean = mean_of(effects.values())
         down = any(map(_below, [mean, *effects.values()]))
         return self._claim(_above(mean) and not down, down, {"mean": mean, **effects})
 
     def ordered(self, levels: Mapping[str, Series]) -> Claim:
-        """The levels rise in the order in which they are given."""
+        """Claim: the levels rise in the order in which they are given."""
         steps = {f"{high} - {low}": levels[high] - levels[low] for low, high in pairwise(levels)}
         names = list(levels)
         whole = levels[names[-1]] - levels[names[0]]
@@ -152,7 +157,7 @@ class About:
         return self._claim(rises and _above(whole) and not down, down, {f"{names[-1]} - {names[0]}": whole, **steps})
 
     def within(self, effect: Series, margin: float) -> Claim:
-        """The effect is no larger than `margin`, whatever its sign."""
+        """Claim: the effect is smaller than `margin` in size, whatever its sign."""
         found = effect.estimate
         inside, outside = -margin < found.low and found.high < margin, found.low > margin or found.high < -margin
         return self._claim(inside, outside, {"difference": effect})
@@ -163,17 +168,17 @@ class About:
 
 
 def _above(effect: Series) -> bool:
-    """Its interval lies above 0; False where there is none (comparisons with NaN are False)."""
+    """Whether the interval lies above 0; False without an interval (a comparison with NaN is False)."""
     return effect.estimate.low > 0
 
 
 def _below(effect: Series) -> bool:
-    """Its interval lies below 0."""
+    """Whether the interval lies below 0."""
     return effect.estimate.high < 0
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
-    """Of a statement with several claims: shown if all are, not shown if one is not, else undecided."""
+    """Verdict on a statement: shown if all its claims are, not shown if one is not shown, else undecided."""
     found = set(verdicts)
     if Verdict.not_shown in found:
         return Verdict.not_shown

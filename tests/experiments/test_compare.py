@@ -1,4 +1,4 @@
-"""experiments.compare: only finished runs count, differences are paired, curves are read at equal cost, W&B too."""
+"""experiments.compare: only finished runs count, paired differences, curves at equal cost, runs from W&B."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ import psutil
 import pytest
 from run_cases import make_run, record_of
 
-from experiments import compare
-from experiments import sync as wandb_runs
+from experiments import compare, sync
+from experiments.runs import Status, curves, find_runs
 from experiments.runs.comparison import baseline_group, by_group, equal_cost
-from experiments.runs.folders import Status, curves, find_runs
 from gkd_rl.errors import GkdRlError
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +147,7 @@ def test_runs_that_spend_nothing_on_an_axis_are_named(
 ) -> None:
     finish(sweep / "rl", 0, 0.5, 1.0, teacher=0.0)
     text = printed(capsys, monkeypatch, sweep, "--by", "teacher_tokens")
-    assert f"Left out, for they spent no teacher tokens: {sweep / 'rl'}." in text
+    assert f"Left out, without any teacher tokens: {sweep / 'rl'}." in text
     assert "after 10 teacher tokens" in text and not cells(text, "planted_curve", "alpha=0.5")
 
 
@@ -160,10 +159,10 @@ def test_a_baseline_is_named_by_settings_or_label(sweep: Path) -> None:
     assert baseline_group(runs, "divergence=tvd") == baseline_group(runs, "alpha=0 divergence=tvd")
     assert baseline_group(runs, "alpha=0 divergence=jsd") == "alpha=0 divergence=jsd"
     for wanted, words in (
-        ("alpha=0", "said of 3 groups"),
-        ("alpha=7", "no group"),
-        ("alpha", "no group"),
-        ("", "no group"),
+        ("alpha=0", "matches 3 groups"),
+        ("alpha=7", "no finished run has it"),
+        ("alpha", "no finished run has it"),
+        ("", "no finished run has it"),
     ):
         with pytest.raises(GkdRlError, match=rf"--baseline '{wanted}': .*{words}.*alpha=1 divergence=null"):
             baseline_group(runs, wanted)
@@ -218,16 +217,24 @@ class FakeApi:
 
 
 def uploaded(name: str, state: str = "finished", group: str = "g") -> SimpleNamespace:
-    """A run as W&B tells it: own keys, tables and infinity as a word between our numbers."""
+    """A run as W&B returns it: keys of its own, tables, and infinity as text between our numbers."""
     summary = {"student after/sampled/reward/mean": 0.5, "student after/sampled/reward/low": 0.25, "_runtime": 3}
     summary |= {
         "student after/sampled/reward/n": 4,
         "cost/tokens/student_trained": 8.0,
+        "cost/time/survey": 1.0,
         "samples": {"_type": "table-file"},
     }
     history = [
-        {"_step": 0, "step": 1, "loss": "-Infinity", "tokens/student_trained": 4, "table": {"_type": "table-file"}},
-        {"_step": 1, "step": 2, "loss": 2.0, "tokens/student_trained": 4},
+        {
+            "_step": 0,
+            "step": 1,
+            "loss": "-Infinity",
+            "tokens/student_trained": 4,
+            "time/survey": 0.5,
+            "table": {"_type": "table-file"},
+        },
+        {"_step": 1, "step": 2, "loss": 2.0, "tokens/student_trained": 4, "table": {"_type": "table-file"}},
         {"_step": 2, "step": None, "samples": {"_type": "table-file"}},
     ]
     config = {"seed": 3, "alpha": 0.5, "name": name}
@@ -239,27 +246,28 @@ def uploaded(name: str, state: str = "finished", group: str = "g") -> SimpleName
 def test_runs_of_wandb_are_run_folders(tmp_path: Path) -> None:
     states = ("finished", "running", "crashed")
     api = FakeApi(*(uploaded(state, state) for state in states), uploaded("other", group="h"))
-    folder = wandb_runs.fetch("wandb:me/project/g", tmp_path, api)
+    folder = sync.fetch("wandb:me/project/g", tmp_path, api)
     assert api.asked == [("me/project", {"group": "g"})]
     runs = {run.config["name"]: run for run in find_runs([folder])}
     assert {name: run.status.value for name, run in runs.items()} == {state: state for state in states}
     assert not (runs["crashed"].path / "eval.json").exists()
-    assert runs["crashed"].error == "W&B calls it crashed" and runs["finished"].seed == 3
+    assert runs["crashed"].error == "its state in W&B is crashed" and runs["finished"].seed == 3
     assert runs["finished"].results == {
         "student after": {"sampled/reward": {"mean": 0.5, "low": 0.25, "n": 4}},
-        "cost": {"tokens/student_trained": 8.0},
+        "cost": {"tokens/student_trained": 8.0, "time/pre_update": 1.0},
     }
     table: Any = curves(runs["finished"])
     assert list(table["student_tokens"]) == [4, 8] and table["loss"][0] == -np.inf and table["loss"][1] == 2.0
+    assert table["time/pre_update"][0] == table["seconds"][0] == 0.5  # logged under its former name
     assert not [name for name in table if str(name).startswith("_") or name in ("table", "samples")]
-    wandb_runs.fetch("wandb:me/project", tmp_path, api)
+    sync.fetch("wandb:me/project", tmp_path, api)
     assert api.asked[-1] == ("me/project", None)
 
 
 def test_compare_takes_wandb_beside_folders(
     sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_runs, "_api", lambda: FakeApi(uploaded("run")))
+    monkeypatch.setattr(sync, "_api", lambda: FakeApi(uploaded("run")))
     text = printed(capsys, monkeypatch, sweep, "wandb:me/project", "--metric", "sampled/reward", "--metric", "rouge2")
     assert "8 runs: 6 finished" in text and cells(text, "sampled/reward", "alpha=0.5")[0][3] == "0.50 (n=1)"
     assert cells(text, "rouge2", "alpha=0") and "sampled/reward" in text
@@ -271,10 +279,10 @@ def test_wandb_that_is_absent_or_refuses(tmp_path: Path, monkeypatch: pytest.Mon
             raise ValueError("api_key not configured\n(no-tty)")
 
     with pytest.raises(GkdRlError, match=r"wandb:a/b: W&B cannot be read \(api_key not configured .*wandb login"):
-        wandb_runs.fetch("wandb:a/b", tmp_path, Refusing())
+        sync.fetch("wandb:a/b", tmp_path, Refusing())
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(GkdRlError, match="pip install wandb"):
-        wandb_runs.fetch("wandb:a/b", tmp_path)
+        sync.fetch("wandb:a/b", tmp_path)
     for address in ("wandb:", "wandb:a", "wandb:a/", "wandb:/b", "wandb:a/b/"):
         with pytest.raises(GkdRlError, match="an address of W&B is"):
-            wandb_runs.fetch(address, tmp_path)
+            sync.fetch(address, tmp_path)

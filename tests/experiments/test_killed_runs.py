@@ -1,4 +1,4 @@
-"""The command that kills runs: it kills, gives the command again, and finds a run that did not go on exactly."""
+"""experiments.faults: it kills runs, resumes them, and finds a run that was not resumed exactly."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_killed_runs_are_compared(how: str, tmp_path: Path) -> None:
     assert "in checkpoint write" in outcomes[0].kills[0] and "after step" in outcomes[0].kills[1]
     assert sum(one.lost for one in outcomes) > 0
     assert [one.differences for one in outcomes] == ([[], []] if how == "goes on" else [["metrics.jsonl"]] * 2)
-    assert "\n".join(faults.lines_of(outcomes)).count("NOT the same: metrics.jsonl") == 2 * (how == "forgets")
+    assert "\n".join(faults.lines_of(outcomes)).count("NOT identical: metrics.jsonl") == 2 * (how == "forgets")
 
 
 def test_a_run_that_is_faster_than_usual_is_killed_all_the_same(how: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from experiments.report.__main__ import html, main, safe_json
 from experiments.report.figures import FIGURES, hypervolume, pareto_front
 from experiments.report.payload import CHARACTERS, bucketed, grid, packed, payload, points_for, unpacked, worded
 from experiments.report.texts import LONGEST, marked, visible
-from experiments.runs.folders import find_runs
+from experiments.runs import find_runs
 from gkd_rl.data.embedded.news import NewsChecker, generate
 
 
@@ -117,7 +117,7 @@ def test_marks_are_the_checkers_unsupported_words() -> None:
         assert ("evasive" in found["note"]) == verdict.evasive
         unsupported += len(words)
     assert unsupported > 50
-    assert marked(items[0].article, "anna has .") == {"spans": [], "note": "no sentence of the grammar"}
+    assert marked(items[0].article, "anna has .") == {"spans": [], "note": "not a sentence of the grammar"}
 
 
 def test_runs_are_taken_as_they_come(folder: Path, tmp_path: Path, data: dict[str, Any]) -> None:

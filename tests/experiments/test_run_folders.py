@@ -1,4 +1,4 @@
-"""Run folders read back: how a run stands, what tells runs apart, and files that a killed or resumed run leaves."""
+"""Run folders read back: status, groups, renamed metrics, and files that a killed or resumed run leaves."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import psutil
 import pytest
 from run_cases import make_run, record_of
 
-from experiments.runs.comparison import costs, tidy
-from experiments.runs.folders import (
+from experiments.runs import (
     RunFolder,
     Status,
     curves,
@@ -27,8 +26,9 @@ from experiments.runs.folders import (
     labels,
     samples,
 )
+from experiments.runs.comparison import costs, tidy
 from gkd_rl.errors import ConfigError, DataError
-from gkd_rl.outputs.run_record import one_line, recorded
+from gkd_rl.outputs.run_record import error_line, recorded
 
 ESTIMATE = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 4}
 
@@ -53,7 +53,7 @@ def test_a_run_that_goes_on_is_told_from_one_that_died(tmp_path: Path, sleeper: 
     while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:  # dead, but its number is not free yet
         pass
     dead = only(tmp_path)
-    assert dead.status is Status.crashed and "without a word" in str(dead.error)
+    assert dead.status is Status.crashed and "without an error" in str(dead.error)
     sleeper.wait()
     assert only(tmp_path).status is Status.crashed
 
@@ -94,7 +94,7 @@ def test_what_ended_a_run_is_one_line_of_the_table(tmp_path: Path, error: BaseEx
     with pytest.raises(type(error)), recorded(make_run(tmp_path / "run", {})):
         raise error
     run = only(tmp_path)
-    assert (run.status, run.error) == (Status.crashed, line) and one_line(error) == line
+    assert (run.status, run.error) == (Status.crashed, line) and error_line(error) == line
 
 
 def test_only_the_main_process_writes_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +218,17 @@ def test_steps_that_a_resumed_run_has_not_come_to_again_are_gone(tmp_path: Path)
     run = only(make_run(tmp_path, {}, metrics=rows, samples=[*texts, {"step": 2, "prompt": "a", "at": 3}]))
     assert list(curves(run)["loss"]) == [0, 4]
     assert [row["at"] for row in samples(run)] == [3, 1]
+
+
+def test_metrics_of_older_runs_have_their_present_names(tmp_path: Path) -> None:
+    """The pre-update pass was called `survey` in metrics.jsonl and in the cost of eval.json."""
+    rows = [{"step": 1, "time/survey": 2.0, "flops/survey": 5.0}, {"step": 2, "time/pre_update": 3.0}]
+    cost = {"time/survey": 5.0, "flops/survey": 7.0, "time/total": 9.0}
+    run = only(make_run(tmp_path, {}, eval={"cost": cost}, metrics=rows))
+    assert run.results == {"cost": {"time/pre_update": 5.0, "flops/pre_update": 7.0, "time/total": 9.0}}
+    table: Any = curves(run)
+    assert list(table["time/pre_update"]) == [2.0, 3.0] and list(table["seconds"]) == [2.0, 5.0]
+    assert table["flops/pre_update"][0] == 5.0 and not [name for name in table if "survey" in str(name)]
 
 
 def test_a_run_without_files_has_empty_tables(tmp_path: Path) -> None:

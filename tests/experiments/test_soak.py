@@ -1,4 +1,4 @@
-"""The soak finds what grows, and nothing in a process that does not."""
+"""experiments.soak finds quantities that grow, and none in a process that is level."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_a_step_that_becomes_slower(slope: float, found: list[str]) -> None:
     assert growing([replace(one, seconds=seconds[one.step]) for one in LEVEL]) == found
 
 
-def test_too_few_looks_are_told() -> None:
-    with pytest.raises(ValueError, match="45 and 2 looks at the first and the last quarter: take more steps"):
+def test_too_few_measurements_are_refused() -> None:
+    with pytest.raises(ValueError, match="45 and 2 measurements of the first and last quarter: take more steps"):
         growths([one for one in LEVEL if one.step not in range(157, 200)], STEPS)
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks: turns, ratios, and that each command runs and counts what it says."""
+"""The benchmarks: alternating sides, ratios, and each command at small sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""experiments.sync: what is uploaded and what is not, and what is said when W&B is absent or has no account."""
+"""experiments.sync: what is uploaded and what is not, and the message without W&B or an account."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_is_not_there_yet_is_uploaded_once_its_run_has_ended(
     wanted = [str(sweep / name / "wandb" / f"offline-run-2025-{name}") for name in ("a", "c")]
     assert found == ["--project", "p", "--entity", "e", *wanted]
     out = capsys.readouterr().out
-    assert "left for later, the run goes on: " + str(sweep / "d") in out and "uploading" in out
+    assert "not yet, the run is not finished: " + str(sweep / "d") in out and "uploading" in out
 
 
 @pytest.mark.parametrize("arguments", [["--dry-run"], []])
@@ -100,6 +100,7 @@ def test_without_an_account_it_is_said_what_to_type(sweep: Path, tmp_path: Path)
         sync.upload([sweep], [], command)
 
 
+@pytest.mark.exhaustive
 def test_wandbs_own_command_says_that_there_is_no_account(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {}, eval={})
     offline(run, "a")

@@ -1,6 +1,7 @@
-"""Still figures of lines: learning curves, divergence by position, lengths.
+"""PNG and SVG files of every figure of every task, as the page shows it when it opens, by matplotlib.
 
-Still figures: PNG and SVG of every figure of every task, as the page opens, by matplotlib.
+`write_plots` goes over the figures; each kind of figure has one function in `KINDS`, which returns whether the runs
+have the data for it.
 """
 
 from __future__ import annotations
@@ -35,102 +36,10 @@ from experiments.report.payload import unpacked
 HALF_LIVES = 40  # of smoothing in the longest run
 MOST_BANDS = 12
 Styles = dict[str, dict[str, Any]]
-
-
-def curves(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
-    """Small plots over the training step, smoothed as the page opens: mean over seeds, lowest to highest seed."""
-    there = {key for run in runs for key in run["curves"]["metrics"]}
-    keys = [key for wanted in figure["panels"] if (key := first_of(wanted, there))]
-    if not keys:
-        return False
-    rows = -(-len(keys) // 2)
-    canvas.set_size_inches(9, 2.9 * rows)
-    for place, key in enumerate(keys):
-        axes = canvas.add_subplot(rows, 2 if len(keys) > 1 else 1, place + 1)
-        groups = groups_of(runs)
-        for label, own in groups.items():
-            _curve(axes, own, key, page["styles"][label], band=len(groups) <= MOST_BANDS)
-        axes.set_xlabel("training step")
-        axes.set_title(page["label"](key))
-    return True
-
-
-def _curve(axes: Axes, runs: Sequence[RunEntry], key: str, style: dict[str, Any], *, band: bool) -> None:
-    """One group's line and, from its lowest to its highest seed, its band."""
-    found = [(steps, values[0]) for run in runs if (pair := decoded(run, key)) for steps, values in [pair]]
-    if not found:
-        return
-    shortest = min(found, key=lambda pair: pair[0][-1])[0]
-    half_life = shortest[-1] / HALF_LIVES
-    seeds = np.stack([np.interp(shortest, steps, smoothed(steps, values, half_life)) for steps, values in found])
-    axes.plot(shortest, seeds.mean(0), **style)
-    if band and len(found) > 1:
-        axes.fill_between(shortest, seeds.min(0), seeds.max(0), color=style["color"], alpha=0.13, lw=0)
-
-
-def decoded(run: RunEntry, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps (n,) and values (1 or 3, n) of a run's curve; None where it has none."""
-    packed = run["curves"]["metrics"].get(key)
-    if packed is None:
-        return None
-    grid = run["curves"]["grids"][packed[0]]
-    where = grid["steps"]
-    steps = np.array(where) if isinstance(where, list) else where["start"] + where["by"] * np.arange(where["count"])
-    return steps, unpacked(packed[1:], steps.size, grid["whole"])
-
-
-def smoothed(steps: np.ndarray, values: np.ndarray, half_life: float) -> np.ndarray:
-    """Exponential moving average whose memory halves every `half_life` steps, corrected for its start."""
-    kept = 0.5 ** (np.diff(steps, prepend=steps[0]) / half_life)
-    out, total, weight = np.empty(values.size), 0.0, 0.0
-    for i, (value, keep) in enumerate(zip(values, kept, strict=True)):
-        total, weight = keep * total + value, keep * weight + 1
-        out[i] = total / weight
-    return out
-
-
-def profile(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
-    """Divergences by the place of the token, mean over seeds."""
-    keys = sorted({key for run in runs for key in run["profiles"]})
-    canvas.set_size_inches(7, 3.6 * max(1, len(keys)))
-    for place, key in enumerate(keys):
-        axes = canvas.add_subplot(len(keys), 1, place + 1)
-        for label, own in groups_of(finished(runs)).items():
-            lists = [run["profiles"][key] for run in own if key in run["profiles"]]
-            if lists:
-                reached = min(map(len, lists))  # by all: no seed speaks for others
-                table = np.array([values[:reached] for values in lists], dtype=float)  # None becomes NaN
-                axes.plot(np.arange(1, table.shape[1] + 1), np.nanmean(table, axis=0), **page["styles"][label])
-        axes.set_xlabel("position in the completion (tokens)")
-        axes.set_title(page["label"](key))
-    return bool(keys)
-
-
-def lengths(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
-    """Share of the held-out rows by number of words."""
-    groups = {label: own for label, own in groups_of(runs).items() if any(run["lengths"] for run in own)}
-    if not groups:
-        return False
-    canvas.set_size_inches(7, 3.6)
-    axes = canvas.add_subplot()
-    anchors = {"reference": ":", BEFORE: "--", TEACHER: "-"}
-    sets = [(name, runs, name, {"color": "#666", "ls": dash, "lw": 1}) for name, dash in anchors.items()]
-    sets += [(label, own, AFTER, page["styles"][label]) for label, own in groups.items()]
-    for label, own, model, style in sets:
-        pairs = np.array([pair for run in own for pair in run["lengths"].get(model, [])])
-        if pairs.size:
-            counts = np.bincount(pairs[:, 0], weights=pairs[:, 1])
-            words = np.arange(pairs[:, 0].min(), counts.size)
-            axes.step(words, counts[words] / counts.sum(), where="mid", **{**style, "label": label})
-    axes.set_xlabel("words in the completion")
-    axes.set_title("share of the held-out rows")
-    return True
-
-
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8569b", "#c58a00", "#56b4e9", "#555b61", "#7d8a00")
 DASHES = ("-", "--", ":", "-.")
 MARKS = "os^Dv P"
-LETTER_INCHES, HANDLE_INCHES, LINE_INCHES = 0.075, 0.6, 0.19  # of the key's letters, at 9 points
+LETTER_INCHES, HANDLE_INCHES, LINE_INCHES = 0.075, 0.6, 0.19  # of the legend, at 9 points
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -150,12 +59,12 @@ STYLE: dict[Any, Any] = {
 Drawing = Callable[[Canvas, dict[str, Any], Sequence[RunEntry], dict[str, Any]], bool]
 
 
-def write_stills(data: dict[str, Any], folder: Path) -> list[Path]:
-    """Write TASK_FIGURE.png and .svg for every figure that the runs can fill.
+def write_plots(data: dict[str, Any], folder: Path) -> list[Path]:
+    """Write TASK_FIGURE.png and .svg for every figure that the runs have data for.
 
     Args:
         data: a `payload`.
-        folder: made if it is not there.
+        folder: created if it does not exist.
 
     Returns:
         The PNG files.
@@ -193,7 +102,7 @@ def axis_label(key: str) -> str:
 
 
 def _add_legend(canvas: Canvas) -> None:
-    """One key below all plots, each name once."""
+    """One legend below all plots, each name once."""
     pairs = [pair for axes in canvas.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     names = {label: handle for handle, label in reversed(pairs)}
     if names:
@@ -204,11 +113,101 @@ def _add_legend(canvas: Canvas) -> None:
         canvas.legend([names[label] for label in labels], labels, loc="outside lower left", ncols=columns)
 
 
+def curves(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
+    """Small plots over the training step, smoothed as on the page: mean over seeds, lowest to highest seed."""
+    available = {key for run in runs for key in run["curves"]["metrics"]}
+    keys = [key for wanted in figure["panels"] if (key := first_of(wanted, available))]
+    if not keys:
+        return False
+    rows = -(-len(keys) // 2)
+    canvas.set_size_inches(9, 2.9 * rows)
+    for place, key in enumerate(keys):
+        axes = canvas.add_subplot(rows, 2 if len(keys) > 1 else 1, place + 1)
+        groups = groups_of(runs)
+        for label, own in groups.items():
+            _curve(axes, own, key, page["styles"][label], band=len(groups) <= MOST_BANDS)
+        axes.set_xlabel("training step")
+        axes.set_title(page["label"](key))
+    return True
+
+
+def _curve(axes: Axes, runs: Sequence[RunEntry], key: str, style: dict[str, Any], *, band: bool) -> None:
+    """One group's line, and a band from its lowest to its highest seed."""
+    found = [(steps, values[0]) for run in runs if (pair := decoded(run, key)) for steps, values in [pair]]
+    if not found:
+        return
+    shortest = min(found, key=lambda pair: pair[0][-1])[0]
+    half_life = shortest[-1] / HALF_LIVES
+    seeds = np.stack([np.interp(shortest, steps, smoothed(steps, values, half_life)) for steps, values in found])
+    axes.plot(shortest, seeds.mean(0), **style)
+    if band and len(found) > 1:
+        axes.fill_between(shortest, seeds.min(0), seeds.max(0), color=style["color"], alpha=0.13, lw=0)
+
+
+def decoded(run: RunEntry, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps (n,) and values (1 or 3, n) of a run's curve; None if it has none."""
+    packed = run["curves"]["metrics"].get(key)
+    if packed is None:
+        return None
+    grid = run["curves"]["grids"][packed[0]]
+    where = grid["steps"]
+    steps = np.array(where) if isinstance(where, list) else where["start"] + where["by"] * np.arange(where["count"])
+    return steps, unpacked(packed[1:], steps.size, grid["whole"])
+
+
+def smoothed(steps: np.ndarray, values: np.ndarray, half_life: float) -> np.ndarray:
+    """Exponential moving average with this half-life in steps, with bias correction."""
+    kept = 0.5 ** (np.diff(steps, prepend=steps[0]) / half_life)
+    out, total, weight = np.empty(values.size), 0.0, 0.0
+    for i, (value, keep) in enumerate(zip(values, kept, strict=True)):
+        total, weight = keep * total + value, keep * weight + 1
+        out[i] = total / weight
+    return out
+
+
+def profile(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
+    """Divergences by the position of the token, mean over seeds."""
+    keys = sorted({key for run in runs for key in run["profiles"]})
+    canvas.set_size_inches(7, 3.6 * max(1, len(keys)))
+    for place, key in enumerate(keys):
+        axes = canvas.add_subplot(len(keys), 1, place + 1)
+        for label, own in groups_of(finished(runs)).items():
+            lists = [run["profiles"][key] for run in own if key in run["profiles"]]
+            if lists:
+                reached = min(map(len, lists))  # positions that all seeds have
+                table = np.array([values[:reached] for values in lists], dtype=float)  # None becomes NaN
+                axes.plot(np.arange(1, table.shape[1] + 1), np.nanmean(table, axis=0), **page["styles"][label])
+        axes.set_xlabel("position in the completion (tokens)")
+        axes.set_title(page["label"](key))
+    return bool(keys)
+
+
+def lengths(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
+    """Share of the held-out rows by number of words."""
+    groups = {label: own for label, own in groups_of(runs).items() if any(run["lengths"] for run in own)}
+    if not groups:
+        return False
+    canvas.set_size_inches(7, 3.6)
+    axes = canvas.add_subplot()
+    anchors = {"reference": ":", BEFORE: "--", TEACHER: "-"}
+    sets = [(name, runs, name, {"color": "#666", "ls": dash, "lw": 1}) for name, dash in anchors.items()]
+    sets += [(label, own, AFTER, page["styles"][label]) for label, own in groups.items()]
+    for label, own, model, style in sets:
+        pairs = np.array([pair for run in own for pair in run["lengths"].get(model, [])])
+        if pairs.size:
+            counts = np.bincount(pairs[:, 0], weights=pairs[:, 1])
+            words = np.arange(pairs[:, 0].min(), counts.size)
+            axes.step(words, counts[words] / counts.sum(), where="mid", **{**style, "label": label})
+    axes.set_xlabel("words in the completion")
+    axes.set_title("share of the held-out rows")
+    return True
+
+
 def scatter(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
     """Two metrics, a point for each group with intervals, anchors and the Pareto front."""
-    there = metrics_of(runs)
-    x = first_of([*figure["x"], *sorted(there)], there)
-    y = first_of([key for key in [*figure["y"], *sorted(there)] if key != x], there)
+    metrics = metrics_of(runs)
+    x = first_of([*figure["x"], *sorted(metrics)], metrics)
+    y = first_of([key for key in [*figure["y"], *sorted(metrics)] if key != x], metrics)
     if x is None or y is None:
         return False
     canvas.set_size_inches(7, 4.4)
@@ -242,7 +241,7 @@ def _point(axes: Any, across: Level, up: Level, **style: Any) -> None:
 
 
 def _draw_front(axes: Any, points_NX: np.ndarray, signs: list[int]) -> None:
-    """A dashed staircase through the points that none dominates."""
+    """A dashed step line through the points that no other point dominates."""
     if len(points_NX):
         front = points_NX[pareto_front(points_NX * signs)]
         front = front[np.argsort(signs[0] * front[:, 0])]
@@ -274,7 +273,7 @@ def sweep(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page
 
 
 def heat(canvas: Canvas, figure: dict[str, Any], runs: Sequence[RunEntry], page: dict[str, Any]) -> bool:
-    """Means by divergence and lambda, of the largest set of runs that differ in nothing else."""
+    """Means by divergence and lambda, of the largest set of runs whose other settings agree."""
     own = [run for run in finished(runs) if run["settings"]["divergence"] != "cross entropy"]
     sets: dict[str, list[RunEntry]] = {}
     for run in own:
