@@ -1,9 +1,7 @@
-"""Prompts as a user's turn in a chat template, cut inside the user's text, never in the template.
+"""Text <-> token ids: prompts, references and completions with the task's length limits, and chat templates.
 
-Sample once -> Rollout; and dataset references as a Rollout of the same shape.
-
-The prompt is read once for its K completions, finished rows leave the batch while decoding, and sampling happens in
-evaluation mode without gradient: the paper does not differentiate through y ~ p_S.
+`TextCodec` is the only place where text is tokenised or decoded for training and evaluation. With a `ChatTemplate` the
+prompt is a user's turn; a prompt that is too long is truncated inside the user's text, never in the template.
 """
 
 from __future__ import annotations
@@ -21,21 +19,25 @@ from transformers import PreTrainedTokenizerBase
 from gkd_rl.errors import DataError, ModelError
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 
-ANSWER = "answer"  # stands for any answer while the template is asked what follows one
+ANSWER = "answer"  # placeholder, to find the token that follows an answer in the template
 
 
 class ChatTemplate:
     """The chat template of a tokenizer.
 
     Attributes:
-        end_id: the token that ends an answer in the template; None where it has none.
+        end_id: the special token that ends an answer in the template; None where there is none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, key: str) -> None:
-        """Refuse a tokenizer without a template, or with one that cannot hold a user's turn and its answer.
+        """Check the template of a tokenizer.
+
+        Args:
+            tokenizer: the model's.
+            key: the setting that asks for the template, for messages: student.chat or teacher.chat.
 
         Raises:
-            ModelError: with the setting `key`.
+            ModelError: there is no template, or it fails on a user's turn with an answer.
         """
         self._tokenizer = tokenizer
         instead = f"Set {key}=false, or {key.rpartition('.')[0]}.tokenizer to one with a chat template."
@@ -50,32 +52,32 @@ class ChatTemplate:
         after = self._tokenise(conversation.rpartition(ANSWER)[2].lstrip())
         self.end_id = after[0] if after and after[0] in _special_ids(tokenizer) else None
 
-    def ids(self, prompt: str, longest: int) -> list[int]:
-        """Token ids of the prompt as a user's turn, and of the head of the answer; at most `longest`.
+    def ids(self, prompt: str, max_tokens: int) -> list[int]:
+        """Token ids of the prompt as a user's turn, with the start of the answer; at most `max_tokens`.
 
         Raises:
             DataError: the template alone is longer.
         """
         ids = self._tokenise(self._text(prompt))
-        if len(ids) <= longest:
+        if len(ids) <= max_tokens:
             return ids
 
         def length(characters: int) -> int:
             return len(self._tokenise(self._text(prompt[:characters])))
 
-        # the first cut that is too long is found by halving; one before it may be too long only if tokens merge
-        fits = bisect_right(range(len(prompt)), longest, key=length) - 1
-        while fits >= 0 and length(fits) > longest:
+        # bisection over the number of characters; where tokens merge, the length is not monotone, hence the loop
+        fits = bisect_right(range(len(prompt)), max_tokens, key=length) - 1
+        while fits >= 0 and length(fits) > max_tokens:
             fits -= 1
         if fits < 0:
             raise DataError(
-                f"task.max_prompt_tokens={longest} is less than the {length(0)} tokens of the chat template alone: "
+                f"task.max_prompt_tokens={max_tokens} is less than the {length(0)} tokens of the chat template alone: "
                 f"set task.max_prompt_tokens to more than {length(0)}."
             )
         return self._tokenise(self._text(prompt[:fits]))
 
     def length(self, prompt: str) -> int:
-        """Token ids of the whole prompt as a user's turn."""
+        """Number of tokens of the whole prompt as a user's turn."""
         return len(self._tokenise(self._text(prompt)))
 
     def _text(self, prompt: str) -> str:
@@ -83,12 +85,12 @@ class ChatTemplate:
         return str(self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
 
     def _tokenise(self, text: str) -> list[int]:
-        """Ids without the tokenizer's own special tokens: the template has written its start already."""
+        """Ids without the tokenizer's special tokens: the template contains them."""
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of the tokens that text is not made of."""
+    """Ids of special tokens: those that no text is encoded to."""
     added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
 
@@ -96,15 +98,15 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 class TextCodec:
     """Text <-> padded ids, with the length limits of the task.
 
-    For an encoder-decoder, prompt and completion are texts of their own, each with the special tokens that the
-    tokenizer adds. For a decoder-only model they are two parts of one: the prompt has the tokenizer's start token, if
-    there is one, and no end; the completion has the end-of-sequence token and nothing else. With a chat template the
-    prompt is a user's turn, and the completion the answer up to the end of its turn.
+    Encoder-decoder: prompt and completion are separate texts, each with the special tokens that the tokenizer adds.
+    Decoder-only: they are two parts of one sequence. The prompt has the tokenizer's start token, if there is one, and
+    no end; the completion has the end-of-sequence token and no other special token. With a chat template the prompt is
+    a user's turn, and the completion is the answer with the end of its turn.
 
     Attributes:
-        eos_ids: ids that end a completion; the first ends references.
-        pad_id: fills up rows. It may be one of `eos_ids`: masks alone tell what is padding.
-        vocabulary: words that can be sampled; an embedding may have more rows.
+        eos_ids: ids that end a completion; the first is appended to references.
+        pad_id: pads rows. It may be one of `eos_ids`: only masks distinguish padding.
+        vocabulary: number of tokens that can be sampled; an embedding may have more rows.
     """
 
     def __init__(
@@ -122,15 +124,15 @@ class TextCodec:
 
         Args:
             tokenizer: the model's.
-            max_prompt_tokens: longer prompts are cut.
-            max_completion_tokens: longer completions are cut.
+            max_prompt_tokens: longer prompts are truncated.
+            max_completion_tokens: longer completions are truncated.
             device: of the ids.
             decoder_only: completions continue their prompts.
-            eos_ids: what else ends a completion, from the model's configuration.
-            chat: renders prompts.
+            eos_ids: further end-of-sequence ids, from the model's configuration.
+            chat: renders prompts; None uses them as they are.
 
         Raises:
-            ModelError: nothing ends a completion.
+            ModelError: there is no end-of-sequence token.
         """
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
@@ -151,10 +153,10 @@ class TextCodec:
         self._adds_end = self._tokenise(["a"], None)[0][-1:] == [tokenizer.eos_token_id]
 
     def prompts(self, examples: Sequence[Example]) -> PromptBatch:
-        """Tokenise and right-pad; longer prompts are cut to `max_prompt_tokens`.
+        """Tokenised and right-padded prompts, truncated to `max_prompt_tokens`.
 
         Raises:
-            DataError: a prompt without any token.
+            DataError: a prompt has no token.
         """
         texts = [example.prompt for example in examples]
         if self.chat is not None:
@@ -165,34 +167,40 @@ class TextCodec:
             ids = self._tokenise(texts, self.max_prompt_tokens)
         for text, row in zip(texts, ids, strict=True):
             if not row:
-                raise DataError(f"prompt {text!r} has no tokens: a model continues at least one, give it some text.")
+                raise DataError(f"prompt {text!r} has no tokens: it needs at least one. Give the prompt some text.")
         return PromptBatch(examples, *self._padded(ids))
 
     def references(self, examples: Sequence[Example]) -> Rollout:
-        """The dataset's completions as a Rollout, one per prompt; a text that is cut still ends."""
+        """The data set's references as a Rollout, one per prompt; a truncated reference has an end as well."""
         texts = [example.reference for example in examples]
         if self.decoder_only:
-            words = self._tokenise(texts, self.max_completion_tokens - 1, add_special_tokens=False)
-            ids = [[*row, self.eos_ids[0]] for row in words]
+            tokens = self._tokenise(texts, self.max_completion_tokens - 1, add_special_tokens=False)
+            ids = [[*row, self.eos_ids[0]] for row in tokens]
         else:
             ids = self._tokenise(texts, self.max_completion_tokens)
         return replace(self.completions(examples, ids, Source.dataset), texts=texts)
 
     def lengths(self, examples: Sequence[Example]) -> tuple[list[int], list[int]]:
-        """Tokens of every prompt and of every reference with its end, as they were if nothing were cut."""
+        """Number of tokens of every prompt, and of every reference with its end, without truncation."""
         prompts = [example.prompt for example in examples]
         if self.chat is not None:
-            read = [self.chat.length(text) for text in prompts]
+            prompt_tokens = [self.chat.length(text) for text in prompts]
         else:
-            own_end = int(self.decoder_only and self._adds_end)
-            read = [len(row) - own_end for row in self._tokenise(prompts, None)]
+            removed_end = int(self.decoder_only and self._adds_end)
+            prompt_tokens = [len(row) - removed_end for row in self._tokenise(prompts, None)]
         references = [example.reference for example in examples]
-        words = self._tokenise(references, None, add_special_tokens=not self.decoder_only)
-        return read, [len(row) + int(self.decoder_only) for row in words]
+        tokens = self._tokenise(references, None, add_special_tokens=not self.decoder_only)
+        return prompt_tokens, [len(row) + int(self.decoder_only) for row in tokens]
 
     def completions(self, examples: Sequence[Example], ids: Sequence[Sequence[int]], source: Source) -> Rollout:
-        """Completions that are given as ids, one per prompt, as a Rollout; what follows their first end is dropped."""
-        ends = [next((i + 1 for i, word in enumerate(row) if word in self.eos_ids), None) for row in ids]
+        """Given completions as a Rollout.
+
+        Args:
+            examples: P rows; the prompts.
+            ids: token ids of one completion per prompt; what follows the first end is dropped.
+            source: of the completions.
+        """
+        ends = [next((i + 1 for i, token in enumerate(row) if token in self.eos_ids), None) for row in ids]
         ids_BT, mask_BT = self._padded([row[:end] for row, end in zip(ids, ends, strict=True)])
         return Rollout(
             prompts=self.prompts(examples),
@@ -205,15 +213,15 @@ class TextCodec:
         )
 
     def decode(self, ids_BT: Tensor, mask_BT: Tensor) -> list[str]:
-        """Completions as text, without special tokens and without what follows the end."""
+        """Completions as B texts, without special tokens and surrounding white space."""
         rows = [ids[mask].tolist() for ids, mask in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True)]
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def _tokenise(self, texts: list[str], max_length: int | None, add_special_tokens: bool = True) -> list[list[int]]:
-        """Ids of texts; the tokenizer's special tokens stay when a text is cut."""
-        cut = max_length is not None
+        """Ids of texts; the tokenizer keeps its special tokens when it truncates."""
+        truncation = max_length is not None
         encoded = self.tokenizer(
-            texts, truncation=cut, max_length=max_length, add_special_tokens=add_special_tokens, verbose=False
+            texts, truncation=truncation, max_length=max_length, add_special_tokens=add_special_tokens, verbose=False
         )
         return encoded["input_ids"]  # pyright: ignore[reportReturnType]
 

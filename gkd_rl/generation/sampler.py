@@ -1,12 +1,11 @@
-"""Beam search through transformers' `generate`: the likeliest completions, as translations are decoded.
+"""Sampling of completions y ~ p_S (paper Algorithm 1): from the model's distribution, greedily, or by beam search.
 
-The length penalty divides a beam's log-probability by its length to this power. The paper takes beam 4 and 0.6 (section
-4.2, from Raffel et al. 2020), whose own penalty is ((5 + length) / 6)^0.6 (Wu et al. 2016): nearly the same ranking.
+Each prompt is computed once for its K completions, finished rows leave the batch while the others are decoded, and
+sampling runs in evaluation mode without gradient: like the paper, no gradient flows through the sampling.
 
-Sample once -> Rollout; and dataset references as a Rollout of the same shape.
-
-The prompt is read once for its K completions, finished rows leave the batch while decoding, and sampling happens in
-evaluation mode without gradient: the paper does not differentiate through y ~ p_S.
+Beam search uses transformers' `generate` and serves evaluation only. The paper decodes translations with 4 beams and
+length penalty 0.6 (section 4.2, from Raffel et al. 2020), whose score divides by ((5 + length) / 6)^0.6 (Wu et al.
+2016). transformers divides by length^0.6, which gives nearly the same ranking.
 """
 
 from __future__ import annotations
@@ -21,69 +20,9 @@ from gkd_rl.generation.static_decoding import StaticDecoding
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.types import PromptBatch, Rollout, Source, completion_mask
 
-
-@dataclass(frozen=True)
-class Beams:
-    """How many beams, and how much longer ones are preferred."""
-
-    count: int
-    length_penalty: float
-
-
-def beam_search(
-    model: HiddenStateModel,
-    prompts: PromptBatch,
-    beams: Beams,
-    *,
-    longest: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    vocabulary: int,
-) -> Tensor:
-    """The best completion of each prompt, ids of shape (P, T), padded after the end of a completion.
-
-    Args:
-        model: in evaluation mode, ready to write.
-        prompts: P prompts, right-padded.
-        beams: how they are searched.
-        longest: most tokens of a completion.
-        eos_ids: what ends one.
-        pad_id: what fills rows up.
-        vocabulary: ids below it can be written.
-    """
-    inner = model.model
-    ids_PS, mask_PS = prompts.ids_PS, prompts.mask_PS
-    decoder_only = not inner.config.is_encoder_decoder
-    if decoder_only:  # a completion continues its row: padding goes to the left
-        order_PS = mask_PS.int().argsort(dim=1, stable=True)
-        ids_PS, mask_PS = ids_PS.gather(1, order_PS), mask_PS.gather(1, order_PS)
-    there = prompts.ids_PS.device if inner.device.type == "meta" else inner.device  # meta: accelerate's hooks move it
-    unused = torch.arange(vocabulary, model.head().weight_VD.shape[0]).tolist()
-    written = inner.generate(  # pyright: ignore[reportCallIssue]
-        input_ids=ids_PS.to(there),
-        attention_mask=mask_PS.long().to(there),
-        num_beams=beams.count,
-        length_penalty=beams.length_penalty,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        max_new_tokens=longest,
-        eos_token_id=list(eos_ids),
-        pad_token_id=pad_id,
-        suppress_tokens=unused or None,
-    )
-    start = ids_PS.shape[1] if decoder_only else 1
-    return written[:, start:].to(prompts.ids_PS.device)
-
-
-COMPACT_SHARE = 0.25  # finished rows leave once they are this share of the running batch
-
-
-CHECK_EVERY = {"cpu": 1}  # tokens between two looks at who has finished; a GPU is waited for to look
-
-
-CHECK_EVERY_OTHERWISE = 8
+COMPACT_SHARE = 0.25  # finished rows are removed once they are this share of the running batch
+CHECK_EVERY = {"cpu": 1}  # tokens between two checks for finished rows, by type of device
+CHECK_EVERY_OTHERWISE = 8  # on a GPU each check waits for the device
 
 
 @dataclass(frozen=True)
@@ -110,31 +49,32 @@ class Sampling:
         return _sample_by_inversion(logits.softmax(dim=-1), generator)
 
 
-def _sample_by_inversion(chances_BV: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A word of each row with its chance, by inverting the cumulated chances; shape (B,).
-
-    One random number a row, where torch.multinomial draws one a word: a tenth of a small model's rollout on a CPU.
-    """
-    upto_BV = chances_BV.double().cumsum(dim=-1)
-    total_B1 = upto_BV[:, -1:]
-    at_B1 = total_B1 * torch.rand(total_B1.shape, dtype=torch.float64, device=total_B1.device, generator=generator)
-    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))  # the product may round up to the total
-    return torch.searchsorted(upto_BV, torch.minimum(at_B1, below_B1), right=True).squeeze(1)
-
-
 GREEDY = Sampling(temperature=0.0)
 
 
+@dataclass(frozen=True)
+class Beams:
+    """Beam search.
+
+    Attributes:
+        count: number of beams.
+        length_penalty: a beam's log-probability is divided by its length to this power.
+    """
+
+    count: int
+    length_penalty: float
+
+
 class Sampler:
-    """Takes completions from a model: drawn, greedy, or the likeliest of a beam search."""
+    """Samples rollouts from a model: by `Sampling`, or by beam search."""
 
     def __init__(self, codec: TextCodec, sampling: Sampling | Beams, static: StaticDecoding | None = None) -> None:
         """Make a sampler.
 
         Args:
             codec: text <-> ids.
-            sampling: how completions are taken.
-            static: decodes in its buffers of fixed length; beams do not.
+            sampling: how completions are decoded.
+            static: decode with a static cache; not with beams.
         """
         self.codec = codec
         self.sampling = sampling
@@ -144,25 +84,25 @@ class Sampler:
     def sample(
         self, model: HiddenStateModel, prompts: PromptBatch, per_prompt: int, generator: torch.Generator | None
     ) -> Rollout:
-        """`per_prompt` completions of every prompt, up to the task's `max_completion_tokens`.
+        """Sample `per_prompt` completions of every prompt, of at most the task's `max_completion_tokens` tokens.
 
         Args:
             model: sampled in evaluation mode; its mode is restored.
             prompts: P prompts.
-            per_prompt: K.
-            generator: on the model's device; None only for greedy decoding and beams, which have one completion.
+            per_prompt: K; 1 with beams.
+            generator: on the model's device; None only for greedy decoding and beams.
         """
         training = model.training
         model.eval()
         with model.generating():
             if isinstance(self.sampling, Beams):
-                ids_BT = self._search(model, prompts, self.sampling)
+                ids_BT = self._beam_search(model, prompts, self.sampling)
             else:
                 ids_BT = self._decode(model, prompts, per_prompt, self.sampling, generator)
         model.train(training)
         mask_BT, truncated_B = completion_mask(ids_BT, self.codec.eos_ids)
-        longest = int(mask_BT.sum(dim=1).max())
-        ids_BT, mask_BT = ids_BT[:, :longest], mask_BT[:, :longest]
+        width = int(mask_BT.sum(dim=1).max())
+        ids_BT, mask_BT = ids_BT[:, :width], mask_BT[:, :width]
         ids_BT = ids_BT.masked_fill(~mask_BT, self.codec.pad_id)
         return Rollout(
             prompts=prompts,
@@ -174,14 +114,14 @@ class Sampler:
             source=Source.student,
         )
 
-    def _search(self, model: HiddenStateModel, prompts: PromptBatch, beams: Beams) -> Tensor:
+    def _beam_search(self, model: HiddenStateModel, prompts: PromptBatch, beams: Beams) -> Tensor:
         """Token ids (P, T) of the best beams."""
         codec = self.codec
         return beam_search(
             model,
             model.own(prompts),
             beams,
-            longest=codec.max_completion_tokens,
+            max_tokens=codec.max_completion_tokens,
             eos_ids=codec.eos_ids,
             pad_id=codec.pad_id,
             vocabulary=codec.vocabulary,
@@ -195,7 +135,7 @@ class Sampler:
         sampling: Sampling,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """Token ids (B, T), padded with the end-of-sequence id after it; T is the limit of the task."""
+        """Token ids (B, T), padded with the end-of-sequence id; T is the task's `max_completion_tokens`."""
         if self.static is None:
             state = model.start(prompts, per_prompt)
         else:
@@ -204,7 +144,7 @@ class Sampler:
         sequences = len(prompts.examples) * per_prompt
         eos_ids = torch.tensor(self.codec.eos_ids, device=prompts.ids_PS.device)
         ids_BT = eos_ids[0].repeat(sequences, self.codec.max_completion_tokens)
-        live = torch.arange(sequences, device=ids_BT.device)  # rows of ids_BT that the state holds
+        live = torch.arange(sequences, device=ids_BT.device)  # rows of ids_BT that the decoding state holds
         done = torch.zeros_like(live, dtype=torch.bool)
         for position in range(self.codec.max_completion_tokens):
             if position > 0:
@@ -223,3 +163,63 @@ class Sampler:
                 state.keep(rows)
                 live, done = live[rows], done[rows]
         return ids_BT
+
+
+def _sample_by_inversion(probabilities_BV: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token id per row, drawn by inverting the cumulative distribution; shape (B,).
+
+    It takes one random number per row, where torch.multinomial draws one per token of the vocabulary: on a CPU that was
+    a tenth of the rollout time of a small model.
+    """
+    cumulative_BV = probabilities_BV.double().cumsum(dim=-1)
+    total_B1 = cumulative_BV[:, -1:]
+    draw_B1 = total_B1 * torch.rand(total_B1.shape, dtype=torch.float64, device=total_B1.device, generator=generator)
+    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))  # the product may round up to the total
+    return torch.searchsorted(cumulative_BV, torch.minimum(draw_B1, below_B1), right=True).squeeze(1)
+
+
+def beam_search(
+    model: HiddenStateModel,
+    prompts: PromptBatch,
+    beams: Beams,
+    *,
+    max_tokens: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    vocabulary: int,
+) -> Tensor:
+    """The best completion of each prompt, ids of shape (P, T), padded after the end of a completion.
+
+    Args:
+        model: in evaluation mode and in `generating()`.
+        prompts: P prompts, right-padded.
+        beams: number of beams and length penalty.
+        max_tokens: of a completion.
+        eos_ids: end-of-sequence ids.
+        pad_id: for padding.
+        vocabulary: ids from here on are suppressed.
+    """
+    inner = model.model
+    ids_PS, mask_PS = prompts.ids_PS, prompts.mask_PS
+    decoder_only = not inner.config.is_encoder_decoder
+    if decoder_only:  # a completion continues its row, so padding has to be on the left
+        order_PS = mask_PS.int().argsort(dim=1, stable=True)
+        ids_PS, mask_PS = ids_PS.gather(1, order_PS), mask_PS.gather(1, order_PS)
+    device = prompts.ids_PS.device if inner.device.type == "meta" else inner.device  # meta: accelerate's hooks move it
+    unused = torch.arange(vocabulary, model.head().weight_VD.shape[0]).tolist()
+    generated = inner.generate(  # pyright: ignore[reportCallIssue]
+        input_ids=ids_PS.to(device),
+        attention_mask=mask_PS.long().to(device),
+        num_beams=beams.count,
+        length_penalty=beams.length_penalty,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        max_new_tokens=max_tokens,
+        eos_token_id=list(eos_ids),
+        pad_token_id=pad_id,
+        suppress_tokens=unused or None,
+    )
+    start = ids_PS.shape[1] if decoder_only else 1
+    return generated[:, start:].to(prompts.ids_PS.device)

@@ -1,4 +1,4 @@
-"""Chat templates: what the prompt becomes, how it is cut, what ends an answer, and a teacher that reads its own."""
+"""Chat templates: rendering, truncation, the end of an answer, and a teacher with a chat template of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gkd_rl.generation.codec import ChatTemplate, TextCodec
 from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.loading import save_model
-from gkd_rl.pipeline.build import build_codecs, build_task
+from gkd_rl.pipeline.build import build_task, resolve_models
 from gkd_rl.pipeline.build_trainer import build_evaluator
 from gkd_rl.training.teacher_data import write_samples
 from gkd_rl.types import Example, Projection
@@ -26,10 +26,10 @@ CPU = torch.device("cpu")
 HEAD, TAIL = [BOS, USER], [TURN, BOT]
 
 
-def codec_of(longest: int = 12, template: str | None = TEMPLATE, chat: bool = True) -> TextCodec:
+def codec_of(max_tokens: int = 12, template: str | None = TEMPLATE, chat: bool = True) -> TextCodec:
     tokenizer = tokenizer_of(template)
     rendering = ChatTemplate(tokenizer, "student.chat") if chat else None
-    return TextCodec(tokenizer, longest, 5, CPU, decoder_only=True, chat=rendering)
+    return TextCodec(tokenizer, max_tokens, 5, CPU, decoder_only=True, chat=rendering)
 
 
 def ids_of(codec: TextCodec, prompt: str) -> list[int]:
@@ -39,16 +39,16 @@ def ids_of(codec: TextCodec, prompt: str) -> list[int]:
 
 def test_the_prompt_is_a_users_turn_as_the_tokenizer_renders_it() -> None:
     codec = codec_of()
-    assert ids_of(codec, "a b") == [*HEAD, 3, 4, *TAIL]  # one start: the template's
+    assert ids_of(codec, "a b") == [*HEAD, 3, 4, *TAIL]  # one start token: the template's
     tokenizer: Any = codec.tokenizer
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "c d"}], add_generation_prompt=True)
     assert ids_of(codec, "c d") == rendered["input_ids"]
 
 
-def test_a_long_prompt_loses_the_end_of_the_users_text_and_nothing_else() -> None:
-    for longest in (5, 6, 7, 8):
-        ids = ids_of(codec_of(longest), "a b c d e a b c d e")
-        assert ids == [*HEAD, *[3, 4, 5, 6][: longest - 4], *TAIL]
+def test_a_long_prompt_is_truncated_inside_the_users_text() -> None:
+    for max_tokens in (5, 6, 7, 8):
+        ids = ids_of(codec_of(max_tokens), "a b c d e a b c d e")
+        assert ids == [*HEAD, *[3, 4, 5, 6][: max_tokens - 4], *TAIL]
     assert ids_of(codec_of(4), "a b") == [*HEAD, *TAIL]
     with pytest.raises(DataError, match=r"max_prompt_tokens=3 is less than the 4 tokens of the chat template alone"):
         ids_of(codec_of(3), "a b")
@@ -75,13 +75,13 @@ def test_an_answer_ends_with_its_turn() -> None:
         ),
     ],
 )
-def test_a_tokenizer_that_cannot_chat_is_refused(template: str | None, message: str) -> None:
+def test_a_tokenizer_without_a_working_template_is_refused(template: str | None, message: str) -> None:
     with pytest.raises(ModelError) as caught:
         codec_of(template=template)
     assert str(caught.value).startswith(message)
 
 
-# A teacher that reads prompts its own way
+# A teacher that renders prompts with its own template
 
 
 @pytest.fixture
@@ -91,39 +91,39 @@ def teacher(make_model: MakeModel) -> HiddenStateModel:
     return model
 
 
-def aware(teacher: HiddenStateModel) -> HiddenStateModel:
-    """The same weights, which read what they are given."""
+def without_codec(teacher: HiddenStateModel) -> HiddenStateModel:
+    """The same weights, without a rendering of prompts."""
     return HiddenStateModel(teacher.model)
 
 
-def test_a_model_with_a_codec_of_its_own_reads_its_own_rendering(
+def test_a_model_with_its_own_codec_gets_its_own_rendering(
     teacher: HiddenStateModel, make_examples: MakeExamples
 ) -> None:
     run, own, examples = codec_of(chat=False), codec_of(), make_examples(5)
     rollout = replace(run.references(examples), prompts=run.prompts(examples))
     rendered = replace(rollout, prompts=own.prompts(examples))
     assert rendered.prompts.ids_PS.shape != rollout.prompts.ids_PS.shape
-    torch.testing.assert_close(teacher(rollout), aware(teacher)(rendered), rtol=0, atol=0)
-    turned, expected = (one.with_shuffled_prompts().rows(torch.arange(1, 4)) for one in (rollout, rendered))
-    torch.testing.assert_close(teacher(turned), aware(teacher)(expected), rtol=1e-5, atol=1e-5)
-    assert (teacher(rollout) - aware(teacher)(rollout)).abs().max() > 0.1
+    torch.testing.assert_close(teacher(rollout), without_codec(teacher)(rendered), rtol=0, atol=0)
+    shuffled, expected = (one.with_shuffled_prompts().rows(torch.arange(1, 4)) for one in (rollout, rendered))
+    torch.testing.assert_close(teacher(shuffled), without_codec(teacher)(expected), rtol=1e-5, atol=1e-5)
+    assert (teacher(rollout) - without_codec(teacher)(rollout)).abs().max() > 0.1
 
 
-def test_its_rollouts_and_samples_answer_its_own_rendering(
+def test_its_rollouts_and_samples_are_conditioned_on_its_own_rendering(
     teacher: HiddenStateModel, make_examples: MakeExamples, tmp_path: Path
 ) -> None:
     run, own, examples = codec_of(chat=False), codec_of(), make_examples(6)
     run.eos_ids = own.eos_ids
-    mine = Sampler(run, GREEDY).sample(teacher, run.prompts(examples), 2, None)
-    expected = Sampler(own, GREEDY).sample(aware(teacher), own.prompts(examples), 2, None)
-    assert mine.ids_BT.tolist() == expected.ids_BT.tolist()
-    assert mine.prompts.ids_PS.tolist() == run.prompts(examples).ids_PS.tolist()  # the student reads these
-    written = write_samples(tmp_path / "one", teacher, Sampler(run, Sampling()), examples, 3)
-    assert written == write_samples(tmp_path / "two", aware(teacher), Sampler(own, Sampling()), examples, 3)
+    sampled = Sampler(run, GREEDY).sample(teacher, run.prompts(examples), 2, None)
+    expected = Sampler(own, GREEDY).sample(without_codec(teacher), own.prompts(examples), 2, None)
+    assert sampled.ids_BT.tolist() == expected.ids_BT.tolist()
+    assert sampled.prompts.ids_PS.tolist() == run.prompts(examples).ids_PS.tolist()  # the student's rendering
+    samples = write_samples(tmp_path / "one", teacher, Sampler(run, Sampling()), examples, 3)
+    assert samples == write_samples(tmp_path / "two", without_codec(teacher), Sampler(own, Sampling()), examples, 3)
 
 
 @torch.no_grad()
-def test_evaluation_measures_against_its_own_rendering(
+def test_evaluation_uses_its_own_rendering(
     teacher: HiddenStateModel, make_model: MakeModel, make_examples: MakeExamples
 ) -> None:
     student = make_model(tokenizer_of(), seed=6, lively=True, model_type="llama")
@@ -135,7 +135,7 @@ def test_evaluation_measures_against_its_own_rendering(
     found = evaluator._divergences(student, teacher, heads, rollouts)["sampled/reverse_kl"]
     own_side, other_side = (
         Projection(model(rollout), model.head())
-        for model, rollout in ((student, rollouts[0]), (aware(teacher), rendered[0]))
+        for model, rollout in ((student, rollouts[0]), (without_codec(teacher), rendered[0]))
     )
     terms = heads["reverse_kl"](own_side, other_side, rollouts[0].ids_BT, rollouts[0].mask_BT)
     assert terms.divergence_BT is not None
@@ -144,7 +144,7 @@ def test_evaluation_measures_against_its_own_rendering(
     assert np.concatenate(found) == pytest.approx(terms.divergence_BT[rollouts[0].mask_BT].numpy(), rel=1e-4)
 
 
-def test_only_a_teacher_that_renders_otherwise_has_a_codec(make_model: MakeModel, tmp_path: Path) -> None:
+def test_only_a_teacher_with_another_rendering_has_its_own_codec(make_model: MakeModel, tmp_path: Path) -> None:
     other = TEMPLATE.replace("bot {%", "bot a {%")
     for name, template in (("one", TEMPLATE), ("two", other)):
         save_model(tmp_path / name, make_model(tokenizer_of(), model_type="llama").model, tokenizer_of(template), "")
@@ -155,7 +155,8 @@ def test_only_a_teacher_that_renders_otherwise_has_a_codec(make_model: MakeModel
         given: dict[str, Any] = {"architecture": None, "sft": None}
         student = replace(config.student, path=str(tmp_path / "one"), chat=student_chat, **given)
         teacher = replace(config.teacher, path=str(tmp_path / folder), chat=teacher_chat, **given)
-        codec, other = build_codecs(replace(config, student=student), teacher, task, CPU)
+        resolved = resolve_models(replace(config, student=student, teacher=teacher), task, CPU)
+        codec, other = resolved.codec, resolved.teacher_codec
         assert codec.eos_ids[0] == (TURN if student_chat else END)
         assert other is None or other.eos_ids == codec.eos_ids
         return other

@@ -1,4 +1,4 @@
-"""Rollouts: greedy against transformers' generate, samples against exact probabilities, and what counts as text."""
+"""Sampler and codec: greedy against transformers' generate, samples against exact probabilities, rollouts and masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from conftest import (
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.generation import sampler as rollout_module
+from gkd_rl.generation import sampler as sampler_module
 from gkd_rl.generation.codec import TextCodec
 from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
 from gkd_rl.models.adapter import AdaptedModel
@@ -57,7 +57,7 @@ def codec(kind: str, few_words: PreTrainedTokenizerFast) -> TextCodec:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows stayed, each time that finished rows left the batch."""
+    """Number of rows that stayed, each time that finished rows left the batch."""
     sizes: list[int] = []
 
     def watch(state: type[EncoderDecoderState] | type[DecoderOnlyState]) -> None:
@@ -97,9 +97,9 @@ def test_greedy_equals_generate(
     few_words: PreTrainedTokenizerFast,
     kept: list[int],
 ) -> None:
-    """Of decoder-only models: tests/models/test_decoder_only.py."""
+    """Encoder-decoders; tests/models/test_decoder_only.py has the decoder-only models."""
     codec = codec_of("t5", few_words, 12)
-    ended, cut = 0, 0
+    ended, truncated = 0, 0
     for seed in (4, 7, 8, 12, 18, 21, 24, 28, 30, 37, 49, 58):
         model = make_model(codec.tokenizer, seed=seed, lively=True, **changes).eval()
         prompts = codec.prompts(make_examples(7, seed))
@@ -115,16 +115,16 @@ def test_greedy_equals_generate(
         rollout = Sampler(codec, GREEDY).sample(model, prompts, 1, None)
         assert rollout.ids_BT.tolist() == expected[:, 1:].tolist()
         ended += int((~rollout.truncated_B).sum())
-        cut += int(rollout.truncated_B.sum())
+        truncated += int(rollout.truncated_B.sum())
     assert ended > 5
-    assert cut > 5
+    assert truncated > 5
     assert len(kept) > 1, "finished rows did not leave the batch"
 
 
 def test_greedy_equals_generate_of_the_merged_model(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
-    """Prompts one by one, without padding; an adapter merged by peft for good."""
+    """Prompts one by one, without padding; an adapter merged permanently by peft."""
     student, prompts = make_student(kind, codec.tokenizer).eval(), codec.prompts(make_examples(8, 4))
     rollout = Sampler(codec, GREEDY).sample(student, prompts, 1, None)
     whole = copy.deepcopy(student)
@@ -132,8 +132,8 @@ def test_greedy_equals_generate_of_the_merged_model(
     for row in range(8):
         ids = prompts.ids_PS[row][prompts.mask_PS[row]].unsqueeze(0)
         given = plain.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)[0]
-        written = given[ids.shape[1] :] if codec.decoder_only else given[1:]
-        assert rollout.ids_BT[row][rollout.mask_BT[row]].tolist() == written.tolist()
+        generated = given[ids.shape[1] :] if codec.decoder_only else given[1:]
+        assert rollout.ids_BT[row][rollout.mask_BT[row]].tolist() == generated.tolist()
     assert len({*rollout.texts}) > 2
 
 
@@ -150,7 +150,7 @@ def test_padding_of_prompts_changes_no_sample(
         assert one.ids_BT.tolist() == other.ids_BT.tolist()
 
 
-def test_greedy_repeats_itself_for_every_rollout_of_a_prompt(
+def test_greedy_gives_the_same_completion_for_every_rollout_of_a_prompt(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
     model, prompts = make_student(kind, codec.tokenizer, seed=3), codec.prompts(make_examples(4, 2))
@@ -160,7 +160,9 @@ def test_greedy_repeats_itself_for_every_rollout_of_a_prompt(
 
 
 @torch.no_grad()
-def chances(model: HiddenStateModel, prompt: Tensor, length: int, vocabulary: int, temperature: float) -> Tensor:
+def sequence_probabilities(
+    model: HiddenStateModel, prompt: Tensor, length: int, vocabulary: int, temperature: float
+) -> Tensor:
     """Exact probability of each of the V^length continuations, by transformers' own forward on all of them."""
     grid = torch.cartesian_prod(*[torch.arange(vocabulary)] * length)
     prompts, start = prompt.expand(len(grid), -1), torch.full((len(grid), 1), PAD)
@@ -169,16 +171,16 @@ def chances(model: HiddenStateModel, prompt: Tensor, length: int, vocabulary: in
     else:
         logits = model.model(input_ids=prompts, decoder_input_ids=torch.cat([start, grid[:, :-1]], dim=1)).logits
     logp = (logits / temperature).log_softmax(-1).gather(2, grid.unsqueeze(2)).squeeze(2)
-    alive = (grid == END).long().cumsum(dim=1) - (grid == END).long() == 0  # nothing is drawn after the end
-    certain = torch.where(grid == PAD, 0.0, -torch.inf)  # it is filled with padding
-    return torch.where(alive, logp, certain).sum(dim=1).exp().view([vocabulary] * length)
+    before_end = (grid == END).long().cumsum(dim=1) - (grid == END).long() == 0  # tokens up to the end are sampled
+    certain = torch.where(grid == PAD, 0.0, -torch.inf)  # after the end there is padding
+    return torch.where(before_end, logp, certain).sum(dim=1).exp().view([vocabulary] * length)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
 def test_samples_follow_the_exact_probabilities(
     temperature: float, kind: str, make_tokenizer: MakeTokenizer, make_student: MakeStudent, kept: list[int]
 ) -> None:
-    """Two prompts of unequal length, four rollouts of each row, rows leaving before the last token that is counted."""
+    """Two prompts of unequal length, four rollouts of each row, with rows that leave before the last token."""
     codec = codec_of(kind, make_tokenizer("a b"), 3)
     model = make_student(kind, codec.tokenizer).eval()
     rows = [Example("a", "", {}), Example("b a b b", "", {})] * 600
@@ -189,8 +191,8 @@ def test_samples_follow_the_exact_probabilities(
     for prompt in (0, 1):
         drawn = ids[rollout.prompt_index_B % 2 == prompt]
         assert len(drawn) == 2400
-        words = rollout.prompts.ids_PS[prompt][rollout.prompts.mask_PS[prompt]].unsqueeze(0)
-        exact = chances(model, words, 3, 5, temperature)
+        prompt_ids = rollout.prompts.ids_PS[prompt][rollout.prompts.mask_PS[prompt]].unsqueeze(0)
+        exact = sequence_probabilities(model, prompt_ids, 3, 5, temperature)
         assert exact.sum().item() == pytest.approx(1, abs=1e-5)
         counts = torch.zeros(5, 5, 5)
         counts.index_put_(tuple(drawn.T), torch.ones(len(drawn)), accumulate=True)
@@ -198,21 +200,21 @@ def test_samples_follow_the_exact_probabilities(
         assert chi_square_p(counts, exact) > 1e-3
 
 
-def test_the_text_ends_with_the_first_end_of_sequence(
+def test_a_completion_ends_with_the_first_end_of_sequence_token(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
     model = make_student(kind, codec.tokenizer)
     rollout = Sampler(codec, Sampling()).sample(model, codec.prompts(make_examples(16)), 4, seeded(0))
     lengths = set()
-    for ids, mask, cut, text in zip(
+    for ids, mask, truncated, text in zip(
         rollout.ids_BT.tolist(), rollout.mask_BT.tolist(), rollout.truncated_B.tolist(), rollout.texts, strict=True
     ):
-        assert cut is (END not in ids)
-        length = len(ids) if cut else ids.index(END) + 1
+        assert truncated is (END not in ids)
+        length = len(ids) if truncated else ids.index(END) + 1
         assert mask == [True] * length + [False] * (len(ids) - length)
         assert ids[length:] == [PAD] * (len(ids) - length)
-        words = [word for word in ids[:length] if word > 2]
-        assert text.split() == [codec.tokenizer.convert_ids_to_tokens(word) for word in words]
+        tokens = [token for token in ids[:length] if token > 2]
+        assert text.split() == [codec.tokenizer.convert_ids_to_tokens(token) for token in tokens]
         lengths.add(length)
     assert rollout.source is Source.student
     assert len(rollout.texts) == rollout.n_sequences == 64
@@ -229,7 +231,7 @@ def test_a_batch_that_ends_early_is_as_wide_as_its_longest_completion(
 ) -> None:
     codec = codec_of("t5", few_words, 200)
     for every in (1, 7):
-        monkeypatch.setitem(rollout_module.CHECK_EVERY, "cpu", every)
+        monkeypatch.setitem(sampler_module.CHECK_EVERY, "cpu", every)
         rollout = Sampler(codec, Sampling()).sample(
             make_model(few_words), codec.prompts(make_examples(4)), 2, seeded(0)
         )
@@ -238,17 +240,17 @@ def test_a_batch_that_ends_early_is_as_wide_as_its_longest_completion(
         assert rollout.ids_BT.shape[1] < 200
 
 
-def test_how_often_one_looks_who_has_finished_changes_no_greedy_text(
+def test_the_interval_of_checks_for_finished_rows_changes_no_greedy_completion(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, texts = make_student(kind, codec.tokenizer), []
     for every in (1, 3, 1000):
-        monkeypatch.setitem(rollout_module.CHECK_EVERY, "cpu", every)
+        monkeypatch.setitem(sampler_module.CHECK_EVERY, "cpu", every)
         texts.append(Sampler(codec, GREEDY).sample(model, codec.prompts(make_examples(16)), 1, None).texts)
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_sampling_is_in_evaluation_mode_and_the_mode_comes_back(
+def test_sampling_is_in_evaluation_mode_and_restores_the_mode(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
     prompts = codec.prompts(make_examples(6))
@@ -278,8 +280,8 @@ def test_the_seed_decides_the_rollout(
 ) -> None:
     model, prompts = make_student(kind, codec.tokenizer), codec.prompts(make_examples(8))
     rollouts = []
-    for seed, outside in ((3, 0), (3, 1), (4, 0)):
-        torch.manual_seed(outside)
+    for seed, global_seed in ((3, 0), (3, 1), (4, 0)):
+        torch.manual_seed(global_seed)
         rollouts.append(Sampler(codec, Sampling()).sample(model, prompts, 4, seeded(seed)))
     assert rollouts[0].ids_BT.tolist() == rollouts[1].ids_BT.tolist()
     assert rollouts[0].texts == rollouts[1].texts
@@ -288,7 +290,7 @@ def test_the_seed_decides_the_rollout(
     assert sum(len(set(group)) > 1 for group in groups) > 4, "the rollouts of a prompt are copies"
 
 
-def test_the_encoder_reads_each_prompt_once(
+def test_the_encoder_computes_each_prompt_once(
     make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
     codec = codec_of("t5", few_words)
@@ -321,7 +323,7 @@ def test_top_k_of_one_and_a_tiny_top_p_are_greedy(
         (Sampling(top_p=0.45), {2: 1.0}),
         (Sampling(top_p=0.55), {2: 0.625, 0: 0.375}),
         (Sampling(top_p=0.9), {2: 0.5 / 0.95, 0: 0.3 / 0.95, 3: 0.15 / 0.95}),
-        # top_p reads the distribution that top_k left: 0.625 and 0.375
+        # top_p applies to the distribution after top_k: 0.625 and 0.375
         (Sampling(top_p=0.6, top_k=2), {2: 1.0}),
         (Sampling(temperature=0.5), {2: 0.25 / 0.365, 0: 0.09 / 0.365, 3: 0.0225 / 0.365, 1: 0.0025 / 0.365}),
     ],
@@ -337,7 +339,7 @@ def test_truncated_sampling(sampling: Sampling, expected: dict[int, float]) -> N
         assert chi_square_p(counts, wanted) > 1e-3
 
 
-def test_words_of_a_padded_embedding_are_never_drawn(
+def test_ids_of_a_padded_embedding_are_never_sampled(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, codec: TextCodec
 ) -> None:
     model = make_student(kind, codec.tokenizer)
@@ -368,7 +370,7 @@ def test_references_are_a_rollout_of_the_same_shape(few_words: PreTrainedTokeniz
     codec = TextCodec(few_words, 3, 4, torch.device("cpu"))
     examples = [Example("a b c d e", "a b", {}), Example("a", "c c c c c c", {})]
     rollout = codec.references(examples)
-    assert rollout.ids_BT.tolist() == [[3, 4, 1, 0], [5, 5, 5, 1]]  # a text that is cut still ends
+    assert rollout.ids_BT.tolist() == [[3, 4, 1, 0], [5, 5, 5, 1]]  # a truncated reference has an end as well
     assert rollout.mask_BT.long().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert rollout.truncated_B.tolist() == [False, False]
     assert rollout.prompts.ids_PS.tolist() == [[3, 4, 1], [3, 1, 0]]
@@ -379,7 +381,7 @@ def test_references_are_a_rollout_of_the_same_shape(few_words: PreTrainedTokeniz
     assert codec.decode(rollout.ids_BT, rollout.mask_BT) == ["a b", "c c c"]
 
 
-def test_rows_of_a_rollout_bring_their_prompts_and_lose_their_padding(
+def test_rows_of_a_rollout_keep_their_prompts_without_padding(
     make_prompts: MakePrompts, make_rollout: MakeRollout
 ) -> None:
     prompts: PromptBatch = make_prompts([[3], [4, 4, 4], [5, 5]], extra=2)

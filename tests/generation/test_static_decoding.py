@@ -1,4 +1,4 @@
-"""Buffers of fixed length against caches that grow: the same tokens, in few shapes, with nothing left behind."""
+"""Decoding with a static cache: the tokens of a growing cache, few compiled shapes, no state of earlier rollouts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerFast
 from gkd_rl.errors import ModelError
 from gkd_rl.generation.codec import TextCodec
 from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
-from gkd_rl.generation.static_decoding import TAKES_NONE, StaticDecoding, compiler_for
+from gkd_rl.generation.static_decoding import UNSUPPORTED_TYPES, StaticDecoding, compiler_for
 from gkd_rl.models.adapter import AdaptedModel
 from gkd_rl.models.architecture import DECODER_ONLY, ENCODER_DECODERS, HiddenStateModel
+from gkd_rl.pipeline.build import build_task, resolve_models
 from gkd_rl.pipeline.build_trainer import check_generation
 from gkd_rl.pipeline.memory import plan_memory
 from gkd_rl.planning.memory_plan import Lengths
@@ -36,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mbart": {"encoder_layers": 2, "decoder_layers": 2},
 }
 ESSENTIAL = ("llama", "qwen2, window", "gemma3_text, window", "t5", "bart")
-LONGEST = 12
+MAX_TOKENS = 12
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -48,12 +49,12 @@ def static_of(codec: TextCodec, compiler: Callable[..., Any] | None = None) -> S
 
 
 @pytest.mark.parametrize("kind", essential(MODELS, *ESSENTIAL))
-def test_tokens_are_those_of_a_cache_that_grows(
+def test_tokens_are_those_of_a_growing_cache(
     kind: str, make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
-    """Every admitted type, windows of attention too; the second rollout finds the buffers of the first."""
+    """Every supported type, with sliding windows; the second rollout uses the buffers of the first."""
     name = kind.partition(",")[0]
-    codec = codec_of("t5" if name in ENCODER_DECODERS else "llama", few_words, LONGEST)
+    codec = codec_of("t5" if name in ENCODER_DECODERS else "llama", few_words, MAX_TOKENS)
     static, ended = static_of(codec), 0
     for seed in (4, 7):
         model = make_model(few_words, seed=seed, lively=True, model_type=name, **MODELS[kind])
@@ -81,11 +82,11 @@ def rollout_of(
 
 
 @pytest.mark.parametrize("kind", essential(["t5 with LoRA", "llama with LoRA"], "llama with LoRA"))
-def test_a_few_shapes_are_compiled_once_and_serve_every_later_rollout(
+def test_a_few_shapes_are_compiled_once_for_all_rollouts(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
-    """Other prompts, weights that have moved, an adapter that is merged anew; in whole graphs, without a break."""
-    codec, counter = codec_of(kind, few_words, LONGEST), CompileCounter()
+    """With other prompts, changed weights, an adapter merged again; as full graphs, without a graph break."""
+    codec, counter = codec_of(kind, few_words, MAX_TOKENS), CompileCounter()
     student = make_student(kind, few_words, seed=9)
     static = static_of(codec, partial(torch.compile, backend=counter, fullgraph=True, dynamic=False))
     compiled = []
@@ -100,14 +101,14 @@ def test_a_few_shapes_are_compiled_once_and_serve_every_later_rollout(
                 if parameter.grad is not None:
                     parameter -= 1e-3 * parameter.grad
         compiled.append(counter.frame_count)
-    assert compiled[-1] == 2  # two rows, one
+    assert compiled[-1] == 2  # for two rows, and for one
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
-def test_rows_leave_in_halvings(
+def test_rows_leave_when_the_batch_can_be_halved(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
-    codec = codec_of(kind, few_words, LONGEST)
+    codec = codec_of(kind, few_words, MAX_TOKENS)
     student = make_student(kind, few_words, seed={"t5": 8, "llama": 9}[kind])
     static, decoder = static_of(codec), cast("Any", student.model.get_decoder())
     shapes: list[int] = []
@@ -123,18 +124,18 @@ def test_rows_leave_in_halvings(
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
-def test_nothing_is_left_of_an_earlier_rollout(
+def test_no_state_of_an_earlier_rollout_is_used(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
-    """Not even what is no number; with fewer rows, with more, and with shorter prompts."""
-    codec, student = codec_of(kind, few_words, LONGEST), make_student(kind, few_words, seed=9)
+    """The buffers are filled with NaN between rollouts of fewer and of more rows."""
+    codec, student = codec_of(kind, few_words, MAX_TOKENS), make_student(kind, few_words, seed=9)
     static = static_of(codec)
     for rows in (3, 2, 6):
         prompts = codec.prompts(make_examples(rows, rows))
         expected = rollout_of(student, codec, prompts)
         assert rollout_of(student, codec, prompts, static).ids_BT.tolist() == expected.ids_BT.tolist()
         assert static._buffers is not None
-        layers: Any = (*static._buffers._written, *static._buffers._crossed)
+        layers: Any = (*static._buffers._self_attention, *static._buffers._cross_attention)
         for layer in layers:
             layer.keys.fill_(torch.nan)
             layer.values.fill_(torch.nan)
@@ -143,8 +144,8 @@ def test_nothing_is_left_of_an_earlier_rollout(
 def test_buffers_and_merged_weights_keep_their_addresses(
     make_student: MakeStudent, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
-    """A CUDA graph reads and writes where it did when it was recorded."""
-    codec, student = codec_of("llama", few_words, LONGEST), make_student("llama with LoRA", few_words, seed=9)
+    """A CUDA graph uses the addresses of its recording."""
+    codec, student = codec_of("llama", few_words, MAX_TOKENS), make_student("llama with LoRA", few_words, seed=9)
     static, seen = static_of(codec), []
     for number in range(3):
         rollout_of(student, codec, codec.prompts(make_examples(3, number)), static)
@@ -158,9 +159,7 @@ def test_buffers_and_merged_weights_keep_their_addresses(
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
-def test_an_adapter_is_merged_where_its_weights_lie(
-    name: str, make_model: MakeModel, few_words: PreTrainedTokenizerFast
-) -> None:
+def test_an_adapter_is_merged_in_place(name: str, make_model: MakeModel, few_words: PreTrainedTokenizerFast) -> None:
     settings = LoraConfig(r=2, target_modules="all-linear", use_dora=name == "dora", init_lora_weights=False)
     model = AdaptedModel(make_model(few_words, model_type="llama").model, settings, 0)
     before = {name: (one.data_ptr(), one.clone()) for name, one in model.named_parameters()}
@@ -171,14 +170,14 @@ def test_an_adapter_is_merged_where_its_weights_lie(
     assert all(torch.equal(one, before[name][1]) for name, one in model.named_parameters())
 
 
-def test_attention_without_a_static_cache_is_refused(
+def test_models_without_support_for_a_static_cache_are_refused(
     make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
-    codec = codec_of("t5", few_words, LONGEST)
+    codec = codec_of("t5", few_words, MAX_TOKENS)
     model = make_model(few_words, model_type="longt5", local_radius=4)
-    message = r"rollout\.static_cache=true: attention of model_type=longt5"
+    message = r"rollout\.static_cache=true: model_type=longt5"
     with pytest.raises(ModelError, match=message):
-        check_generation(configured("rollout.static_cache=true", "student.architecture.model_type=longt5"))
+        check_generation(configured("rollout.static_cache=true").rollout, "longt5")
     with pytest.raises(ModelError, match=message):
         rollout_of(model, codec, codec.prompts(make_examples(2)), static_of(codec))
     model = make_model(few_words, model_type="t5")
@@ -188,7 +187,7 @@ def test_attention_without_a_static_cache_is_refused(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_setting_changes_no_number_of_a_run(kind: str, make_trainer: MakeTrainer) -> None:
+def test_the_setting_changes_no_metric_of_a_run(kind: str, make_trainer: MakeTrainer) -> None:
     plain, fixed = (make_trainer(f"rollout.static_cache={value}", kind=kind) for value in ("false", "true"))
     assert plain.sampler.static is None and fixed.sampler.static is not None
     for step in range(2):
@@ -198,23 +197,23 @@ def test_the_setting_changes_no_number_of_a_run(kind: str, make_trainer: MakeTra
                 assert other.metrics[name] == value, name
 
 
-def test_a_cpu_compiles_nothing_and_a_gpu_graphs() -> None:
+def test_the_step_is_compiled_on_cuda_only() -> None:
     assert compiler_for(torch.device("cpu")) is None
     compiler = cast("Any", compiler_for(torch.device("cuda")))
     assert compiler.func is torch.compile and compiler.keywords["mode"] == "reduce-overhead"
 
 
-def test_every_admitted_type_is_verified_or_refused() -> None:
-    assert {kind.partition(",")[0] for kind in MODELS} | {*TAKES_NONE} == {*DECODER_ONLY, *ENCODER_DECODERS}
+def test_every_supported_type_is_tested_or_refused() -> None:
+    assert {kind.partition(",")[0] for kind in MODELS} | {*UNSUPPORTED_TYPES} == {*DECODER_ONLY, *ENCODER_DECODERS}
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
-def test_the_plan_counts_what_the_buffers_take(
+def test_the_memory_plan_counts_the_buffers(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
-    """By hand: keys and values of every column that there can be; masks and ids beside them are small."""
-    codec, student = codec_of(kind, few_words, LONGEST), make_student(kind, few_words)
-    config, columns = student.model.config, codec.max_prompt_tokens + LONGEST
+    """Keys and values of all columns, computed by hand; masks and ids are small."""
+    codec, student = codec_of(kind, few_words, MAX_TOKENS), make_student(kind, few_words)
+    config, columns = student.model.config, codec.max_prompt_tokens + MAX_TOKENS
     width = config.d_kv * config.num_heads if kind == "t5" else config.hidden_size // 2  # one of two heads has keys
     planned = static_bytes(student, static_of(codec), 3, 4)
     used = static_of(codec)
@@ -224,11 +223,14 @@ def test_the_plan_counts_what_the_buffers_take(
 
 
 @pytest.mark.parametrize("task", essential(["xsum", "gsm8k"], "gsm8k"))
-def test_the_plan_of_a_run_holds_the_buffers_throughout(task: str, news_tokenizer: PreTrainedTokenizerFast) -> None:
-    """Without data: keys and values of as many columns as the task's limits allow, whatever the texts are."""
-    sizes = [f"{key}.micro_batch_size=1" for key in ("student.sft", "teacher.sft", "trainer")]  # searched for otherwise
+def test_the_memory_plan_of_a_run_has_the_buffers_in_training(task: str) -> None:
+    """Independent of the data: keys and values of as many columns as the task's limits allow."""
+    sizes = [
+        f"{key}.micro_batch_size=1" for key in ("student.sft", "teacher.sft", "trainer")
+    ]  # else they are searched for
     config = configured(f"task={task}", "rollout.static_cache=true", *sizes)
-    plan = plan_memory(config, Lengths(16, 8), torch.device("cpu"), news_tokenizer)
+    cpu = torch.device("cpu")
+    plan = plan_memory(config, Lengths(16, 8), cpu, resolve_models(config, build_task(config), cpu))
     held = next(stage for stage in plan.stages if stage.name == "training").held["static cache"]
     made: dict[str, Any] = config.student.architecture or {}
     heads = "num_heads" if task == "xsum" else "num_key_value_heads"
@@ -237,5 +239,6 @@ def test_the_plan_of_a_run_holds_the_buffers_throughout(task: str, news_tokenize
     rows = config.trainer.prompts_per_step * config.rollout.per_prompt
     columns = config.task["max_prompt_tokens"] + config.task["max_completion_tokens"]
     assert 1 < held / (rows * columns * 2 * 4 * made[heads] * size * layers) < 1.3
-    without = plan_memory(configured(f"task={task}", *sizes), Lengths(16, 8), torch.device("cpu"), news_tokenizer)
+    plain = configured(f"task={task}", *sizes)
+    without = plan_memory(plain, Lengths(16, 8), cpu, resolve_models(plain, build_task(plain), cpu))
     assert all("static cache" not in stage.held for stage in without.stages)

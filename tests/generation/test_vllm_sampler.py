@@ -1,6 +1,6 @@
-"""Rollouts from a server: trl's own client against its routes on loopback, with a small Llama behind them.
+"""Rollouts from a vLLM server: trl's client against a server on loopback with vLLM's routes and a small Llama.
 
-Only NCCL is replaced, by a list that tensors are handed over in, and vLLM, by sampling token by token.
+NCCL is replaced by a list of tensors, and vLLM by sampling token by token.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from gkd_rl.pipeline.build_trainer import build_server, build_trainer
 from gkd_rl.types import Source
 from reward_models.composite import Composite
 
-LONGEST, PORT = 8, 51216
-GREEDILY = Sampling(top_k=1)
+MAX_TOKENS, PORT = 8, 51216
+GREEDY_ON_SERVER = Sampling(top_k=1)
 UPDATE = ["/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache"]
 KINDS = ("llama", "llama with LoRA")
 
 
 @dataclass
 class FakeVllm:
-    """vLLM's routes; `change` spoils a completion's answer, `info` is its configuration."""
+    """vLLM's routes; `change` alters the answers to completion requests, `info` is the server's configuration."""
 
     model: HiddenStateModel
     info: dict[str, Any] | None = field(default_factory=lambda: {"weight_transfer_config": {"backend": "nccl"}})
@@ -81,12 +81,14 @@ class FakeVllm:
         if path == "/reset_prefix_cache":
             return 200, {"success": True}
         if path == "/v1/completions":
-            return self.code, self.change({"choices": self.write(body)}) if self.code == 200 else {"error": "no luck"}
+            return self.code, self.change({"choices": self.generate(body)}) if self.code == 200 else {
+                "error": "no luck"
+            }
         return 200, {}
 
     def load(self, update: dict[str, Any]) -> None:
-        """Weights come under the names, shapes and types that were announced, every one of the model's."""
-        assert self.sent.wait(10), "nothing came over the wire"
+        """All weights of the model are received, with the announced names, shapes and types."""
+        assert self.sent.wait(10), "no weights were sent"
         own = dict(self.model.model.named_parameters())
         assert update["names"] == [name for name, _ in self.wire] and set(update["names"]) == set(own)
         with torch.no_grad():
@@ -95,7 +97,7 @@ class FakeVllm:
                 own[name].copy_(tensor)
 
     @torch.no_grad()
-    def write(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+    def generate(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         choices = []
         for prompt in body["prompt"]:
             for number in range(body["n"]):
@@ -103,15 +105,15 @@ class FakeVllm:
                 ids: list[int] = []
                 while len(ids) < body["max_tokens"] and not set(ids) & set(body["stop_token_ids"]):
                     logits = self.model.model(input_ids=torch.tensor([prompt + ids])).logits[:, -1]
-                    for word, bias in body.get("logit_bias", {}).items():
-                        logits[:, int(word)] += bias
+                    for token, bias in body.get("logit_bias", {}).items():
+                        logits[:, int(token)] += bias
                     sampling = Sampling(body["temperature"], body["top_p"], body["top_k"])
                     ids.append(int(sampling.draw(logits, generator)))
                 choices.append({"prompt_token_ids": prompt, "token_ids": ids, "logprobs": None})
         return choices
 
     @property
-    def asked(self) -> list[dict[str, Any]]:
+    def completion_requests(self) -> list[dict[str, Any]]:
         return [body for path, body in self.requests if path == "/v1/completions"]
 
 
@@ -141,7 +143,7 @@ def handler_of(server: FakeVllm) -> type[BaseHTTPRequestHandler]:
 def server(
     make_model: MakeModel, few_words: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FakeVllm]:
-    """A server with weights of its own, and what trl's client has of vLLM where that is installed."""
+    """A server with other weights, and stand-ins for the parts of vLLM that trl's client uses."""
     server = FakeVllm(make_model(few_words, seed=99, model_type="llama").eval())
 
     def send(iterator: Iterator[tuple[str, Tensor]], trainer_args: Any) -> None:
@@ -166,11 +168,11 @@ def server(
 
 @pytest.fixture
 def codec(few_words: PreTrainedTokenizerFast) -> TextCodec:
-    return codec_of("llama", few_words, LONGEST)
+    return codec_of("llama", few_words, MAX_TOKENS)
 
 
-def sampler_of(server: FakeVllm, codec: TextCodec, sampling: Sampling = GREEDILY) -> VllmSampler:
-    """Connected as on a GPU: "cuda" is where the client believes that the weights are."""
+def sampler_of(server: FakeVllm, codec: TextCodec, sampling: Sampling = GREEDY_ON_SERVER) -> VllmSampler:
+    """Connected with device "cuda", as on a GPU."""
     return VllmSampler(codec, sampling, connect(server.url + "/v1/", PORT, 0, torch.device("cuda")), server.url)
 
 
@@ -179,10 +181,10 @@ def seeded(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("kind", essential(KINDS, "llama with LoRA"))
-def test_the_server_writes_what_the_student_would(
+def test_the_server_generates_the_students_completions(
     kind: str, server: FakeVllm, codec: TextCodec, make_student: MakeStudent, make_examples: MakeExamples
 ) -> None:
-    """The likeliest words, of the weights that the student has at that moment; twice, with other weights."""
+    """Greedy completions of the student's current weights, four times with changed weights."""
     student, sampler = make_student(kind, codec.tokenizer, seed=9), sampler_of(server, codec)
     ends: set[bool] = set()
     for number in range(4):
@@ -202,7 +204,7 @@ def test_the_server_writes_what_the_student_would(
     assert ends == {True, False}
 
 
-def test_weights_come_before_every_rollout(
+def test_weights_are_sent_before_every_rollout(
     server: FakeVllm, codec: TextCodec, make_student: MakeStudent, make_examples: MakeExamples
 ) -> None:
     sampler, student = sampler_of(server, codec), make_student("llama", codec.tokenizer)
@@ -213,10 +215,10 @@ def test_weights_come_before_every_rollout(
     assert [path for path, _ in server.requests] == [*UPDATE, *["/v1/completions"] * 3] * 2
 
 
-def test_a_request_says_how_to_sample(
+def test_requests_have_the_sampling_settings(
     server: FakeVllm, codec: TextCodec, make_student: MakeStudent, make_examples: MakeExamples, make_model: MakeModel
 ) -> None:
-    """Rows that the embedding has and the tokenizer lacks are never drawn."""
+    """Ids of a padded embedding are never sampled."""
     codec.eos_ids = (1, 4)
     student = make_student("llama", codec.tokenizer)
     for model in (student, server.model):
@@ -225,39 +227,39 @@ def test_a_request_says_how_to_sample(
     found = sampler_of(server, codec, Sampling(0.7, 0.9, 5)).sample(student, prompts, 4, seeded(0))
     assert int(found.ids_BT.max()) < len(codec.tokenizer) == 8
     common = {
-        "n": 4, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_tokens": LONGEST, "min_p": 0.0,
+        "n": 4, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_tokens": MAX_TOKENS, "min_p": 0.0,
         "repetition_penalty": 1.0, "stop_token_ids": [1, 4], "ignore_eos": True,
         "logit_bias": {"8": -100.0, "9": -100.0, "10": -100.0, "11": -100.0},
     }  # fmt: skip
-    for body in server.asked:
+    for body in server.completion_requests:
         assert {key: body[key] for key in common} == common
     rows = [ids[mask].tolist() for ids, mask in zip(prompts.ids_PS, prompts.mask_PS, strict=True)]
-    assert sorted(body["prompt"][0] for body in server.asked) == sorted(rows)
+    assert sorted(body["prompt"][0] for body in server.completion_requests) == sorted(rows)
 
 
-def test_the_generator_decides_and_prompts_draw_apart(
+def test_the_generator_decides_the_samples_and_prompts_have_different_seeds(
     server: FakeVllm, codec: TextCodec, make_student: MakeStudent, make_examples: MakeExamples
 ) -> None:
     student, sampler = make_student("llama", codec.tokenizer, seed=9), sampler_of(server, codec, Sampling())
-    prompts = codec.prompts(make_examples(1) * 6)  # six times the same
+    prompts = codec.prompts(make_examples(1) * 6)  # the same prompt six times
     one, again, other = (sampler.sample(student, prompts, 2, seeded(seed)).ids_BT.tolist() for seed in (3, 3, 4))
     assert one == again != other
-    assert len({tuple(row) for row in one}) > 2  # of one seed the six would be twins
-    assert len({body["seed"] for body in server.asked[:6]}) == 6
+    assert len({tuple(row) for row in one}) > 2  # with one seed all six would be equal
+    assert len({body["seed"] for body in server.completion_requests[:6]}) == 6
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt_token_ids": [3, 3, 3, 3, 3, 3, 3, 3, 3]}, "reads another prompt"),
-        ({"token_ids": [3, 9, 1]}, "writes id 9, and the student has 8 words"),
-        ({"token_ids": [3, -1, 1]}, "writes id -1"),
-        ({"token_ids": [3, 3]}, r"after 2 of 8 tokens, with none of the ends \[1\]"),
+        ({"prompt_token_ids": [3, 3, 3, 3, 3, 3, 3, 3, 3]}, "returned another prompt"),
+        ({"token_ids": [3, 9, 1]}, "returned token id 9, but the student has 8 tokens"),
+        ({"token_ids": [3, -1, 1]}, "returned token id -1"),
+        ({"token_ids": [3, 3]}, r"after 2 of 8 tokens, without one of the end-of-sequence ids \[1\]"),
         ({"token_ids": []}, "after 0 of 8 tokens"),
         ({"token_ids": [3] * 9}, "after 9 of 8 tokens"),
     ],
 )
-def test_answers_that_are_no_rollout_are_refused(
+def test_invalid_answers_are_refused(
     change: dict[str, Any],
     message: str,
     server: FakeVllm,
@@ -274,20 +276,20 @@ def test_answers_that_are_no_rollout_are_refused(
     assert "set rollout.engine=transformers" in str(caught.value)
 
 
-def test_a_server_that_fails_is_named(
+def test_a_failing_server_is_reported(
     server: FakeVllm, codec: TextCodec, make_student: MakeStudent, make_examples: MakeExamples
 ) -> None:
     student, prompts = make_student("llama", codec.tokenizer), codec.prompts(make_examples(2))
     sampler = sampler_of(server, codec)
     server.code = 400
-    with pytest.raises(EndpointError, match=r"does not do what is asked \(Request failed: 400, .*no luck"):
+    with pytest.raises(EndpointError, match=r"the server failed \(Request failed: 400, .*no luck"):
         sampler.sample(student, prompts, 2, seeded(0))
     server.code, server.change = 200, lambda answer: {"choices": answer["choices"][:1]}
-    with pytest.raises(EndpointError, match="gives 1 completions where 2 were asked for"):
+    with pytest.raises(EndpointError, match="returned 1 completions where 2 were requested"):
         sampler.sample(student, prompts, 2, seeded(0))
 
 
-def test_a_server_that_takes_no_weights_is_refused_at_once(server: FakeVllm, codec: TextCodec) -> None:
+def test_a_server_without_weight_transfer_is_refused_at_once(server: FakeVllm, codec: TextCodec) -> None:
     server.info = {"weight_transfer_config": None}
     with pytest.raises(EndpointError, match="has no weight-transfer engine"):
         sampler_of(server, codec)
@@ -301,23 +303,23 @@ def test_a_student_without_a_gpu_is_refused_at_once(server: FakeVllm) -> None:
         connect(server.url, PORT, 0, torch.device("cpu"))
 
 
-def test_a_server_that_is_not_there_is_refused_at_once(server: FakeVllm) -> None:
+def test_an_unreachable_server_is_refused_at_once(server: FakeVllm) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(EndpointError, match=f"{url}: the server does not do what is asked .*can't be reached at {url}"):
+    with pytest.raises(EndpointError, match=f"{url}: the server failed .*can't be reached at {url}"):
         connect(url, PORT, 0, torch.device("cuda"))
 
 
-def test_without_vllm_the_message_says_what_to_install() -> None:
+def test_the_message_without_vllm_names_the_package_to_install() -> None:
     with pytest.raises(ConfigError, match=r'vLLM is not installed.*pip install "gkd_rl\[vllm\]"'):
         connect("http://127.0.0.1:9", PORT, 0, torch.device("cuda"))
 
 
-def test_an_encoder_decoder_is_refused_before_a_server_is_asked(few_words: PreTrainedTokenizerFast) -> None:
+def test_an_encoder_decoder_is_refused_before_a_server_is_contacted() -> None:
     with pytest.raises(ModelError, match=r"rollout\.engine=vllm with a student of model_type=t5"):
-        build_server(configured("rollout.engine=vllm"), codec_of("t5", few_words))
-    assert build_server(configured(), codec_of("t5", few_words)) is None
+        build_server(configured("rollout.engine=vllm").rollout, "t5", torch.device("cpu"))
+    assert build_server(configured().rollout, "t5", torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(
@@ -330,7 +332,7 @@ def test_an_encoder_decoder_is_refused_before_a_server_is_asked(few_words: PreTr
         (["rollout.vllm.group_port=0"], "rollout.vllm.group_port=0 is out of range"),
     ],
 )
-def test_contradictions(overrides: list[str], message: str) -> None:
+def test_conflicting_settings_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         validate(configured("rollout.engine=vllm", *overrides))
     assert len(caught.value.problems) == 1
@@ -344,10 +346,10 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         validate(configured("rollout.engine=vllm"))
 
 
-def test_a_step_trains_on_what_the_server_wrote(
+def test_a_step_trains_on_the_servers_completions(
     server: FakeVllm, codec: TextCodec, make_student: MakeStudent, make_model: MakeModel, make_examples: MakeExamples
 ) -> None:
-    """As `build_trainer` wires it; the second step's text is of the weights that the first one made."""
+    """With the trainer of `build_trainer`; the second step's weights are those after the first."""
     config = config_of("rollout.engine=vllm", "alpha=0.5", "trainer.learning_rate=0.1", "trainer.warmup_steps=0")
     student = make_student("llama with LoRA", codec.tokenizer)
     teacher = make_model(codec.tokenizer, seed=28, lively=True, model_type="llama", hidden_size=24).eval()
@@ -362,4 +364,4 @@ def test_a_step_trains_on_what_the_server_wrote(
         assert record.metrics["divergence"] > 0 and record.metrics["policy_gradient"] != 0
         sent.append(dict(server.wire))
     assert any(not torch.equal(sent[0][name], sent[1][name]) for name in sent[0])
-    assert len(server.asked) == 2 * config.trainer.prompts_per_step
+    assert len(server.completion_requests) == 2 * config.trainer.prompts_per_step
