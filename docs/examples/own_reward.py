@@ -29,8 +29,8 @@ SETTINGS = [
     "alpha=0",  # the reward alone, without a teacher
     "teacher=none",
     "reward=none",
-    "reward.components={mentions: {_target_: own_reward.Mentions, words: [the, a]}}",
-    "reward.weights={mentions: 1}",
+    "+reward.components.mentions={_target_: own_reward.Mentions, words: [the, a]}",
+    "+reward.weights.mentions=1",
     "trusted_packages=[own_reward]",
 ]
 TINY = [
