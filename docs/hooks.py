@@ -1,4 +1,4 @@
-"""What mkdocs does besides rendering pages: tables, numbers, figures, and pages that live elsewhere in the repository."""
+"""What mkdocs does besides rendering pages: tables, numbers, figures, and pages from elsewhere in the repository."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _for_the_site(text: str) -> str:
     text = TO_DOCS.sub("](", text)
     for name, source in COPIES.items():
         text = text.replace(f"]({source})", f"]({name})")
-    return TO_REPOSITORY.sub(lambda match: f"`{match['path']}`" if match["path"] == match["text"] else match["text"], text)
+    return TO_REPOSITORY.sub(lambda match: f"`{match['path']}`", text)
 
 
 def on_config(config: MkDocsConfig) -> Any:

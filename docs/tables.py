@@ -4,7 +4,7 @@
     python docs/tables.py --check              # fails with a diff where README.md is not what the result files give
     python docs/tables.py --first-run FOLDER   # takes README's first table from a run's folder
 
-A page has `<!-- table:NAME ARGUMENTS -->` and `<!-- /table -->` around a block, and `{{ NAME ARGUMENTS }}` in sentences.
+A page has `<!-- table:NAME ARGUMENTS -->` and `<!-- /table -->` around a block, `{{ NAME ARGUMENTS }}` in sentences.
 README.md holds the text of its blocks; pages of the site get theirs when it is built (hooks.py).
 """
 
@@ -56,7 +56,9 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "presets": settings.scales,
     "choices": settings.choices,
 }
-MARKED = re.compile(r"(?P<open><!-- table:(?! )(?P<what>[^>]*?) -->\n)(?P<old>.*?)(?P<close><!-- /table -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(?P<open><!-- table:(?! )(?P<what>[^>]*?) -->\n)(?P<old>.*?)(?P<close><!-- /table -->)", re.DOTALL
+)
 INLINE = re.compile(r"\{\{ (?P<what>[^{}]+?) \}\}")
 MACHINE = ("python", "packages", "git", "cpu", "cpu_count", "cuda_devices", "processes")
 

@@ -1,4 +1,4 @@
-"""Comments of the files in conf/: what a setting does stands behind its value, what a choice is in the file's first lines."""
+"""Comments of the files in conf/: a setting's behind its value, a choice's in the first lines."""
 
 from __future__ import annotations
 

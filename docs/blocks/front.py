@@ -24,11 +24,12 @@ def share(entry: dict[str, float]) -> str:
 def run() -> str:
     """The first command's table, some of its rows, and how long it took."""
     took, found = at("first_run", "seconds"), at("first_run", "environment")
+    rows, machine = len(at("first_run", "eval", "student after")), f"{found['cpu_count']} cores of {found['cpu']}"
+    all_, steps = clock(took["all"]), clock(took["steps"])
     return (
-        f"{first_run(FIRST)}\n\nSome of its {len(at('first_run', 'eval', 'student after'))} rows; brackets are 95% bootstrap "
-        f"intervals over test rows. The first time it took {clock(took['all'])} on {found['cpu_count']} cores of {found['cpu']}, "
-        f"{clock(took['steps'])} of them for the training steps; most of the rest is for the supervised models and the reward "
-        "model, which are kept for later runs."
+        f"{first_run(FIRST)}\n\nSome of its {rows} rows; brackets are 95% bootstrap intervals over test rows. The first "
+        f"time it took {all_} on {machine}, {steps} of them for the training steps; most of the rest is for the "
+        "supervised models and the reward model, which are kept for later runs."
     )
 
 
@@ -40,18 +41,21 @@ def effect() -> str:
         rows.append([name, share(row["reward"]), share(found["change"][name]["reward"])])
     gain = claim("walk", "walk: lambda = 1 - lambda = 0 in accuracy, equal steps")["effects"]["difference"]
     up = sum(value > 0 for value in gain["by_seed"].values())
+    cells = table(["", "accuracy on new problems", "change"], rows, right=True)
     return (
-        f"{table(['', 'accuracy on new problems', 'change'], rows, right=True)}\n\n{len(found['seeds'])} students, each "
-        "distilled from one teacher with the forward KL; 95% Student intervals. On-policy against references at equal steps: "
-        f"{share(gain)}, above zero in {up} of {gain['n']} students."
+        f"{cells}\n\n{len(found['seeds'])} students, each distilled from one teacher with the forward KL; 95% Student "
+        f"intervals. On-policy against references at equal steps: {share(gain)}, above zero in {up} of {gain['n']} "
+        "students."
     )
 
 
 def tradeoff() -> str:
     """The alpha study: quality against faithfulness."""
     found = load("paper/alpha")["student after"]
-    rows = [[name, share(row["reward/all_supported"]), f"{row['rouge2']['mean']:.1f}", f"{row['completion_tokens']['mean']:.1f}"]
-            for name, row in found.items()]  # fmt: skip
+    rows = []
+    for name, row in found.items():
+        others = [f"{row[key]['mean']:.1f}" for key in ("rouge2", "completion_tokens")]
+        rows.append([name, share(row["reward/all_supported"]), *others])
     return table(["", "faithfulness (the reward)", "ROUGE-2", "length in tokens"], rows, right=True)
 
 
@@ -70,9 +74,9 @@ def fast() -> str:
     versions = at("speed/joint", "environment", "packages")
     head = ["one training step", "beside", "CPU, float32", "CPU, bfloat16", "H100, bfloat16"]
     return (
-        f"{table(head, rows)}\n\nSeconds of a step (theirs → ours) and how many times as many valid completion tokens a second, "
-        f"with 95% intervals over rounds; trl {versions['trl']}, same models, prompts and number format; the sizes on the H100 "
-        "are larger."
+        f"{table(head, rows)}\n\nSeconds of a step (theirs → ours) and how many times as many valid completion tokens "
+        f"a second, with 95% intervals over rounds; trl {versions['trl']}, same models, prompts and number format; the "
+        "sizes on the H100 are larger."
     )
 
 
@@ -84,8 +88,8 @@ def verdicts() -> str:
     said = ", ".join(f"{counts[name]} {name}" for name in ("shown", "undecided", "not shown"))
     runs = found["facts"]["runs"]
     return (
-        f"{len(tested)} of {len(found['statements'])} statements of the paper are tested in {runs} runs at the embedded scale, as "
-        f"{sum(counts.values())} claims fixed before the runs: {said}."
+        f"{len(tested)} of {len(found['statements'])} statements of the paper are tested in {runs} runs at the "
+        f"embedded scale, as {sum(counts.values())} claims fixed before the runs: {said}."
     )
 
 
@@ -95,6 +99,10 @@ def facts() -> str:
 
 
 BLOCKS = {
-    "front-run": run, "front-effect": effect, "front-tradeoff": tradeoff, "front-speed": fast, "front-verdicts": verdicts,
+    "front-run": run,
+    "front-effect": effect,
+    "front-tradeoff": tradeoff,
+    "front-speed": fast,
+    "front-verdicts": verdicts,
     "front-facts": facts,
-}  # fmt: skip
+}

@@ -10,7 +10,8 @@ from blocks.settings import prose
 from blocks.values import ROOT, table
 
 ORDER = (
-    "config", "outputs", "losses", "models", "generation", "data", "training", "evaluation", "planning", "pipeline", "cli",
+    "config", "outputs", "losses", "models", "generation", "data", "training", "evaluation", "planning", "pipeline",
+    "cli",
 )  # fmt: skip
 TREES = ("gkd_rl", "reward_models", "experiments")
 

@@ -118,7 +118,10 @@ def study(name: str) -> str:
         lines += [f"Students, {found['students']['rule']}:", candidates(found["students"]["candidates"])]
     lines += ["Trained students:", levels(found["student after"])]
     lines += ["After minus before training:", levels(found["change"])]
-    cost = {row: {"seconds": one["time/total"], "tokens trained": one["tokens/student_trained"]} for row, one in found["cost"].items()}
+    cost = {
+        row: {"seconds": one["time/total"], "tokens trained": one["tokens/student_trained"]}
+        for row, one in found["cost"].items()
+    }
     lines += ["Cost of a run:", levels(cost, lambda one: plain(one["mean"]))]
     return "\n\n".join([*lines, claims(found["claims"])])
 
@@ -190,13 +193,18 @@ def method_claims() -> str:
         if "holds" not in entry:
             continue
         held, seeds = entry["holds"], entry["n"]
-        rows.append([name, shown(entry), f"{held} of {seeds}", "shows" if held == seeds else "does not show in every seed"])
+        rows.append(
+            [name, shown(entry), f"{held} of {seeds}", "shows" if held == seeds else "does not show in every seed"]
+        )
     return table(["claim (left − right, by seed)", "difference", "seeds", ""], rows)
 
 
 def soak() -> str:
     """A long run, its last quarter beside its first after a warm-up."""
-    rows = [[one["what"], plain(one["first"]), plain(one["last"]), "yes" if one["flat"] else "**no**"] for one in at("soak", "rows")]
+    rows = [
+        [one["what"], plain(one["first"]), plain(one["last"]), "yes" if one["flat"] else "**no**"]
+        for one in at("soak", "rows")
+    ]
     return table(["", "first quarter", "last quarter", "within its limit"], rows, right=True)
 
 
@@ -211,5 +219,16 @@ def kills() -> str:
         all_kills = [kill for run in runs for kill in run["kills"]]
         same = sum(not run["differences"] for run in runs)
         torn = sum("half-written" in kill for kill in all_kills)
-        rows.append([case, str(len(runs)), str(len(all_kills)), str(torn), str(sum(run["lost"] for run in runs)), f"{same} of {len(runs)}"])
-    return table(["runs", "number", "kills", "while a checkpoint was written", "steps lost and repeated", "bit-identical"], rows)
+        rows.append(
+            [
+                case,
+                str(len(runs)),
+                str(len(all_kills)),
+                str(torn),
+                str(sum(run["lost"] for run in runs)),
+                f"{same} of {len(runs)}",
+            ]
+        )
+    return table(
+        ["runs", "number", "kills", "while a checkpoint was written", "steps lost and repeated", "bit-identical"], rows
+    )

@@ -1,4 +1,4 @@
-"""Every key of the configuration, walked from the typed schema: its type, its range and where its description stands."""
+"""Every key of the configuration, walked from the typed schema: its type, its range and its description."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from blocks.comments import CONF, YamlFile, files, read
-
 from gkd_rl.config import Config
 from gkd_rl.config.validation import describe_setting
 
@@ -76,7 +75,7 @@ def sources() -> Iterator[YamlFile]:
 
 @cache
 def descriptions() -> dict[str, str]:
-    """Key -> what it does; keys of one field share a description unless they have their own. '' where none is written."""
+    """Key -> what it does ('' without a comment); keys of one field share a description unless they have their own."""
     by_name: dict[str, str] = {}
     for file in sources():
         for name, text in (file.comments | file.groups).items():

@@ -8,15 +8,15 @@ from functools import cache
 from typing import Any
 
 import yaml
-from blocks.comments import CONF, YamlFile, files, read
-from blocks.schema import Key, descriptions, keys
-from blocks.targets import target
-from blocks.values import table
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from blocks.comments import CONF, YamlFile, files, read
+from blocks.schema import Key, descriptions, keys
+from blocks.targets import target
+from blocks.values import table
 from gkd_rl.config import Config
 
 SCALES = ("embedded", "single_gpu", "paper")
@@ -203,7 +203,8 @@ def tasks() -> str:
     for file in files("task"):
         name = file.path.stem
         rows = [
-            _row(key, takes, by_scale(key, name), does, f"{name}.{key}") for key, (takes, does) in free_keys(file).items()
+            _row(key, takes, by_scale(key, name), does, f"{name}.{key}")
+            for key, (takes, does) in free_keys(file).items()
         ]
         scales = ", ".join(f"`scale={scale}`" for scale in SCALES if (scale, name) in presets())
         parts += [f"## task={name}", f"{prose(file.head)} At {scales}.", _table(rows)]

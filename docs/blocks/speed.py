@@ -69,7 +69,10 @@ def cpu() -> str:
 def cpu_steps() -> str:
     """Distillation counted in steps a second, where the sides have different numbers of tokens by chance."""
     rows = []
-    for dtype, name in (("float32, seed 8", "speed/distillation_seed_8"), ("bfloat16, seed 7", "speed/bfloat16/distillation")):
+    for dtype, name in (
+        ("float32, seed 8", "speed/distillation_seed_8"),
+        ("bfloat16, seed 7", "speed/bfloat16/distillation"),
+    ):
         row = load(name)["rows"][1]
         rows.append([dtype, times(row), steps(row)])
     return table(["distillation", "by tokens a second", "by steps a second"], rows)
@@ -98,18 +101,30 @@ def gpu() -> str:
     rows = []
     for what, name, ours, opponent in GPU:
         found = load(f"speed/h100/{name}")["rows"]
-        rows.append([what, opponent, *(f"{seconds(row)}{_memory(row)}" for row in (found[0], found[ours])), times(found[ours])])
+        rows.append(
+            [what, opponent, *(f"{seconds(row)}{_memory(row)}" for row in (found[0], found[ours])), times(found[ours])]
+        )
     first, second = load("speed/h100/distillation")["rows"]
     least = _time(second["seconds a step"]["least"])
     ours = f"{least} in the one round of three that compiled nothing{_memory(second)}"
-    rows.insert(0, ["distillation: 32 prompts, K=1", "DistillationTrainer", f"{seconds(first)}{_memory(first)}", ours, "see below"])
+    rows.insert(
+        0,
+        [
+            "distillation: 32 prompts, K=1",
+            "DistillationTrainer",
+            f"{seconds(first)}{_memory(first)}",
+            ours,
+            "see below",
+        ],
+    )
     return table(["", "opponent", "opponent takes", "ours takes", "times as fast"], rows)
 
 
 def gpu_head() -> str:
     """The output head on an H100."""
     rows = [
-        [row["side"], seconds(row), f"{row['MiB'] / 1024:.2f} GiB", times(row)] for row in load("speed/h100/head")["rows"]
+        [row["side"], seconds(row), f"{row['MiB'] / 1024:.2f} GiB", times(row)]
+        for row in load("speed/h100/head")["rows"]
     ]
     return table(["head: 4,096 tokens, JSD(0.9)", "seconds", "memory", "times as fast"], rows, right=True)
 
