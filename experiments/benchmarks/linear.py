@@ -22,7 +22,7 @@ from experiments.benchmarks import Side, Work, parser_of, summary, take_turns, w
 from experiments.benchmarks.models import our_trainer
 from experiments.benchmarks.steps import Bench, add_sizes
 from gkd_rl.generation.codec import TextCodec
-from gkd_rl.training.step_metrics import ModelCost
+from gkd_rl.training.cost import ModelCost
 from gkd_rl.types import Example
 
 PHASES = ("student", "teacher")

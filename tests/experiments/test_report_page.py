@@ -383,7 +383,7 @@ def test_a_single_run_without_results_still_makes_a_page(browser: Browser, tmp_p
     main([str(run), "--out", str(tmp_path / "page.html")])
     one = Watched(browser, tmp_path / "page.html")
     assert "Learning curves" in one.page.inner_text("#figures") and "Cost" in one.page.inner_text("#missing")
-    assert "kept no such texts" in one.page.inner_text("#samples")
+    assert "have no such texts" in one.page.inner_text("#samples")
     one.close()
 
 

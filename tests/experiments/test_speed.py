@@ -12,7 +12,7 @@ import torch
 
 from experiments.benchmarks import Side, Work, live_bytes, speedup, summary, take_turns
 from experiments.benchmarks import models as shapes
-from gkd_rl.training.step_metrics import profile_lines
+from gkd_rl.training.cost import profile_lines
 
 
 def test_sides_take_turns_and_the_first_round_does_not_count() -> None:

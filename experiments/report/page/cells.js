@@ -1,6 +1,6 @@
-// Plots of areas: heat maps of two settings, and what runs cost.
+// Plots of areas: heat maps of two settings, and bars of costs.
 
-/** Runs that differ in divergence and lambda alone, by what else they share; the largest such set first. */
+/** Sets of runs that differ in divergence and lambda only, by the label of their other settings; the largest first. */
 function heatSlices(figure, runs) {
   const slices = new Map();
   for (const run of finished(runs)) {
@@ -27,7 +27,7 @@ function heat(figure, runs, choice, width) {
   if (!plots.length) return null;
   const note =
     slices.length > 4
-      ? `${slices.length - 4} more sets of runs that differ in other settings too are not drawn: filter for one.`
+      ? `${slices.length - 4} more sets of runs that differ in other settings are not drawn: filter for one.`
       : null;
   return { plots, after: html("div", {}, scaleKey(), note ? html("p", { class: "caption" }, note) : null) };
 }
@@ -76,14 +76,14 @@ function heatPlot(figure, slice, key, width) {
     ),
   );
   const points = [],
-    words = svg("g", { class: "ticks" });
+    labels = svg("g", { class: "ticks" });
   found.forEach((name, j) =>
-    words.append(
+    labels.append(
       svg("text", { x: left + side * (j + 0.5), y: top - 8, "text-anchor": "middle" }, cut(name, side / 6.4)),
     ),
   );
   rows.forEach((lmbda, i) => {
-    words.append(
+    labels.append(
       svg(
         "text",
         { x: left - 8, y: top + tall * (i + 0.5) + 4, "text-anchor": "end" },
@@ -126,7 +126,7 @@ function heatPlot(figure, slice, key, width) {
         });
     });
   });
-  root.append(words);
+  root.append(labels);
   tips(root, points);
   return root;
 }
@@ -138,7 +138,7 @@ function scaleKey() {
 const COSTS = { time: "seconds", flops: "FLOPs, estimated", tokens: "tokens" };
 const NOT_PARTS = ["time/total"];
 
-/** Stacked bars of each group's mean cost by phase. Tokens are side by side in one bar only where they add up. */
+/** Stacked bars of each group's mean cost by phase. */
 function costBars(figure, runs, choice, width) {
   const groups = groupsOf(finished(runs)),
     prefix = `${choice.cost}/`;
@@ -166,19 +166,19 @@ function costBars(figure, runs, choice, width) {
     tabindex: 0,
     "aria-label": `${figure.title}. Arrow keys read its bars.`,
   });
-  const words = svg("g", { class: "ticks" }),
+  const labels = svg("g", { class: "ticks" }),
     grid = svg("g", { class: "grid" }),
     points = [];
   const places = ticks(0, high, Math.max(2, (width - left) / 110));
   for (const value of places) {
     grid.append(svg("line", { x1: px(value), x2: px(value), y1: 4, y2: height - 36 }));
-    words.append(
+    labels.append(
       svg("text", { x: px(value), y: height - 22, "text-anchor": "middle" }, tickText(value, places[1] ?? 1)),
     );
   }
   root.append(
     grid,
-    words,
+    labels,
     svg(
       "text",
       { class: "axis", x: (left + width - 66) / 2, y: height - 4, "text-anchor": "middle" },
@@ -187,7 +187,7 @@ function costBars(figure, runs, choice, width) {
   );
   bars.forEach(({ group, parts }, i) => {
     const y = 4 + tall * i + (narrow ? 18 : 4);
-    words.append(
+    labels.append(
       svg(
         "text",
         narrow ? { x: left, y: y - 5 } : { x: left - 8, y: y + 13, "text-anchor": "end" },
@@ -219,7 +219,7 @@ function costBars(figure, runs, choice, width) {
       });
       from += parts[k];
     });
-    words.append(svg("text", { x: px(totals[i]) + 6, y: y + 13 }, shown(totals[i])));
+    labels.append(svg("text", { x: px(totals[i]) + 6, y: y + 13 }, shown(totals[i])));
   });
   tips(root, points, 12);
   return {

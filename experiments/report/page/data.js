@@ -1,5 +1,5 @@
 "use strict";
-// The data: decoding curves, the runs that the filter leaves, and the groups and lines that they form.
+// The data: decoding curves, the runs that match the filter, and the groups and lines that they form.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const BEFORE = "student before",
@@ -22,17 +22,17 @@ function taskRuns() {
   return DATA.runs.filter((run) => run.task === state.task);
 }
 
-/** What a reader can filter by: short name -> text of the run's value. */
+/** Values of a run for the filter: short name -> value. */
 function facets(run) {
   const found = { group: run.group, seed: run.seed, status: run.status };
   for (const key of ["alpha", "divergence", "lmbda", "train_rows", "temperature"]) found[key] = run.settings[key];
   return found;
 }
 
-/** Whether a run matches one word of the query: `-word`, `key=value`, `key<number`, `key>number`, or part of its text. */
-function matches(run, word) {
-  if (word.length > 1 && word[0] === "-") return !matches(run, word.slice(1));
-  const parts = /^([\w.]+)(<=|>=|<|>|=)(.+)$/.exec(word);
+/** Whether a run matches one term of the query: `-term`, `key=value`, `key<number`, `key>number`, or part of its text. */
+function matches(run, term) {
+  if (term.length > 1 && term[0] === "-") return !matches(run, term.slice(1));
+  const parts = /^([\w.]+)(<=|>=|<|>|=)(.+)$/.exec(term);
   if (parts) {
     const value = facets(run)[parts[1]] ?? settingOf(run, parts[1]);
     if (value !== undefined && value !== null) {
@@ -43,22 +43,22 @@ function matches(run, word) {
       return parts[2] === "<=" ? left <= right : left >= right;
     }
   }
-  return `${run.name} ${run.group} ${run.settings.divergence} ${run.status}`.toLowerCase().includes(word);
+  return `${run.name} ${run.group} ${run.settings.divergence} ${run.status}`.toLowerCase().includes(term);
 }
 
-/** A setting that differs between the runs of the task, as it is typed. */
+/** A setting that differs between the runs of the task, as on the command line. */
 function settingOf(run, key) {
   const by = DATA.tasks[run.task].differing[key];
   return by === undefined ? undefined : by[run.group];
 }
 
 function shownRuns() {
-  const words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
+  const terms = state.query.toLowerCase().split(/\s+/).filter(Boolean);
   return taskRuns().filter((run) => {
     if (state.hidden.has(run.place)) return false;
     const own = facets(run);
     for (const [key, off] of state.values) if (off.has(String(own[key]))) return false;
-    return words.every((word) => matches(run, word));
+    return terms.every((term) => matches(run, term));
   });
 }
 
@@ -66,7 +66,7 @@ function finished(runs) {
   return runs.filter((run) => run.values[AFTER]);
 }
 
-/** Distinct labels in a fixed order: by the lowest alpha within, then by name; the place is the colour. */
+/** Distinct labels in a fixed order: by their lowest alpha, then by name; the index is the colour. */
 function ordered(runs, labelOf) {
   const alphas = new Map();
   for (const run of runs) {
@@ -79,14 +79,14 @@ function ordered(runs, labelOf) {
   );
 }
 
-/** Groups (runs that differ in their seed alone) with their runs; colours do not change with the filter. */
+/** Groups (runs that differ in the seed only) with their runs; colours do not change with the filter. */
 function groupsOf(runs) {
   const order = ordered(taskRuns(), (run) => run.group);
   const found = order.map((label, colour) => ({ label, colour, runs: runs.filter((run) => run.group === label) }));
   return found.filter((group) => group.runs.length);
 }
 
-/** Lines of a figure: groups that differ in what varies along the line alone, each with its points in order. */
+/** Lines of a figure: groups that differ only in the setting that varies along the line, in its order. */
 function linesOf(figure, runs) {
   const lineOf = (run) => run.lines[figure.key];
   const order = ordered(taskRuns(), lineOf);
@@ -102,7 +102,7 @@ function linesOf(figure, runs) {
 
 const decodedCurves = new Map();
 
-/** A run's curve: steps, and for each the mean, lowest and highest value of its bucket; null where it has none. */
+/** A run's curve: steps, and for each the mean, lowest and highest value of its bucket; null if it has none. */
 function curve(run, key) {
   const name = `${run.place} ${key}`;
   if (!decodedCurves.has(name)) decodedCurves.set(name, decode(run, key));
@@ -136,7 +136,7 @@ function stepsOf(grid) {
   return grid.at;
 }
 
-/** What the run had spent on an axis (steps, student_tokens, teacher_tokens, seconds) at each of these steps. */
+/** A run's cost on an axis (steps, student_tokens, teacher_tokens, seconds) at each of these steps. */
 function spentAt(run, axis, steps) {
   if (axis === "steps") return steps;
   const spent = curve(run, axis);
@@ -155,7 +155,7 @@ function curveMetrics(runs) {
 const AXES = {
   steps: "training step",
   student_tokens: "student tokens trained on",
-  teacher_tokens: "teacher tokens written or read",
+  teacher_tokens: "teacher tokens generated or scored",
   seconds: "seconds of training",
 };
 
@@ -172,6 +172,6 @@ function axisLabel(key, change) {
   return (change ? "change in " : "") + label + (unit ? ` (${unit})` : "");
 }
 
-function firstOf(wanted, there) {
-  return wanted.find((key) => there.includes(key)) ?? null;
+function firstOf(wanted, available) {
+  return wanted.find((key) => available.includes(key)) ?? null;
 }

@@ -1,10 +1,10 @@
-// Drawing: elements, axes, markers, legends, and the tooltip that mouse and arrow keys move over a plot's points.
+// Drawing: elements, axes, markers, legends, and a tooltip over a plot's points by mouse and arrow keys.
 
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 8;
 const MARKS = ["circle", "square", "triangle", "diamond", "down", "plus"];
 
-/** An HTML element; text goes in as text, never as markup. */
+/** An HTML element; text is inserted as text, never as markup. */
 function html(tag, attributes = {}, ...children) {
   return filled(document.createElement(tag), attributes, children);
 }
@@ -32,7 +32,7 @@ function dashOf(place) {
   return [null, "6 3", "2 3", "8 3 2 3"][Math.floor(place / COLOURS) % 4];
 }
 
-/** Round places for ticks, about `count` of them and three at least. */
+/** Round numbers for ticks, about `count` of them and at least three. */
 function ticks(low, high, count) {
   const found = roundPlaces(low, high, Math.max(count, 1));
   return found.length >= 3 || count > 12 ? found : ticks(low, high, count * 1.5);
@@ -72,7 +72,7 @@ function range(values, margin = 0.06) {
 
 /**
  * Axes of a plot.
- * x and y: { low, high, label, log, at } with `at` the ticks where they are given; returns { root, layer, px, py, box }.
+ * x and y: { low, high, label, log, at } with `at` the ticks if they are given; returns { root, layer, px, py, box }.
  */
 function axes({ width, height, x, y, name, zero = false }) {
   const box = { left: 50, right: width - 14, top: 26, bottom: height - 42 };
@@ -95,21 +95,21 @@ function axes({ width, height, x, y, name, zero = false }) {
     "aria-label": `${name}. Arrow keys read its points.`,
   });
   const grid = svg("g", { class: "grid" }),
-    words = svg("g", { class: "ticks" });
+    labels = svg("g", { class: "ticks" });
   const yTicks = y.at ?? ticks(y.low, y.high, Math.max(3, (box.bottom - box.top) / 48));
   for (const value of yTicks) {
     const at = py(value);
     grid.append(svg("line", { x1: box.left, x2: box.right, y1: at, y2: at }));
-    words.append(
+    labels.append(
       svg("text", { x: box.left - 7, y: at + 4, "text-anchor": "end" }, tickText(value, yTicks[1] - yTicks[0] || 1)),
     );
   }
   const xTicks = x.at ?? ticks(x.low, x.high, Math.max(2, (box.right - box.left) / 90));
   for (const value of xTicks) {
     const at = px(value),
-      text = x.words?.(value) ?? tickText(value, Math.abs(xTicks[1] - xTicks[0]) || 1);
+      text = x.text?.(value) ?? tickText(value, Math.abs(xTicks[1] - xTicks[0]) || 1);
     grid.append(svg("line", { class: "tick", x1: at, x2: at, y1: box.bottom, y2: box.bottom + 4 }));
-    words.append(svg("text", { x: at, y: box.bottom + 17, "text-anchor": "middle" }, text));
+    labels.append(svg("text", { x: at, y: box.bottom + 17, "text-anchor": "middle" }, text));
   }
   const frame = svg(
     "g",
@@ -126,7 +126,7 @@ function axes({ width, height, x, y, name, zero = false }) {
     ),
   );
   const layer = svg("g");
-  root.append(grid, words, frame, layer);
+  root.append(grid, labels, frame, layer);
   return { root, layer, px, py, box };
 }
 
@@ -134,7 +134,7 @@ function cut(text, length) {
   return text.length > length ? `${text.slice(0, Math.max(1, Math.floor(length) - 1))}…` : text;
 }
 
-/** A marker of about `size` pixels; its shape tells apart what colours may not. */
+/** A marker of about `size` pixels; shapes distinguish lines where colours do not suffice. */
 function mark(shape, x, y, size = 5, extra = {}) {
   const s = size;
   const paths = {
@@ -173,7 +173,7 @@ function pathOf(points) {
   return text;
 }
 
-/** The key to a figure: { label, colour, shape, line, plain }. Pointing at an entry lifts its set in every plot beside it. */
+/** A legend of { label, colour, shape, line, plain }. Pointing at an entry highlights its set in every plot of the figure. */
 function legend(entries) {
   const list = html("ul", { class: "legend" });
   for (const entry of entries) {
@@ -196,16 +196,16 @@ function legend(entries) {
       );
     if (entry.box) swatch.append(svg("rect", { class: "area", x: 5, y: 1, width: 16, height: 10 }));
     if (entry.shape) swatch.append(mark(entry.shape, 13, 6, 4, { class: entry.hollow ? "mark hollow" : "mark" }));
-    const lift = (set) => () => highlight(list.closest(".figure"), set);
+    const enter = (set) => () => highlight(list.closest(".figure"), set);
     list.append(
       html(
         "li",
         {
           tabindex: entry.label === null ? null : 0,
-          onpointerenter: lift(entry.label),
-          onfocus: lift(entry.label),
-          onpointerleave: lift(null),
-          onblur: lift(null),
+          onpointerenter: enter(entry.label),
+          onfocus: enter(entry.label),
+          onpointerleave: enter(null),
+          onblur: enter(null),
         },
         swatch,
         html("span", {}, entry.label),
@@ -247,7 +247,7 @@ function hideTip(root) {
   highlight(root.closest(".figure"), null);
 }
 
-/** Tooltips over the points of a plot ({ x, y, lines, set }): the nearest one of the mouse, and by arrow keys. */
+/** Tooltips over the points of a plot ({ x, y, lines, set }): the point nearest to the mouse, and by arrow keys. */
 function tips(root, points, reach = 40) {
   let at = -1;
   root.addEventListener("pointermove", (event) => {
@@ -278,7 +278,7 @@ function tips(root, points, reach = 40) {
   });
 }
 
-/** The point that an arrow key leads to: left and right within a set, up and down to the next set; null for other keys. */
+/** The next point for an arrow key: left and right within a set, up and down to the next set; null for other keys. */
 function stepped(points, at, key) {
   if (!points.length || !["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"].includes(key)) return null;
   if (at < 0) return 0;

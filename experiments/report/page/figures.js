@@ -1,23 +1,23 @@
-// Figures: what the reader selects in each, the drawing, the caption, and the list of those that the runs cannot fill.
+// Figures: their controls, drawing and captions, and the list of figures that the runs have no data for.
 
 const DRAW = { scatter, curves: curvesFigure, heat, sweep, profile, lengths, bars: costBars };
 const HOW = {
   scatter:
-    "Bars: 95% bootstrap intervals over seeds (over the held-out rows where there is one seed). Ringed points are on the Pareto front.",
+    "Bars: 95% bootstrap intervals over seeds (over the held-out rows if there is one seed). Ringed points are on the Pareto front.",
   curves: () =>
     `Lines: means over seeds; bands: from the lowest to the highest seed (not drawn for more than ${MOST_BANDS} groups). Curves of more than ${3 * DATA.points} values are drawn from ${DATA.points} buckets that keep mean, lowest and highest value.`,
   heat: "Numbers: means over seeds.",
   sweep:
-    "Bars: 95% bootstrap intervals over seeds (over the held-out rows where there is one seed). Lines join runs whose other settings agree.",
+    "Bars: 95% bootstrap intervals over seeds (over the held-out rows if there is one seed). Lines join runs whose other settings agree.",
   profile: "Means over seeds.",
   lengths:
-    "All seeds of a group together. Grey: the reference, the student before and the teacher. The last place holds all longer ones.",
+    "All seeds of a group together. Grey: the reference, the student before and the teacher. The last bin counts all longer completions.",
   bars: "",
 };
 const drawn = new Map();
-let pageWidth = 800; // read once for all figures: each reading makes the browser lay the page out
+let pageWidth = 800; // read once for all figures: each access makes the browser compute the layout
 
-/** The choices of a figure: what stands selected, kept while the reader changes other things. */
+/** The selections of a figure; a selection is kept as long as the runs have it. */
 function choiceOf(figure, runs) {
   const kept = drawn.get(figure.key).choice,
     done = finished(runs),
@@ -68,7 +68,7 @@ function select(label, options, value, onchange) {
   return html("label", {}, html("span", {}, label), box);
 }
 
-/** Options of a selection of metrics, those of greedy and of sampled texts apart. */
+/** Options of a selection of metrics, greedy and sampled separately. */
 function metricOptions(keys) {
   const entry = (key) => [key, labelOf(key)];
   const [sampled, other] = [
@@ -112,8 +112,8 @@ function controlsOf(figure, runs, choice, redraw) {
 
 function curveControls(figure, runs, choice, redraw) {
   const most = Math.max(1, Math.round(longestRun(runs) / 4));
-  const words = () => (choice.halfLife ? `half-life ${choice.halfLife} steps` : "none");
-  const said = html("output", {}, words());
+  const text = () => (choice.halfLife ? `half-life ${choice.halfLife} steps` : "none");
+  const output = html("output", {}, text());
   const slider = html("input", {
     type: "range",
     min: 0,
@@ -121,7 +121,7 @@ function curveControls(figure, runs, choice, redraw) {
     value: Math.min(choice.halfLife, most),
     oninput: (event) => {
       choice.halfLife = Number(event.target.value);
-      said.textContent = words();
+      output.textContent = text();
       redraw(true);
     },
   });
@@ -133,7 +133,7 @@ function curveControls(figure, runs, choice, redraw) {
       choice.axis = value;
       redraw(true);
     }),
-    html("label", {}, html("span", {}, "smoothing"), slider, said),
+    html("label", {}, html("span", {}, "smoothing"), slider, output),
   ];
   if (!figure.controls) return found;
   const keys = curveMetrics(runs);
@@ -145,7 +145,7 @@ function curveControls(figure, runs, choice, redraw) {
   return found;
 }
 
-/** Draw a figure anew, and tell whether the runs can fill it; `plotsOnly` leaves its controls as they are, so that a slider can be dragged. */
+/** Draw a figure, and return whether the runs have data for it; `plotsOnly` keeps its controls, so that a slider can be dragged. */
 function drawFigure(figure, plotsOnly = false) {
   const place = drawn.get(figure.key),
     runs = shownRuns();
@@ -164,13 +164,13 @@ function drawFigure(figure, plotsOnly = false) {
           found.legend ?? "",
           found.after ?? "",
         ]
-      : [html("p", { class: "lacks" }, `Not drawn: no run that the filter leaves has it. It needs ${figure.lacks}.`)]),
+      : [html("p", { class: "lacks" }, `Not drawn: no selected run has the data. It needs ${figure.lacks}.`)]),
   );
   place.caption.textContent = found ? `${figure.caption} ${how}`.trim() : "";
   return found !== null;
 }
 
-/** Figures that the task's runs can fill, numbered, and the list of the others with what they need. */
+/** Create the figures that the task's runs have data for, numbered, and the list of the others with what they need. */
 function layFigures(parent, missing) {
   parent.replaceChildren();
   drawn.clear();
@@ -213,7 +213,7 @@ function redrawFigures() {
   for (const figure of DATA.figures) if (drawn.has(figure.key)) drawFigure(figure);
 }
 
-/** Once the page has another width. */
+/** Redraw after the page's width has changed. */
 function refitFigures() {
   pageWidth = document.getElementById("figures").clientWidth;
   for (const figure of DATA.figures) {

@@ -1,9 +1,9 @@
-// Plots of lines: learning curves, numbers by position, and lengths.
+// Plots of lines: learning curves, divergence by position, and lengths.
 
-const COMMON_PLACES = 160;
+const COMMON_POSITIONS = 160;
 const MOST_BANDS = 12;
 
-/** A group's curve: mean over seeds at common places of the axis, and between which values the seeds lie. */
+/** A group's curve: mean, lowest and highest value over seeds at common positions of the axis. */
 function groupCurve(group, key, axis, halfLife) {
   const seeds = group.runs.flatMap((run) => {
     const found = curve(run, key);
@@ -22,7 +22,7 @@ function groupCurve(group, key, axis, halfLife) {
   if (!same && low >= high) return null;
   const xs = same
     ? first
-    : Float64Array.from({ length: COMMON_PLACES }, (_, i) => low + ((high - low) * i) / (COMMON_PLACES - 1));
+    : Float64Array.from({ length: COMMON_POSITIONS }, (_, i) => low + ((high - low) * i) / (COMMON_POSITIONS - 1));
   const at = (one, part, i) => (same ? one[part][i] : interpolated(one.xs, one[part], xs[i]));
   const line = {
     xs,
@@ -39,7 +39,7 @@ function groupCurve(group, key, axis, halfLife) {
   return line;
 }
 
-/** One small plot of a metric; null where no run has it. */
+/** One small plot of a metric; null if no run has it. */
 function curvePlot(key, groups, axis, halfLife, width, height) {
   const found = groups
     .map((group) => ({ group, line: groupCurve(group, key, axis, halfLife) }))
@@ -83,7 +83,7 @@ function curvePlot(key, groups, axis, halfLife, width, height) {
         x: plot.px(line.xs[i]),
         y: plot.py(line.mean[i]),
         set: group.label,
-        lines: () => curveWords(group, key, axis, line, i),
+        lines: () => curveText(group, key, axis, line, i),
       });
     }
   }
@@ -91,7 +91,7 @@ function curvePlot(key, groups, axis, halfLife, width, height) {
   return plot.root;
 }
 
-function curveWords(group, key, axis, line, i) {
+function curveText(group, key, axis, line, i) {
   const spread = line.high[i] > line.low[i] ? [`from ${shown(line.low[i])} to ${shown(line.high[i])}`] : [];
   const seeds = line.seeds > 1 ? `mean of ${line.seeds} seeds` : "one seed";
   return [
@@ -128,7 +128,7 @@ function profile(figure, runs, choice, width) {
   const groups = groupsOf(finished(runs));
   const plots = keys.map((key) => {
     const lines = groups
-      .map((group) => ({ group, values: meanByPlace(group.runs.map((run) => run.profiles[key]).filter(Boolean)) }))
+      .map((group) => ({ group, values: meanByPosition(group.runs.map((run) => run.profiles[key]).filter(Boolean)) }))
       .filter((one) => one.values.length);
     const [low, high] = range(lines.flatMap((one) => one.values));
     const longest = Math.max(...lines.map((one) => one.values.length));
@@ -170,15 +170,15 @@ function profile(figure, runs, choice, width) {
   };
 }
 
-function meanByPlace(lists) {
-  const reached = lists.length ? Math.min(...lists.map((list) => list.length)) : 0; // by all: no seed speaks for others
+function meanByPosition(lists) {
+  const reached = lists.length ? Math.min(...lists.map((list) => list.length)) : 0; // positions that all seeds have
   return Array.from({ length: reached }, (_, i) => {
     const there = lists.map((list) => list[i]).filter((value) => Number.isFinite(value));
     return there.length ? mean(there) : null;
   });
 }
 
-/** Shares of the rows by number of words, of the models of each group; long tails end in one place. */
+/** Shares of the rows by number of words, for the models of each group; the last bin counts all longer ones. */
 function lengths(figure, runs, choice, width) {
   const groups = groupsOf(runs.filter((run) => Object.keys(run.lengths).length));
   if (!groups.length) return null;
@@ -198,7 +198,7 @@ function lengths(figure, runs, choice, width) {
     })),
   ].filter((set) => set.counts.size);
   const lengthsThere = sets.flatMap((set) => [...set.counts.keys()]);
-  const longest = Math.max(...sets.map((set) => placeOf(set.counts, 0.995)), 1),
+  const longest = Math.max(...sets.map((set) => quantileOfWords(set.counts, 0.995)), 1),
     shortest = Math.min(...lengthsThere, longest - 1);
   const bin = Math.max(1, Math.ceil((longest - shortest) / 40));
   for (const set of sets) set.shares = shares(set.counts, shortest, longest, bin);
@@ -256,8 +256,8 @@ function summed(runs, model) {
   return counts;
 }
 
-/** The number of words that this share of the rows does not pass. */
-function placeOf(counts, share) {
+/** The quantile of the number of words: this share of the rows has at most as many. */
+function quantileOfWords(counts, share) {
   const total = [...counts.values()].reduce((sum, rows) => sum + rows, 0);
   let seen = 0;
   for (const [words, rows] of [...counts].sort((a, b) => a[0] - b[0]))

@@ -18,7 +18,7 @@ function debounced(action, wait) {
   };
 }
 
-/** Boxes for each value of what differs between the task's runs. */
+/** A checkbox for each value of the settings that differ between the task's runs. */
 function layFacets() {
   const runs = taskRuns(),
     parent = document.getElementById("facets");
@@ -41,7 +41,7 @@ function facet(key, values) {
     state.values.set(key, off);
     changed();
   };
-  const words = { lmbda: "lambda", train_rows: "training prompts" };
+  const names = { lmbda: "lambda", train_rows: "training prompts" };
   const boxes = values.map((value) =>
     html(
       "label",
@@ -56,10 +56,10 @@ function facet(key, values) {
       html("span", {}, value === "null" ? "none" : value),
     ),
   );
-  return html("fieldset", {}, html("legend", {}, words[key] ?? key), ...boxes);
+  return html("fieldset", {}, html("legend", {}, names[key] ?? key), ...boxes);
 }
 
-function sayCount() {
+function showCount() {
   const runs = shownRuns(),
     all = taskRuns();
   document.getElementById("count").textContent =
@@ -87,7 +87,7 @@ function openTask(place) {
   layFigures(document.getElementById("figures"), document.getElementById("missing"));
   tableControls();
   browserControls();
-  [sayCount, drawTable, drawDifferences, drawBrowser].forEach((draw) => draw());
+  [showCount, drawTable, drawDifferences, drawBrowser].forEach((draw) => draw());
 }
 
 function layTasks() {
@@ -118,7 +118,7 @@ function layProblems() {
   parent.closest("section").hidden = !DATA.problems.length;
   parent.replaceChildren(
     ...DATA.problems.map((run) =>
-      html("li", {}, html("b", {}, run.name), ` ${run.status}: ${run.error ?? "no reason known"}`),
+      html("li", {}, html("b", {}, run.name), ` ${run.status}: ${run.error ?? "unknown reason"}`),
     ),
   );
 }
@@ -133,7 +133,7 @@ function start() {
   layTasks();
   layProblems();
   openTask(0);
-  listeners.push(sayCount, redrawFigures, drawTable, drawDifferences, drawBrowser);
+  listeners.push(showCount, redrawFigures, drawTable, drawDifferences, drawBrowser);
   document.getElementById("query").addEventListener(
     "input",
     debounced(() => {

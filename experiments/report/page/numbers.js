@@ -1,4 +1,4 @@
-// Numbers: words for them, intervals over seeds, smoothing, the Pareto front and its hypervolume.
+// Numbers: formatting, intervals over seeds, smoothing, the Pareto front and its hypervolume.
 
 const RESAMPLES = 2000;
 const estimates = new Map();
@@ -43,7 +43,7 @@ function randomNumbers(seed) {
   };
 }
 
-/** Mean with its 95% percentile bootstrap interval over the values, as gkd_rl.uncertainty has it. */
+/** Mean with its 95% percentile bootstrap interval over the values, as in gkd_rl.evaluation.uncertainty. */
 function estimate(values) {
   const count = values.length;
   if (count === 1) return { mean: values[0], low: null, high: null, n: 1 };
@@ -64,7 +64,7 @@ function quantile(sorted, share) {
   return sorted[below] + (at - below) * ((sorted[below + 1] ?? sorted[below]) - sorted[below]);
 }
 
-/** A metric of one model over runs: over seeds where there are several, else over the held-out rows of the one run. */
+/** A metric of one model: over seeds if there are several runs, else over the held-out rows of the one run. */
 function overSeeds(runs, model, key) {
   const found = runs.map((run) => run.values[model]?.[key]).filter(Boolean);
   if (!found.length) return null;
@@ -77,7 +77,7 @@ function overSeeds(runs, model, key) {
   return { mean: value, low, high, n, over: "rows" };
 }
 
-/** The teacher's distance from the student before, by run. */
+/** The difference teacher - student before, over runs. */
 function teacherChange(runs, key) {
   const gaps = runs.map((run) => [run.values[TEACHER]?.[key], run.values[BEFORE]?.[key]]).filter(([a, b]) => a && b);
   return gaps.length ? { ...estimate(gaps.map(([a, b]) => a[0] - b[0])), over: "seeds" } : null;
@@ -90,7 +90,7 @@ function estimateText(one) {
   return shown(one.mean) + interval + over;
 }
 
-/** y at x, straight between the points; x is kept within them. */
+/** y at x by linear interpolation; x is clamped to the range of the points. */
 function interpolated(xs, ys, x) {
   let low = 0,
     high = xs.length - 1;
@@ -105,7 +105,7 @@ function interpolated(xs, ys, x) {
   return gap ? ys[low] + ((x - xs[low]) / gap) * (ys[high] - ys[low]) : ys[high];
 }
 
-/** Exponential moving average whose memory halves every `halfLife` steps, corrected for its start. */
+/** Exponential moving average with this half-life in steps, with bias correction. */
 function smoothed(steps, values, halfLife) {
   if (!halfLife) return values;
   const out = new Float64Array(values.length);
@@ -120,7 +120,7 @@ function smoothed(steps, values, halfLife) {
   return out;
 }
 
-/** Points that no other is better than on one axis and as good on the other; signs are 1 where higher is better. */
+/** Points that no other point dominates (better on one axis and at least as good on the other); signs are 1 if higher is better. */
 function paretoFront(points, signX, signY) {
   const better = (a, b) => {
     const dx = signX * (a.x - b.x),

@@ -1,6 +1,6 @@
 // Plots of points: a trade-off of two metrics with its Pareto front, and a metric along one setting.
 
-/** Estimates of a line's groups on two metrics, of those that have both. */
+/** Estimates of two metrics of a line's groups that have both. */
 function tradePoints(line, xKey, yKey, model) {
   return line.points.flatMap((group) => {
     const x = overSeeds(finished(group.runs), model, xKey),
@@ -85,14 +85,14 @@ function scatter(figure, runs, choice, width) {
     });
   }
   const short = figure.along === "temperature" ? "τ" : "α";
-  const words = [
+  const labels = [
     ...points.map((one) => ({ x: plot.px(one.x), y: plot.py(one.y), text: labelled(one, lines, short) })),
     ...anchors.map((one) => ({ x: plot.px(one.x), y: plot.py(one.y), text: one.name })),
   ];
-  plot.layer.append(...placedWords(words, plot.box));
+  plot.layer.append(...placedLabels(labels, plot.box));
   tips(plot.root, tipsOf);
   const entries = lines.map((line) => ({
-    label: line.label + (line.initial ? " (RLEF*: held to the initial student)" : ""),
+    label: line.label + (line.initial ? " (RLEF*: regularised towards the initial student)" : ""),
     colour: line.colour,
     shape: MARKS[line.colour % MARKS.length],
   }));
@@ -110,7 +110,7 @@ function scatter(figure, runs, choice, width) {
   };
 }
 
-/** A line of several points has the setting at each; one of a single point its name. */
+/** The label of a point: the setting on a line of several points, else the group's name. */
 function labelled(one, lines, short) {
   const several = one.line.found.length > 1;
   if (several && one.along !== null) return `${short} ${trimmed(Number(one.along).toFixed(3))}`;
@@ -127,7 +127,7 @@ function bars(plot, one) {
   return found;
 }
 
-/** The border of what the front dominates. */
+/** The border of the area that the front dominates. */
 function staircase(front, [signX, signY], plot) {
   const edgeX = signX > 0 ? plot.box.left : plot.box.right,
     edgeY = signY > 0 ? plot.box.bottom : plot.box.top;
@@ -141,19 +141,19 @@ function staircase(front, [signX, signY], plot) {
   return found;
 }
 
-/** Words beside their points, each at the first of eight places where it covers neither a point nor another word. */
-function placedWords(words, box) {
-  const taken = words.map((word) => [word.x - 7, word.x + 7, word.y - 7, word.y + 7]);
+/** Labels beside their points, each at the first of eight places where it covers neither a point nor another label. */
+function placedLabels(labels, box) {
+  const taken = labels.map((label) => [label.x - 7, label.x + 7, label.y - 7, label.y + 7]);
   const free = (area) =>
     area[0] >= box.left &&
     area[1] <= box.right &&
     area[2] >= box.top - 8 &&
     area[3] <= box.bottom &&
     taken.every((one) => area[1] < one[0] || area[0] > one[1] || area[3] < one[2] || area[2] > one[3]);
-  return words
-    .filter((word) => word.text)
-    .flatMap((word) => {
-      const size = word.text.length * 6.3;
+  return labels
+    .filter((label) => label.text)
+    .flatMap((label) => {
+      const size = label.text.length * 6.3;
       const places = [
         [9, -9],
         [9, 18],
@@ -165,15 +165,15 @@ function placedWords(words, box) {
         [-size / 2, 22],
       ];
       const found = places
-        .map(([dx, dy]) => [word.x + dx, word.x + dx + size, word.y + dy - 11, word.y + dy + 3])
+        .map(([dx, dy]) => [label.x + dx, label.x + dx + size, label.y + dy - 11, label.y + dy + 3])
         .find(free);
       if (!found) return [];
       taken.push(found);
-      return [svg("text", { class: "word", x: found[0], y: found[3] - 3 }, word.text)];
+      return [svg("text", { class: "word", x: found[0], y: found[3] - 3 }, label.text)];
     });
 }
 
-/** The hypervolume of each line and of all together, as shares of the box that holds every point drawn. */
+/** The hypervolume of each line and of all together, as shares of the bounding box of all points. */
 function volumes(lines, all, signs) {
   const ends = (part, sign) => {
     const values = all.map((one) => one[part]).sort((a, b) => sign * (a - b));
@@ -194,7 +194,7 @@ function volumes(lines, all, signs) {
       html(
         "thead",
         {},
-        html("tr", {}, ...["", "points", "share of the box"].map((word) => html("th", { scope: "col" }, word))),
+        html("tr", {}, ...["", "points", "share of the box"].map((heading) => html("th", { scope: "col" }, heading))),
       ),
       html(
         "tbody",
@@ -213,7 +213,7 @@ function volumes(lines, all, signs) {
     html(
       "p",
       { class: "caption" },
-      "The area that a line's points dominate, as a share of the box from the worst to the best value drawn on each axis, teacher and student before included: a number to compare the lines of this figure with, and no other.",
+      "The area that a line's points dominate, as a share of the box from the worst to the best value drawn on each axis, teacher and student before included. It compares the lines of this figure only.",
     ),
   );
 }
@@ -240,7 +240,7 @@ function sweep(figure, runs, choice, width) {
     width,
     height: Math.min(400, Math.max(280, width * 0.5)),
     name: figure.title,
-    x: { low: xLow, high: xHigh, label, log, at: places, words: (value) => value.toLocaleString("en-US") },
+    x: { low: xLow, high: xHigh, label, log, at: places, text: (value) => value.toLocaleString("en-US") },
     y: { low: yLow, high: yHigh, label: axisLabel(choice.y) },
   });
   const tipsOf = [];

@@ -1,4 +1,4 @@
-// Tables: the runs, sorted and chosen, and the settings that tell them apart.
+// Tables: the runs, sorted and selected, and the settings that differ between them.
 
 const table = { sort: "name", down: false, model: AFTER, columns: null };
 
@@ -108,7 +108,7 @@ function drawTable() {
     );
 }
 
-/** Numbers by size, words by the alphabet, what is absent last. */
+/** Numbers by size, text alphabetically, absent values last. */
 function compared(a, b) {
   if (a === null || a === undefined) return b === null || b === undefined ? 0 : 1;
   if (b === null || b === undefined) return -1;
@@ -150,7 +150,7 @@ function tableControls() {
   );
 }
 
-/** Settings that differ between the groups that are shown, a row each. */
+/** Settings that differ between the selected groups, one row each. */
 function drawDifferences() {
   const groups = groupsOf(shownRuns()).map((group) => group.label),
     by = DATA.tasks[state.task]?.differing ?? {};
@@ -158,7 +158,7 @@ function drawDifferences() {
   const section = document.getElementById("differences");
   if (!keys.length) {
     section.replaceChildren(
-      html("p", { class: "lacks" }, "The runs that are shown differ in nothing but their seeds."),
+      html("p", { class: "lacks" }, "The selected runs differ in their seeds only."),
     );
     return;
   }

@@ -1,4 +1,4 @@
-// The sample browser: one prompt, and beside each other what every run that is shown made of it.
+// The sample browser: one prompt with the completions of every selected run.
 
 const browser = { source: "held_out", at: 0, search: "" };
 
@@ -23,7 +23,7 @@ function browserRows() {
   });
 }
 
-/** A text with its unsupported words marked; marks are elements around text nodes, so that no text can be more than text. */
+/** A text with its unsupported claims marked; marks are elements around text nodes, so that no text becomes markup. */
 function shownText(place) {
   const entry = DATA.texts[place],
     parts = [];
@@ -31,7 +31,7 @@ function shownText(place) {
   for (const [start, end] of entry.spans ?? []) {
     parts.push(
       entry.text.slice(from, start),
-      html("mark", { title: "the article does not say so" }, entry.text.slice(start, end)),
+      html("mark", { title: "not supported by the article" }, entry.text.slice(start, end)),
     );
     from = end;
   }
@@ -43,13 +43,13 @@ function shownText(place) {
   return html("bdi", { class: "text" }, ...parts.filter((part) => part !== ""));
 }
 
-/** Who wrote a text -> the text, in the order of reading; those who wrote the same share an entry. */
-function writers(row) {
+/** Completions of a row with their models and runs, in display order; equal completions of a model share an entry. */
+function completionsOf(row) {
   const found = new Map();
-  const add = (who, model, place, reward) => {
+  const add = (source, model, place, reward) => {
     const key = `${model === AFTER ? 1 : 0} ${place} ${reward ?? ""}`;
-    if (!found.has(key)) found.set(key, { model, place, reward, who: [] });
-    found.get(key).who.push(who);
+    if (!found.has(key)) found.set(key, { model, place, reward, sources: [] });
+    found.get(key).sources.push(source);
   };
   for (const group of groupsOf(shownRuns())) {
     for (const run of group.runs) {
@@ -63,14 +63,14 @@ function writers(row) {
   return [...found.values()].sort((a, b) => rank(a) - rank(b));
 }
 
-/** `RL, seed 1, 2`: runs of one text by their groups. */
-function whoText(entry) {
-  const runs = entry.who.map((one) => one.run);
+/** `RL, seeds 1, 2`: the sources of a completion by group. */
+function sourceText(entry) {
+  const runs = entry.sources.map((one) => one.run);
   const seeds = (found) => {
     const all = [...new Set(found.map((run) => run.seed))];
     return `seed${all.length > 1 ? "s" : ""} ${all.join(", ")}`;
   };
-  if (entry.model === TEACHER) return entry.who.length > 1 ? "teacher" : `teacher (${runs[0].name})`;
+  if (entry.model === TEACHER) return entry.sources.length > 1 ? "teacher" : `teacher (${runs[0].name})`;
   if (entry.model === BEFORE) return `student before, ${seeds(runs)}`;
   const groups = [...new Set(runs.map((run) => run.group))];
   const tail = browser.source === "training" && entry.model !== "student" ? ` (from the ${entry.model})` : "";
@@ -90,14 +90,14 @@ function drawBrowser() {
         "p",
         { class: "lacks" },
         browser.search
-          ? "No kept row of the runs that are shown has this text."
-          : "The runs that are shown kept no such texts (predictions.jsonl, samples.jsonl).",
+          ? "No stored row of the selected runs contains this text."
+          : "The selected runs have no such texts (predictions.jsonl, samples.jsonl).",
       ),
     );
     return;
   }
   const row = rows[browser.at];
-  const line = (who, body, note, extra = "", colour = null) =>
+  const line = (source, body, note, extra = "", colour = null) =>
     html(
       "tr",
       { class: extra },
@@ -105,29 +105,29 @@ function drawBrowser() {
         "th",
         { scope: "row" },
         colour === null ? null : html("span", { class: `dot ${colourClass(colour)}`, "aria-hidden": "true" }),
-        who,
+        source,
       ),
       html("td", {}, body),
       html("td", { class: "note" }, note ?? ""),
     );
   const colours = new Map(groupsOf(taskRuns()).map((group) => [group.label, group.colour]));
-  const lines = writers(row).map((entry) => {
+  const lines = completionsOf(row).map((entry) => {
     const note = [DATA.texts[entry.place].note, entry.reward === undefined ? null : `reward ${shown(entry.reward)}`]
       .filter(Boolean)
       .join("; ");
     const own = ![TEACHER, BEFORE].includes(entry.model);
     return line(
-      whoText(entry),
+      sourceText(entry),
       shownText(entry.place),
       note,
       own ? "own" : "other",
-      own ? colours.get(entry.who[0].run.group) : null,
+      own ? colours.get(entry.sources[0].run.group) : null,
     );
   });
   const where = browser.source === "held_out" ? `row ${row.row}` : `step ${row.step}`;
   const prompt =
     row.prompt === null
-      ? html("span", { class: "lacks" }, "not kept: predictions.jsonl of these runs holds no prompts")
+      ? html("span", { class: "lacks" }, "not stored: predictions.jsonl of these runs has no prompts")
       : shownText(row.prompt);
   place.replaceChildren(
     html(
