@@ -27,8 +27,8 @@ def run() -> str:
     rows, machine = len(at("first_run", "eval", "student after")), f"{found['cpu_count']} cores of {found['cpu']}"
     all_, steps = clock(took["all"]), clock(took["steps"])
     return (
-        f"{first_run(FIRST)}\n\nSome of its {rows} rows; brackets are 95% bootstrap intervals over test rows. The first "
-        f"time it took {all_} on {machine}, {steps} of them for the training steps; most of the rest is for the "
+        f"{first_run(FIRST)}\n\nSome of its {rows} rows; brackets are 95% bootstrap intervals over test rows. The "
+        f"first time it took {all_} on {machine}, {steps} of them for the training steps; most of the rest is for the "
         "supervised models and the reward model, which are kept for later runs."
     )
 
