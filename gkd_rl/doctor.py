@@ -1,7 +1,7 @@
-"""Entry point: `python -m gkd_rl.doctor experiment=xsum_rl scale=single_gpu` looks at a run before it costs anything.
+"""Entry point: `python -m gkd_rl.doctor experiment=xsum_rl scale=single_gpu` checks a run without starting it.
 
-Weights that are on this disk and small are read, with --weights any that are on it; nothing is trained.
-Exit status 0: nothing speaks against the run; 1: a check failed; 2: the settings are refused.
+Settings, data, checkpoints, memory, disk and devices are checked; nothing is trained. Small local weights are loaded,
+with --weights those of any size. Exit status 0: no check failed; 1: a check failed; 2: the settings are refused.
 """
 
 from __future__ import annotations
@@ -15,28 +15,26 @@ from gkd_rl.cli.command_line import check_command_line
 from gkd_rl.config import Config
 from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError, GkdRlError
-from gkd_rl.planning.checks import FAILED, summary
 from gkd_rl.run import find_config_dir, message
 
 
 def main(arguments: list[str]) -> int:
-    """Examine the run that `arguments` describe, print what was found, and return the exit status."""
+    """Check the run that `arguments` configure, print the result of each check, and return the exit status."""
     large = "--weights" in arguments
     try:
         config = _configured([argument for argument in arguments if argument != "--weights"])
     except GkdRlError as error:
         sys.stderr.write(message(error))
         return 2
-    from gkd_rl.pipeline.preflight import (
-        run_checks,  # here, so that a wrong setting is refused before torch is imported
-    )
+    from gkd_rl.pipeline.doctor_checks import run_checks  # after the settings are checked: these import torch
+    from gkd_rl.planning.checks import FAILED, summary
 
-    findings = []
-    for finding in run_checks(config, large=large):
-        print(finding, flush=True)  # noqa: T201
-        findings.append(finding)
-    print(summary(findings))  # noqa: T201
-    return int(any(finding.state == FAILED for finding in findings))
+    results = []
+    for result in run_checks(config, large=large):
+        print(result, flush=True)  # noqa: T201
+        results.append(result)
+    print(summary(results))  # noqa: T201
+    return int(any(result.state == FAILED for result in results))
 
 
 def _configured(arguments: list[str]) -> Config:
@@ -48,7 +46,7 @@ def _configured(arguments: list[str]) -> Config:
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
         raise ConfigError(
-            [f"{flags[0]}: the doctor looks at one run and takes its settings and --weights only, e.g. alpha=0.5."]
+            [f"{flags[0]}: the doctor checks one run and takes its settings and --weights only, e.g. alpha=0.5."]
         )
     check_command_line(find_config_dir(), arguments)
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):

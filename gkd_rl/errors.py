@@ -1,11 +1,8 @@
-"""The package's one family of errors.
+"""The package's errors: one base class, and the translation of faults of the machine into it.
 
-Every message names the key, the value, what is allowed and what to type instead; `run.py` prints it without a
-traceback.
-
-What a machine does to a run (a full disk, a folder that takes no files, a process that dies) as one message each.
-
-docs/faults.md has the table of all faults with what becomes of the run.
+Every message names the key, the value, what is allowed and what to type instead; the commands print it without a
+traceback. docs/faults.md lists all faults (a full disk, a read-only folder, a process that dies) and their effect on a
+run.
 """
 
 from __future__ import annotations
@@ -19,11 +16,15 @@ from pathlib import Path
 
 
 class GkdRlError(ValueError):
-    """Base class of everything this package refuses on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class ConfigError(GkdRlError):
-    """One or more settings are wrong; `problems` holds one sentence for each."""
+    """One or more settings are wrong.
+
+    Attributes:
+        problems: one message for each.
+    """
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -31,76 +32,82 @@ class ConfigError(GkdRlError):
 
 
 class DataError(GkdRlError):
-    """A data set or file does not hold what the task needs."""
+    """A data set or file lacks what the task needs."""
 
 
 class ModelError(GkdRlError):
-    """A checkpoint cannot be loaded, or does not fit the other model."""
+    """A model's checkpoint cannot be loaded, or does not fit the other model."""
 
 
 class RewardError(GkdRlError):
-    """A reward returned something that cannot be used as a reward."""
+    """A reward returned a value that cannot be used."""
 
 
 class EndpointError(GkdRlError):
-    """A server, of the teacher or of rollouts, does not answer, or not with what was asked for."""
+    """A server (teacher, rollouts, judge) does not answer, or its answer cannot be used."""
 
 
 class BenchmarkError(GkdRlError):
-    """A benchmark is unknown, may not run, or lacks what it runs on."""
+    """A benchmark is unknown, is not allowed to run, or lacks its data or package."""
 
 
 class DivergedError(GkdRlError):
-    """Training went on without a finite loss or gradient."""
+    """Too many consecutive steps had no finite loss or gradient."""
 
 
 class CheckpointError(GkdRlError):
-    """A checkpoint of a run is damaged, or belongs to another one."""
+    """A run's own checkpoint is damaged, or belongs to another run."""
 
 
 class StorageError(GkdRlError):
-    """What a run writes cannot be written: the disk is full, or the folder takes no files."""
+    """A file of a run cannot be written: the disk is full, or the folder is not writable."""
 
 
 class MemoryShortage(GkdRlError):
-    """The device has less memory than the run takes."""
+    """The device has less memory than the run needs."""
 
 
 class WorkerError(GkdRlError):
-    """A process that did a part of the work ended without a word."""
+    """A worker process ended without an error message."""
 
 
-FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
-CLOSED = {errno.EROFS: "the file system is read-only", errno.EACCES: "you may not"}
-CLOSED |= {errno.EPERM: CLOSED[errno.EACCES]}
-ELSEWHERE = "write elsewhere with hydra.run.dir=FOLDER (a sweep: hydra.sweep.dir) and cache_dir=FOLDER"
+# --- faults of the machine, translated into the errors above ----------------------------------------------------------
+
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file is too large",
+}
+_NO_ACCESS = {errno.EROFS: "the file system is read-only"}
+_NO_ACCESS |= dict.fromkeys((errno.EACCES, errno.EPERM), "permission is denied")
+_OTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER (a sweep: hydra.sweep.dir) and cache_dir=FOLDER"
 
 
 @contextmanager
 def explaining_faults() -> Iterator[None]:
-    """Turn what the machine did to the block into this package's errors; anything else is passed on.
+    """Translate faults of the machine in the block into this package's errors; other errors pass unchanged.
 
     Raises:
-        StorageError: something could not be written.
+        StorageError: a file could not be written.
         WorkerError: a process of a sweep died.
     """
     try:
         yield
     except Exception as error:
-        told = explained(error)
-        if told is None:
+        translated = explained(error)
+        if translated is None:
             raise
-        raise told from error
+        raise translated from error
 
 
 def explained(error: BaseException) -> GkdRlError | None:
-    """The error in the user's words; None where it is no fault of the machine, or has these words already."""
+    """This package's error for a fault in the chain of causes; None for other errors and for this package's own."""
     cause = None if isinstance(error, GkdRlError) else error
     while cause is not None:
         if isinstance(cause, BrokenProcessPool):
             return WorkerError(
-                "a process of this sweep was ended from outside (killed, or out of memory): the runs that it had are "
-                "lost, finished ones are kept. Fewer at once need less memory: hydra.launcher.n_jobs=1."
+                "a process of this sweep was killed from outside (or ran out of memory): its unfinished runs are lost, "
+                "finished ones are kept. Fewer parallel runs need less memory: hydra.launcher.n_jobs=1."
             )
         problem = _storage_problem(cause)
         if problem is not None:
@@ -110,19 +117,19 @@ def explained(error: BaseException) -> GkdRlError | None:
 
 
 def _storage_problem(error: BaseException) -> str | None:
-    """What could not be written and why; libraries that are not written in Python tell it in their text alone."""
+    """The file that could not be written, and why; libraries in other languages have the number in their text only."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
-        number = next((one for one in (*FULL, *CLOSED) if f"os error {one})" in str(error)), None)
-    if number not in FULL and number not in CLOSED:
+        number = next((one for one in (*_NO_ROOM, *_NO_ACCESS) if f"os error {one})" in str(error)), None)
+    if number not in _NO_ROOM and number not in _NO_ACCESS:
         return None
     name = getattr(error, "filename", None)
     shown = "the run's files" if name is None else str(name)
-    if number in CLOSED:
-        return f"{shown} cannot be opened or written, {CLOSED[number]}: {ELSEWHERE}."
+    if number in _NO_ACCESS:
+        return f"{shown} cannot be opened or written, {_NO_ACCESS[number]}: {_OTHER_FOLDER}."
     folder = Path.cwd() if name is None else next(one for one in Path(name).absolute().parents if one.exists())
     free = shutil.disk_usage(folder).free / 2**20
     return (
-        f"{shown} cannot be written, {FULL[number]} ({free:,.1f} MiB free in {folder}): make room, or {ELSEWHERE}. "
-        "What was written before is whole, and the run ends here."
+        f"{shown} cannot be written, {_NO_ROOM[number]} ({free:,.1f} MiB free in {folder}): free some space, or "
+        f"{_OTHER_FOLDER}. Files written before are complete; the run ends here."
     )

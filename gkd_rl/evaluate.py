@@ -1,4 +1,4 @@
-"""Entry point: `python -m gkd_rl.evaluate model=FOLDER suite=gsm8k,mmlu` puts a saved model to public benchmarks.
+"""Entry point: `python -m gkd_rl.evaluate model=FOLDER suite=gsm8k,mmlu` evaluates a model on benchmarks.
 
 Exit status 0: done; 1: the model, the data or a server failed; 2: the settings are refused.
 """
@@ -26,7 +26,7 @@ DEFAULTS = find_config_dir() / "benchmark.yaml"
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate what `arguments` describe, print the table, and return the exit status."""
+    """Run the benchmarks that `arguments` name, print the table, and return the exit status."""
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"python -m gkd_rl.evaluate model=FOLDER suite=NAMES ...\n\n{DEFAULTS.read_text('utf-8')}")
         return 0
@@ -43,7 +43,9 @@ def main(arguments: list[str]) -> int:
 
 
 def run(config: BenchmarkConfig) -> tuple[str, Path]:
-    """What can be refused is refused before the model is loaded.
+    """Load suites and judge, then the model, evaluate it and write the report.
+
+    Settings, data and servers are checked before the model is loaded.
 
     Returns:
         The table, and the folder of the results.
@@ -71,7 +73,7 @@ def run(config: BenchmarkConfig) -> tuple[str, Path]:
 
 
 def _questions_and_judge(config: BenchmarkConfig) -> tuple[list[Question], Judge]:
-    """What MT-Bench needs beside the model, tried."""
+    """Questions and judge of MT-Bench; the judge has answered a test request."""
     from gkd_rl.evaluation.benchmarks.mt_bench import build_judge, read_questions
 
     place = str(Path(config.data) / MT_BENCH) if isinstance(config.data, str) else str(config.data[MT_BENCH])
@@ -84,7 +86,7 @@ def _questions_and_judge(config: BenchmarkConfig) -> tuple[list[Question], Judge
 def _mt_bench(
     lm: HFLM, config: BenchmarkConfig, questions: list[Question], judge: Judge, folder: Path
 ) -> dict[str, Any]:
-    """Answers, verdicts and means; the answers are on disk before the judge is asked."""
+    """Generate answers, have them graded, and average the grades; answers are written before the judge is called."""
     from gkd_rl.evaluation.benchmarks.mt_bench import answer, summarise
     from gkd_rl.outputs.json_files import write_json
 
@@ -99,7 +101,7 @@ def _mt_bench(
 
 
 def _folder(config: BenchmarkConfig) -> Path:
-    """Where results go: a folder that is new."""
+    """The folder of the results: `output`, or a new one beside the model."""
     if config.output is not None:
         folder = Path(config.output).expanduser()
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from gkd_rl.outputs.run_record import machine
+from gkd_rl.outputs.run_record import machine_id
 
 
 def make_run(folder: Path, config: dict[str, Any], *, overrides: tuple[str, ...] = (), **files: Any) -> Path:
@@ -24,5 +24,5 @@ def make_run(folder: Path, config: dict[str, Any], *, overrides: tuple[str, ...]
 
 def record_of(process: int, began: float, **more: Any) -> dict[str, Any]:
     """A run.json of a process here."""
-    record = {"status": "running", "machine": machine(), "pid": process, "process": began, "started": 0.0}
+    record = {"status": "running", "machine": machine_id(), "pid": process, "process": began, "started": 0.0}
     return {**record, "ended": None, "error": None, **more}

@@ -33,7 +33,7 @@ MOVED_MODULES = {
     "reward_models.rouge": "reward_models.text.overlap",
     "reward_models.scalar": "reward_models.models.scalar",
     "reward_models.shaping": "reward_models.text.form",
-    "reward_models.trained_entailment": "reward_models.models.trained_entailment",
+    "reward_models.trained_entailment": "reward_models.models.entailment",
     "reward_models.verifiable": "reward_models.text.form",
 }
 _DOTTED_NAME = re.compile(r"(?<![\w.])(?:gkd_rl|reward_models)(?:\.\w+)+")

@@ -1,4 +1,7 @@
-"""JSON that survives what a model writes and what happens to a process: whole lines, whole files, no bare NaN."""
+"""JSON files that stay readable whatever a model generates and whenever a process is killed.
+
+Files and lines are written whole or not at all, NaN and infinities are texts, and unsafe characters are escaped.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-# json escapes below U+0020. These are left: C1 controls (terminal codes), line separators that `str.splitlines` breaks
-# on, and lone surrogates, which UTF-8 cannot encode.
+# Characters that `json` does not escape (it does those below U+0020): C1 controls (terminal codes), line separators of
+# `str.splitlines`, and lone surrogates, which UTF-8 cannot encode.
 UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def plain(value: Any) -> Any:
-    """`value` made of what JSON knows.
+    """`value` as JSON types.
 
-    NaN and infinities become the words "nan", "inf" and "-inf", arrays become lists, dataclasses mappings, enums their
-    names, sets sorted lists, and anything else its text.
+    NaN and infinities become the texts "nan", "inf" and "-inf", arrays lists, dataclasses mappings, enums their names,
+    sets sorted lists, and any other object its `str`.
     """
     if value is None or (isinstance(value, (bool, int, str)) and not isinstance(value, Enum)):
         return value
@@ -42,35 +45,35 @@ def plain(value: Any) -> Any:
 
 
 def _encode(value: Any, indent: int | None = None) -> bytes:
-    """Plain JSON as UTF-8 and one newline, with the unsafe characters as JSON's own escapes."""
+    """JSON in UTF-8 with a newline at the end and unsafe characters escaped."""
     text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
     return (UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n").encode("utf-8")
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """One record as one line that no text can break; `json.loads` gives the text back."""
+    """One record as one line, whatever text is in it; `json.loads` restores the text."""
     return _encode(record)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON as `write_whole` does. NaN and inf become words."""
+    """Write indented JSON by `write_whole`. NaN and infinities become texts."""
     write_whole(path, _encode(data, indent=2))
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, and who comes after a kill, sees the old one or the new one, never a part."""
+    """Replace a file atomically: a reader, also after a kill, finds the old content or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a file; empty where there is no file, or nothing that can be read."""
+    """The mapping in a file; empty if there is no file or it cannot be parsed."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -79,14 +82,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class JsonLines:
-    """A file that grows by whole lines, each in one write to the system: a killed process keeps every finished line."""
+    """A file of JSON lines, each appended in one system call, so that a killed process leaves whole lines."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a+b", buffering=0)
         self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
-        """Drop half a line that a power cut or a full disk left, so that the next one is not glued to it."""
+        """Remove an incomplete last line, left by a power failure or a full disk, before the next one is appended."""
         end = self._file.seek(0, os.SEEK_END)
         self._file.seek(max(0, end - 1))
         if end == 0 or self._file.read(1) == b"\n":
@@ -95,15 +98,15 @@ class JsonLines:
         self._file.truncate(self._file.readall().rfind(b"\n") + 1)
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """One line per record, whole or not at all.
+        """Append one line for each record, whole or not at all.
 
         Raises:
-            OSError: with the file's name; the system cannot take the line, e.g. because the disk is full.
+            OSError: with the file's name; the line cannot be written, e.g. because the disk is full.
         """
         for record in records:
             rest, end = memoryview(json_line(record)), self._file.seek(0, os.SEEK_END)
             try:
-                while rest:  # a disk that becomes full takes a part first
+                while rest:  # a full disk accepts a part first
                     rest = rest[self._file.write(rest) :]
             except OSError as error:
                 self._file.truncate(end)
@@ -111,12 +114,12 @@ class JsonLines:
                 raise
 
     def size(self) -> int:
-        """Bytes of the file, all of which outlive a power cut when this returns."""
+        """Bytes of the file, after all of them have been synchronised to disk."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def cut(self, size: int) -> None:
-        """Drop what stands after the first `size` bytes."""
+        """Truncate the file to its first `size` bytes."""
         self._file.truncate(size)
 
     def close(self) -> None:

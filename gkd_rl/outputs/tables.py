@@ -1,7 +1,4 @@
-"""Tables of results: plain text for a terminal or a log file, Markdown for the README and the model card.
-
-The README.md of a saved student: what it is, how it was trained, what it scores, how to load it.
-"""
+"""Presentation of results: estimates with intervals, tables as plain text and Markdown, and the model card."""
 
 from __future__ import annotations
 
@@ -16,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-WIDTH = 120
-MISSING = "-"
+WIDTH = 120  # of plain text, in characters
+_ABSENT = "-"
 _NAME_WIDTH = 24
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
@@ -36,7 +33,7 @@ class Estimate:
         return asdict(self)
 
     def __str__(self) -> str:
-        """`45.8 [45.0, 46.6]`; small numbers get more decimals, one example gets no interval."""
+        """`45.8 [45.0, 46.6]`: more decimals for small numbers, no interval for a single example."""
         largest = max(abs(value) for value in (self.mean, self.low, self.high) if value == value)
         digits = 1 if largest >= 1 or largest == 0 else 2 if largest >= 0.1 else 3
         mean, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in (self.mean, self.low, self.high))
@@ -44,17 +41,17 @@ class Estimate:
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks, terminal codes and other control characters, each run of them a space."""
+    """`text` with every sequence of line breaks and other control characters replaced by a space."""
     return _CONTROL.sub(" ", text).strip()
 
 
 def markdown_text(text: str) -> str:
-    """`text` on one line with the characters escaped that Markdown or a Markdown table would act on."""
+    """`text` on one line, with the characters escaped that have a meaning in Markdown or its tables."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", one_line(text))
 
 
 def _grid(rows: Mapping[str, Mapping[str, Estimate | str]], columns: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Cells as text, the first one of each line being the row's name.
+    """Lines of cells as text; the first cell is the row's name.
 
     Raises:
         ValueError: if there are no rows or no columns.
@@ -62,7 +59,7 @@ def _grid(rows: Mapping[str, Mapping[str, Estimate | str]], columns: Sequence[tu
     if not rows or not columns:
         raise ValueError(f"results table: rows={list(rows)}, columns={list(columns)}; takes at least one of each.")
     return [
-        [one_line(name), *(str(cells[key]) if key in cells else MISSING for key, _ in columns)]
+        [one_line(name), *(str(cells[key]) if key in cells else _ABSENT for key, _ in columns)]
         for name, cells in rows.items()
     ]
 
@@ -70,13 +67,13 @@ def _grid(rows: Mapping[str, Mapping[str, Estimate | str]], columns: Sequence[tu
 def results_table(
     rows: Mapping[str, Mapping[str, Estimate | str]], columns: Sequence[tuple[str, str]], title: str, caption: str
 ) -> str:
-    """A plain-text table without colours: 120 columns wide at most, unless its columns do not fit on two lines each.
+    """A plain-text table without colours, at most 120 characters wide unless cells of two lines do not fit.
 
     Args:
         rows: name of the row ("student after") -> metric key -> estimate; an absent key shows "-".
         columns: (metric key, heading) in order.
         title: above the table.
-        caption: below it: split, n, units, which scale.
+        caption: below the table: split, number of examples, units, scale.
 
     Returns:
         ASCII frame, no trailing spaces, one newline at the end.
@@ -88,7 +85,7 @@ def results_table(
     headings = ["", *(one_line(heading) for _, heading in columns)]
     needed = sum(max(map(len, column)) + 3 for column in zip(headings, *grid, strict=True)) + 1
     tall = needed > WIDTH
-    if tall:  # mean above, interval below; names and headings break where they must, numbers never
+    if tall:  # the interval below the mean; names and headings are wrapped, numbers are not
         grid = [[line[0], *(cell.replace(" [", "\n[") for cell in line[1:])] for line in grid]
         longest = [max(len(part) for cell in column for part in cell.split("\n")) for column in zip(*grid, strict=True)]
         needed = sum(max(length, 6) + 3 for length in [min(longest[0], _NAME_WIDTH), *longest[1:]]) + 1
@@ -115,7 +112,7 @@ def results_table(
 def markdown_table(
     rows: Mapping[str, Mapping[str, Estimate | str]], columns: Sequence[tuple[str, str]], title: str, caption: str
 ) -> str:
-    """The same table as GitHub-flavoured Markdown: title in bold, caption as a paragraph below.
+    """The same table in GitHub-flavoured Markdown: title in bold above, caption as a paragraph below.
 
     Raises:
         ValueError: if there are no rows or no columns.
@@ -128,7 +125,7 @@ def markdown_table(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-ARCHITECTURE_CLASSES = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")
+_ARCHITECTURE_CLASSES = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")
 
 _CARD = """\
 ---
@@ -177,8 +174,8 @@ output = model.generate(**inputs, max_new_tokens=64)
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 ```
 
-No licence is stated here: it is for whoever publishes the model to choose, within the terms of the initial student, the
-teacher and the data.
+No licence is stated here. Whoever publishes the model chooses one, within the terms of the initial student, the teacher
+and the data.
 """
 
 
@@ -190,24 +187,24 @@ def model_card(
     notice: str,
     architecture_class: str,
 ) -> str:
-    """A Hugging Face model card.
+    """A Hugging Face model card: what the student is, how it was trained, its results, how to load it.
 
     Args:
         name: of the model.
         method: e.g. "RL + on-policy GKD".
-        settings: what was set, in order: alpha, divergence, lmbda, steps, seed, teacher, ...
-        results_markdown: from `report_table.markdown_table`; goes in as it is.
-        notice: what the numbers can be compared with, from the scale.
+        settings: name -> value, in order: alpha, divergence, lmbda, steps, seed, teacher, ...
+        results_markdown: from `markdown_table`; inserted unchanged.
+        notice: of the scale, what the numbers can be compared with.
         architecture_class: the transformers class that loads the model.
 
     Returns:
         Markdown with YAML front matter, for README.md in the model's folder.
 
     Raises:
-        ValueError: if the class is not one that the card can explain.
+        ValueError: for a class without instructions on this card.
     """
-    if architecture_class not in ARCHITECTURE_CLASSES:
-        raise ValueError(f"architecture_class={architecture_class}: takes {' or '.join(ARCHITECTURE_CLASSES)}.")
+    if architecture_class not in _ARCHITECTURE_CLASSES:
+        raise ValueError(f"architecture_class={architecture_class}: takes {' or '.join(_ARCHITECTURE_CLASSES)}.")
     return _CARD.format(
         name=markdown_text(name),
         method=markdown_text(method),
