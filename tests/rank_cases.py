@@ -29,7 +29,7 @@ from gkd_rl.models.loading import build_model
 from gkd_rl.models.remote_teacher import EndpointTeacher
 from gkd_rl.pipeline.build import Models, attach_adapter, build_critic
 from gkd_rl.pipeline.build_trainer import build_evaluator, build_trainer
-from gkd_rl.training.processes import meet
+from gkd_rl.training.processes import start_processes
 from gkd_rl.training.teacher_data import write_samples
 from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import Example, PromptBatch, Rollout, Source, TopLogProbs
@@ -104,7 +104,7 @@ def built(kind: str, config: Config) -> Models:
     student = model_of(kind, 1)
     models = models_of(student, model_of(kind, 2).requires_grad_(False).eval(), codec_of(kind))
     if config.adapter is not None:
-        adapted = attach_adapter(config, student.model)
+        adapted = attach_adapter(config, student.model, None)
         generator = torch.Generator().manual_seed(1)
         for parameter in filter(lambda one: one.requires_grad, adapted.parameters()):
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -170,6 +170,6 @@ def everything(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    rank = meet().process_index
+    rank = start_processes().process_index
     folder = Path(sys.argv[1])
     torch.save(everything(folder), folder / f"{rank}.pt")

@@ -251,12 +251,12 @@ def beside_the_main_process() -> Iterator[Path | None]:
     if processes() == 1:
         yield None
         return
-    from gkd_rl.training.processes import meet, part
+    from gkd_rl.training.processes import start_processes, stop_processes
 
-    meet()
+    start_processes()
     with nullcontext() if is_main_process() else _silent() as folder:
         yield folder
-    part()
+    stop_processes()
 
 
 @contextmanager
@@ -278,9 +278,9 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         if processes() == 1:
             raise
-        from gkd_rl.training.processes import first_to_fail
+        from gkd_rl.training.processes import is_first_failure
 
-        if first_to_fail():
+        if is_first_failure():
             shown = explained(error) or error
             refused = isinstance(shown, GkdRlError) and not WANTS_TRACEBACK
             sys.stderr.write(message(shown) if refused else traceback.format_exc())

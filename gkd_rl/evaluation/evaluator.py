@@ -29,7 +29,7 @@ from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.remote_teacher import EndpointTeacher, forward_outputs
 from gkd_rl.outputs.tables import Estimate
-from gkd_rl.training.processes import from_all, interleaved, own_seed, progress, share
+from gkd_rl.training.processes import gather_objects, merge_rank_shares, progress, rank_seed, rank_share
 from gkd_rl.training.trainer import score
 from gkd_rl.types import Example, Projection, Rollout, sequence_mean
 from reward_models.composite import Composite
@@ -180,7 +180,7 @@ class Evaluator:
         settings = self.settings
         again = [settings.self_bleu_prompts] * (1 + len(settings.temperatures))
         parts = [self.examples[:count] for count in (None, settings.rollout_prompts, *again)]
-        return sum(-(-len(share(part)) // settings.batch_size) for part in parts)
+        return sum(-(-len(rank_share(part)) // settings.batch_size) for part in parts)
 
     def _evaluate(self, model: HiddenStateModel, bar: tqdm) -> Evaluation:
         greedy = self._decode(model, self.examples, self.settings.beams or GREEDY, 1, bar)
@@ -205,7 +205,7 @@ class Evaluator:
                 diversity |= {f"temperature_{temperature:g}/{name}": numbers for name, numbers in found.items()}
             values |= _of_all(diversity, len(prompts))
         own = [text for rollout in greedy for text in rollout.texts]
-        texts = interleaved(from_all(own), len(self.examples))
+        texts = merge_rank_shares(gather_objects(own), len(self.examples))
         references = [example.reference for example in self.examples]
         corpus = corpus_counts(texts, references) if Metric.bleu in self.settings.metrics else {}
         return Evaluation(values | self._by_kind(values), texts, corpus, profiles)
@@ -228,8 +228,8 @@ class Evaluator:
         """Completions of this rank's share in batches; the random numbers depend on the seed and the rank alone."""
         sampler = Sampler(self.codec, sampling)
         generator = torch.Generator(model.device)
-        generator.manual_seed(own_seed(self.settings.seed))
-        rollouts, examples = [], share(examples)
+        generator.manual_seed(rank_seed(self.settings.seed))
+        rollouts, examples = [], rank_share(examples)
         for start in range(0, len(examples), self.settings.batch_size):
             prompts = self.codec.prompts(examples[start : start + self.settings.batch_size])
             rollouts.append(sampler.sample(model, prompts, per_prompt, generator))
@@ -300,10 +300,10 @@ class Evaluator:
 
 def _of_all(values: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """The numbers of all ranks, in the order of their `count` examples."""
-    parts = from_all(values)
-    return {name: np.array(interleaved([part[name] for part in parts], count)) for name in values}
+    parts = gather_objects(values)
+    return {name: np.array(merge_rank_shares([part[name] for part in parts], count)) for name in values}
 
 
 def _rows_of_all(rows: list[np.ndarray], count: int) -> list[np.ndarray]:
     """The rows of all ranks, in the order of their `count` examples."""
-    return interleaved(from_all(rows), count)
+    return merge_rank_shares(gather_objects(rows), count)

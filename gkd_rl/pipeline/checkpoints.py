@@ -23,7 +23,8 @@ from gkd_rl.errors import CheckpointError
 from gkd_rl.evaluation.evaluator import Evaluation
 from gkd_rl.evaluation.metrics import corpus_counts
 from gkd_rl.outputs.tracking import Tracker
-from gkd_rl.training.processes import from_all
+from gkd_rl.training.cost import CostTotals
+from gkd_rl.training.processes import gather_objects
 from gkd_rl.training.state import (
     Snapshot,
     read_label,
@@ -34,7 +35,6 @@ from gkd_rl.training.state import (
     state_of,
     write_snapshot,
 )
-from gkd_rl.training.step_metrics import CostTotals
 from gkd_rl.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -86,10 +86,10 @@ class Checkpoints:
         Raises:
             CheckpointError: the checkpoint there is of a run with other models or another number of processes.
         """
-        found = from_all(self._newest() if resume and self.tracker is not None else None)[0]
+        found = gather_objects(self._newest() if resume and self.tracker is not None else None)[0]
         if found is not None:
             self._refuse_others(found.facts)
-        before = from_all(self._before() if found is not None and self.tracker is not None else None)[0]
+        before = gather_objects(self._before() if found is not None and self.tracker is not None else None)[0]
         evaluations = evaluate() if before is None else _evaluations(before, references)
         if found is not None:
             self._restore(found)

@@ -1,7 +1,7 @@
-"""Several processes of one run (`accelerate launch`): how they meet, share rows out, and put numbers together.
+"""Several processes of one run (`accelerate launch`): start, shares of rows, and reductions over ranks.
 
-Data parallelism: every rank holds all models and takes an equal share of each step's prompts and of what is evaluated,
-so a run of N ranks is the run of one with the same settings, but for its random numbers.
+Data parallelism: every rank holds all models and an equal share of each step's prompts and of the evaluated rows. A run
+with N ranks computes the same as a run with one and the same settings, except for its random numbers.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from accelerate import Accelerator
 from torch import distributed
 from tqdm.auto import tqdm
 
-from gkd_rl.config.launch import is_main_process, place_here, processes, rank
+from gkd_rl.config.launch import is_main_process, local_rank_and_size, processes, rank
 from gkd_rl.errors import ConfigError
 
 Row = TypeVar("Row")
 
 
-def meet() -> Accelerator:
-    """The engine of this process, once all ranks are here. Without a GPU they talk through gloo.
+def start_processes() -> Accelerator:
+    """The accelerator of this process, after a barrier of all ranks; the backend is gloo without a GPU.
 
     Raises:
-        ConfigError: there are more processes than devices, or they do not see each other.
+        ConfigError: there are more processes than devices, or accelerate does not know all of them.
     """
     on_cpu = not torch.accelerator.is_available()
-    here, count = place_here()
-    if not on_cpu and here == 0 and count > torch.accelerator.device_count():  # the others wait for this one's end
+    local_rank, count = local_rank_and_size()
+    # only rank 0 of the machine raises: the launcher ends the others when it exits
+    if not on_cpu and local_rank == 0 and count > torch.accelerator.device_count():
         raise ConfigError([
-            f"{count} processes on a machine of {torch.accelerator.device_count()} devices: each takes one of its own. "
+            f"{count} processes on a machine with {torch.accelerator.device_count()} devices: each process needs one. "
             f"Set --num_processes to {torch.accelerator.device_count()} or less, or hide the devices "
             "(CUDA_VISIBLE_DEVICES=) to run on the CPU."
         ])  # fmt: skip
@@ -46,18 +47,18 @@ def meet() -> Accelerator:
     return accelerator
 
 
-def part() -> None:
-    """The end of `meet`."""
+def stop_processes() -> None:
+    """Destroy the process group of `start_processes`."""
     distributed.destroy_process_group()
 
 
-def first_to_fail() -> bool:
-    """Whether no other rank has asked before: the one that is to say what went wrong."""
+def is_first_failure() -> bool:
+    """True for the first rank that calls it: this rank reports the error."""
     return distributed.distributed_c10d._get_default_store().add("failed", 1) == 1
 
 
-def from_all(value: Any) -> list[Any]:
-    """What each rank passed, in their order, on every rank."""
+def gather_objects(value: Any) -> list[Any]:
+    """The values of all ranks, in rank order, on every rank."""
     if processes() == 1:
         return [value]
     found: list[Any] = [None] * processes()
@@ -65,26 +66,26 @@ def from_all(value: Any) -> list[Any]:
     return found
 
 
-def own_seed(seed: int) -> int:
-    """A seed for each rank; that of rank 0, and of a process alone, is `seed`."""
+def rank_seed(seed: int) -> int:
+    """A different seed on each rank; on rank 0, and in a single process, it is `seed`."""
     return seed if is_main_process() else random.Random(f"rank {rank()} {seed}").getrandbits(63)
 
 
-def share(rows: Sequence[Row]) -> list[Row]:
-    """This rank's rows, every N-th; the first come again where there are too few, so that all have equally many."""
+def rank_share(rows: Sequence[Row]) -> list[Row]:
+    """Every N-th row, for this rank. The first rows are repeated so that all ranks have equally many."""
     each = -(-len(rows) // processes())
     return [rows[(rank() + i * processes()) % len(rows)] for i in range(each)]
 
 
-def interleaved(parts: Sequence[Sequence[Row]], count: int) -> list[Row]:
-    """The `count` rows behind the ranks' `share`s."""
+def merge_rank_shares(parts: Sequence[Sequence[Row]], count: int) -> list[Row]:
+    """The inverse of `rank_share`: the first `count` rows from the shares of all ranks."""
     return [row for rows in zip(*parts, strict=True) for row in rows][:count]
 
 
-def over_ranks(accelerator: Accelerator, metrics: dict[str, float]) -> dict[str, float]:
-    """A step's numbers over all ranks: FLOPs summed, reward/std pooled, means averaged; seconds are rank 0's.
+def reduce_metrics(accelerator: Accelerator, metrics: dict[str, float]) -> dict[str, float]:
+    """A step's metrics over all ranks: FLOPs are summed, reward/std pooled, others averaged; seconds are rank 0's.
 
-    Every rank has equally many completions; numbers that count the whole step already are equal and stay.
+    Every rank has equally many completions. Metrics of the whole step are equal on all ranks and do not change.
     """
     if accelerator.num_processes == 1:
         return metrics

@@ -34,7 +34,7 @@ from gkd_rl.config.launch import rank
 from gkd_rl.errors import CheckpointError
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.outputs.json_files import plain, write_json
-from gkd_rl.training.processes import from_all
+from gkd_rl.training.processes import gather_objects
 from gkd_rl.training.trainer import StepRecord, Trainer
 
 TENSORS, FACTS, INDEX = "tensors.safetensors", "facts.json", "index.json"
@@ -156,7 +156,7 @@ def state_of(trainer: Trainer) -> Snapshot:
                 tensors[f"optimizer/{index}/{name}"] = value
             else:
                 scalars.setdefault(str(index), {})[name] = value
-    numbers = from_all(_random_numbers())
+    numbers = gather_objects(_random_numbers())
     for number, (drawn, _) in enumerate(numbers):
         tensors |= {f"random/{number}/{name}": value for name, value in drawn.items()}
     reward = trainer.reward
@@ -165,7 +165,7 @@ def state_of(trainer: Trainer) -> Snapshot:
         "schedule": trainer.schedule.state_dict(),
         "random": [facts for _, facts in numbers],
         "guard": trainer.guard.state(),
-        "rewards": None if reward is None else from_all(reward.cached_rewards()),
+        "rewards": None if reward is None else gather_objects(reward.cached_rewards()),
     }
     return Snapshot(tensors, facts)
 

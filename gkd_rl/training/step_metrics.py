@@ -1,210 +1,38 @@
-"""What a run costs: FLOPs estimated from the models' shapes, and totals of what the steps did, for equal-cost plots.
+"""The metrics of a step, and the guard that checks them.
 
-Counted are 2 FLOPs per weight and token of every matrix product (attention projections, feed-forward, output head) and
-4 per query, key and unit of head width in attention (scores and weighted sum). A masked product computes the whole
-square of a row, so all of it is counted, also of a row that completions share (`models/row_layout.py`) and of layers with a
-window. Not counted are padding, embedding look-ups, norms, activations, and rows that wait for others to finish.
-Adapters count, merged or not. Mixtures of experts are not served.
-
-What one step spends: seconds by phase, measured, FLOPs by phase, estimated from the models' shapes, and padding.
-
-The numbers of a step that come from its text and its losses.
-
-Where a step's time goes: seconds of each phase, beside the FLOPs that its work needs (`training/step_metrics.py`).
+Functions compute the metrics that metrics.jsonl has for every step. `all_finite` decides whether an update is made: a
+step with a loss or gradient that is not finite is skipped. `Guard` checks the metrics against the limits of
+conf/config.yaml (`guard`). It never changes the training: it warns when a condition first holds, counts the steps, and
+ends the run after too many skipped steps in a row.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from gkd_rl.errors import DivergedError
 from gkd_rl.generation.text_statistics import repetition_rate
 from gkd_rl.losses.objective import StepTotals
-from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.row_layout import StackCost, can_share, row_flops, row_lengths, shares_prompts
 from gkd_rl.types import LossTerms, Rollout, Source, TokenTerms
 from reward_models.composite import Scores
 
-COUNTED = ("tokens/", "time/", "flops/")
-TIME_TOTAL = "time/total"
-
-
-@dataclass(frozen=True)
-class ModelCost:
-    """FLOPs of a model, from its shapes.
-
-    Attributes:
-        encoder: None for a decoder-only model.
-        decoder: the stack that reads or writes completions.
-        head: weights of the output embedding.
-        masked: completions of one prompt can share a row.
-    """
-
-    encoder: StackCost | None
-    decoder: StackCost
-    head: int
-    masked: bool = True
-
-    @classmethod
-    def of(cls, model: HiddenStateModel) -> ModelCost:
-        """Shapes of a loaded model.
-
-        Raises:
-            ModelError: it is not one whose cost can be estimated.
-        """
-        inner = model.model
-        return cls(
-            encoder=StackCost.of(inner.get_encoder()) if inner.config.is_encoder_decoder else None,
-            decoder=StackCost.of(inner.get_decoder()),
-            head=model.head().weight_VD.numel(),
-            masked=can_share(inner),
-        )
-
-    @property
-    def layers(self) -> int:
-        """Of encoder and decoder."""
-        return self.decoder.layers + (0 if self.encoder is None else self.encoder.layers)
-
-    def forward(self, rollout: Rollout) -> float:
-        """FLOPs of one forward with teacher forcing over prompts and completions, the head on completion tokens.
-
-        A prompt, or in a decoder the keys and values of an encoded one, is computed once, or again for every
-        completion where that is the cheaper form. An encoder reads each prompt once.
-        """
-        prompt_P, prompt_B, completion_B = _lengths(rollout)
-        flops = 2 * self.head * completion_B.sum() + row_flops(self.decoder, rollout, shared=self._shares(rollout))
-        if self.encoder is not None:
-            pairs = (prompt_B * completion_B).sum()
-            flops += self.encoder.of_rows(prompt_P) + 4 * self.decoder.cross_attention * pairs
-        return float(flops)
-
-    def tokens(self, rollout: Rollout) -> tuple[float, float]:
-        """Tokens that one forward reads, and how many they are with the padding of the batch."""
-        encoded = self.encoder is not None
-        length_R = row_lengths(rollout, shared=self._shares(rollout), encoded=encoded)
-        tokens, padded = length_R.sum(), length_R.max() * len(length_R)
-        if encoded:
-            prompt_P, _, _ = _lengths(rollout)
-            tokens, padded = tokens + prompt_P.sum(), padded + prompt_P.max() * len(prompt_P)
-        return float(tokens), float(padded)
-
-    def _shares(self, rollout: Rollout) -> bool:
-        """Whether completions of one prompt stand in one row."""
-        return self.masked and shares_prompts(self.decoder, rollout)
-
-    def training(self, rollout: Rollout) -> float:
-        """FLOPs of forward and backward; the backward counts as two forwards, adapters or not."""
-        return 3 * self.forward(rollout)
-
-    def generation(self, rollout: Rollout) -> float:
-        """FLOPs of sampling the rollout: each prompt read once, every completion decoded with a cache."""
-        prompt_P, prompt_B, completion_B = _lengths(rollout)
-        decoder, head = self.decoder, 2 * self.head * completion_B.sum()
-        if self.encoder is None:
-            fed_B = completion_B - 1  # the prompt's last token predicts the first, the last is not read
-            pairs_B = fed_B * prompt_B + fed_B * (fed_B + 1) / 2
-            return float(head + decoder.of_rows(prompt_P) + decoder.flops(fed_B, pairs_B))
-        rest_B = completion_B - 1  # the first token is written once a prompt, whose keys and values are made there
-        pairs_B = completion_B * (completion_B + 1) / 2 - 1  # token t looks at t tokens
-        read_P = torch.ones_like(prompt_P)
-        written = decoder.flops(torch.cat([read_P, rest_B]), torch.cat([read_P, pairs_B]))
-        pairs = prompt_P.sum() + (prompt_B * rest_B).sum()
-        cross = 2 * decoder.cross_weights * prompt_P.sum() + 4 * decoder.cross_attention * pairs
-        return float(head + written + self.encoder.of_rows(prompt_P) + cross)
-
-
-@dataclass
-class CostTotals:
-    """Sums over steps of the metrics that count tokens, seconds and FLOPs."""
-
-    totals: dict[str, float] = field(default_factory=dict)
-
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """Add one step's metrics, or an earlier `as_dict()`; other keys and `time/total` are passed over."""
-        for name, value in metrics.items():
-            if name.startswith(COUNTED) and name != TIME_TOTAL:
-                self.totals[name] = self.totals.get(name, 0.0) + value
-
-    def as_dict(self) -> dict[str, float]:
-        """The totals, and `time/total`: the seconds of all phases together."""
-        seconds = sum(value for name, value in self.totals.items() if name.startswith("time/"))
-        return {**self.totals, TIME_TOTAL: float(seconds)}
-
-
-def _lengths(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens of each prompt (P,), of each completion's prompt (B,) and of each completion (B,), as float64."""
-    prompt_P = rollout.prompts.mask_PS.sum(dim=1).cpu().double()
-    return prompt_P, prompt_P[rollout.prompt_index_B.cpu()], rollout.mask_BT.sum(dim=1).cpu().double()
-
-
-class Pass(Enum):
-    """How a model goes through a rollout."""
-
-    forward = "forward"
-    training = "training"
-    generation = "generation"
-
-
-class CostMeter:
-    """Adds up the seconds and FLOPs of one step."""
-
-    def __init__(self, waits: bool = False) -> None:
-        """`waits`: a phase ends when the GPU has done what it was given; else its work can fall into a later phase."""
-        self._waits = waits and torch.cuda.is_available()
-        self._seconds: Counter[str] = Counter()
-        self._flops: Counter[str] = Counter()
-        self._costs: dict[int, ModelCost] = {}
-        self._tokens = np.zeros(2)  # that the student was trained on, and with padding
-        self._hits = np.zeros(2)  # completions whose teacher's states were on disk, and all that were looked for
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds the seconds of a block to a phase of the step."""
-        start = time.perf_counter()
-        yield
-        if self._waits:
-            torch.cuda.synchronize()
-        self._seconds[name] += time.perf_counter() - start  # pyright: ignore[reportArgumentType]
-
-    def flops(self, phase: str, model: HiddenStateModel, kind: Pass, rollout: Rollout) -> None:
-        """Adds the FLOPs of one pass of a model through a rollout."""
-        if id(model) not in self._costs:
-            self._costs[id(model)] = ModelCost.of(model)
-        cost = self._costs[id(model)]
-        self._flops[phase] += getattr(cost, kind.value)(rollout)
-        if kind is Pass.training:
-            self._tokens += np.array(cost.tokens(rollout))
-
-    def cached(self, phase: str, hits: int, completions: int) -> None:
-        """Counts completions that a phase did not have to compute; a phase without any FLOPs is named all the same."""
-        self._flops[phase] += 0
-        self._hits += (hits, completions)
-
-    def take(self) -> dict[str, float]:
-        """time/PHASE, flops/PHASE and the shares of padding and of remembered completions, since the last call."""
-        spent = {f"time/{name}": float(value) for name, value in self._seconds.items()}
-        spent |= {f"flops/{name}": float(value) for name, value in self._flops.items()}
-        if self._tokens[1] > 0:
-            spent["padding_share"] = float(1 - self._tokens[0] / self._tokens[1])
-        if self._hits[1] > 0:
-            spent["teacher_cache/hit_share"] = float(self._hits[0] / self._hits[1])
-        self._seconds.clear()
-        self._flops.clear()
-        self._tokens[:] = 0
-        self._hits[:] = 0
-        return spent
+log = logging.getLogger(__name__)
+RATIO = "guard/ratio_error"
+EMPTY = "guard/empty_share"
+OUTSIDE = "guard/reward_outside_share"
+BASELINES = ("entropy", "completion_tokens")  # metrics that are compared with the run's first steps
+ROUNDING = 1e-6  # beyond a reward's range; sacrebleu's best score is 100.00000000000004
 
 
 def loss_metrics(losses: LossTerms, terms: TokenTerms, alpha: float, totals: StepTotals) -> dict[str, Tensor]:
-    """What a micro-batch adds to loss, both terms, entropy and the share of clipped tokens."""
+    """A micro-batch's share of loss, both terms, entropy and the share of clipped tokens; scalars to be summed."""
     values = {
         "loss": losses.loss(alpha).detach(),
         "entropy": terms.entropy_BT.sum() / totals.tokens,
@@ -220,7 +48,14 @@ def loss_metrics(losses: LossTerms, terms: TokenTerms, alpha: float, totals: Ste
 def rollout_metrics(
     rollout: Rollout, totals: StepTotals, scores: Scores | None, *, teacher_scored: bool
 ) -> dict[str, float]:
-    """Whose text it was, how long, how repetitive, what it cost in tokens, and its rewards if it had any."""
+    """Source, lengths and repetition of the completions, tokens that were processed, and rewards.
+
+    Args:
+        rollout: of this rank.
+        totals: of the whole step.
+        scores: rewards; None without a reward, which then has no metric.
+        teacher_scored: the teacher computed the completions.
+    """
     source, tokens = rollout.source, float(totals.tokens)
     metrics = {
         "student_data": float(source is Source.student),
@@ -241,24 +76,177 @@ def rollout_metrics(
     return metrics
 
 
-TERA = 1e12
-
-
-def profile_lines(totals: Mapping[str, float], steps: int, seconds: float) -> list[str]:
-    """A table of phases, the longest first.
+def guard_metrics(
+    rollout: Rollout, scores: Scores | None, bounds: Mapping[str, tuple[float, float]]
+) -> dict[str, float]:
+    """Share of completions without a token, and share with a reward outside its declared range.
 
     Args:
-        totals: time/PHASE in seconds and flops/PHASE, summed over steps.
-        steps: how many.
-        seconds: that these steps took in all; what no phase has is "everything else".
+        rollout: the completions.
+        scores: their rewards, or None.
+        bounds: lowest and highest reward by component, of components that declare a range. Replaced failures of a
+            reward are not counted.
     """
-    spent = {name.removeprefix("time/"): value for name, value in totals.items() if name.startswith("time/")}
-    spent = {name: value for name, value in spent.items() if name != "total"}
-    spent["everything else"] = seconds - sum(spent.values())
-    lines = [f"where a step's time goes: {seconds / steps:.3g} s, the mean of {steps} steps"]
-    lines.append(f"{'phase':<16}{'seconds':>10}{'share':>8}{'TFLOP':>10}{'TFLOP/s':>10}")
-    for name, value in sorted(spent.items(), key=lambda item: -item[1]):
-        flops = totals.get(f"flops/{name}")
-        work = "" if flops is None else f"{flops / steps / TERA:>10.3g}{flops / value / TERA:>10.3g}"
-        lines.append(f"{name:<16}{value / steps:>10.3g}{value / seconds:>8.1%}{work}".rstrip())
-    return lines
+    empty = {EMPTY: float((~rollout.mask_BT.any(dim=1)).float().mean())}
+    if scores is None:
+        return empty
+    failed = scores.failed or [False] * len(scores.total)
+    outside = [False] * len(failed)
+    for name, (low, high) in bounds.items():
+        for row, value in enumerate(scores.components[name]):
+            outside[row] |= not failed[row] and not low - ROUNDING <= value <= high + ROUNDING
+    return {**empty, OUTSIDE: sum(outside) / len(outside)}
+
+
+def ratio_error(sampling_logp_BT: Tensor, training_logp_BT: Tensor, mask_BT: Tensor) -> dict[str, float]:
+    """Mean |ρ - 1| over valid tokens, ρ = p / p' of the probabilities in training and in sampling.
+
+    In the first epoch both have the same weights, so ρ should be 1. Dropout moves it, and so does an adapter whose
+    merged weights are rounded differently.
+
+    Args:
+        sampling_logp_BT: log-probabilities in evaluation mode, with an adapter merged.
+        training_logp_BT: log-probabilities of the training forward pass.
+        mask_BT: valid tokens.
+    """
+    distance_N = (torch.exp(training_logp_BT - sampling_logp_BT) - 1).abs()[mask_BT]
+    return {RATIO: float(distance_N.mean())}
+
+
+def all_finite(loss: float, *norms: float) -> bool:
+    """Whether the loss and all gradient norms are finite: the condition of an optimiser update."""
+    return all(map(math.isfinite, (loss, *norms)))
+
+
+@dataclass(frozen=True)
+class GuardLimits:
+    """Limits of the guard; None switches a check off.
+
+    Attributes:
+        max_skipped: number of steps in a row that may be skipped; then the run ends.
+        negative_divergence: how far a step's divergence may be below 0 (rounding).
+        ratio: highest `ratio_error`.
+        entropy_share: lowest entropy, as a share of the baseline's.
+        length_growth: highest mean completion length, as a multiple of the baseline's.
+        baseline_steps: number of first steps on student rollouts whose mean is the baseline.
+    """
+
+    max_skipped: int | None = None
+    negative_divergence: float | None = None
+    ratio: float | None = None
+    entropy_share: float | None = None
+    length_growth: float | None = None
+    baseline_steps: int = 1
+
+
+@dataclass
+class Guard:
+    """Checks every step of one training stage.
+
+    Attributes:
+        limits: see `GuardLimits`.
+        skipped: number of steps with a skipped update.
+        in_a_row: number of skipped steps up to now without another step between them.
+        seen: kind of warning -> the steps that it was given for.
+        baseline: entropy and completion length of the first steps on student rollouts.
+    """
+
+    limits: GuardLimits = GuardLimits()
+    skipped: int = 0
+    in_a_row: int = 0
+    seen: dict[str, list[int]] = field(default_factory=dict)
+    baseline: dict[str, list[float]] = field(default_factory=dict)
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Count and log the warnings of a finished step.
+
+        Args:
+            step: its number, from 1.
+            metrics: its metrics over all ranks.
+
+        Returns:
+            `guard/warnings`: number of kinds of warnings for this step.
+        """
+        was_skipped = metrics["guard/skipped"] > 0
+        self.skipped += was_skipped
+        self.in_a_row = self.in_a_row + 1 if was_skipped else 0
+        found = self._warnings(metrics)
+        if was_skipped:
+            found["an update was skipped: its loss or gradient was not finite"] = metrics["grad_norm"]
+        for kind, value in found.items():
+            if kind not in self.seen:
+                log.warning("step %d: %s (%.3g)", step, kind, value)
+            self.seen.setdefault(kind, []).append(step)
+        return {"guard/warnings": float(len(found))}
+
+    def _warnings(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Kind of warning -> the value that exceeds its limit."""
+        limits, found = self.limits, {}
+        lowest, ratio = limits.negative_divergence, limits.ratio
+        if lowest is not None and metrics.get("divergence", 0.0) < -lowest:
+            found["the divergence is below 0, which is impossible"] = metrics["divergence"]
+        if metrics.get(EMPTY, 0.0) > 0:
+            found["completions without any token, as a share"] = metrics[EMPTY]
+        if metrics.get(OUTSIDE, 0.0) > 0:
+            found["rewards outside the range that their component declares, as a share"] = metrics[OUTSIDE]
+        if ratio is not None and metrics.get(RATIO, 0.0) > ratio:
+            found[f"mean |ratio - 1| of the first epoch is above guard.ratio={ratio:g}"] = metrics[RATIO]
+        return found | self._baseline_warnings(metrics)
+
+    def _baseline_warnings(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Collapsed entropy and exploded length, relative to the baseline; for student rollouts only."""
+        found: dict[str, float] = {}
+        if metrics["student_data"] < 1:
+            return found
+        first = {name: self.baseline.setdefault(name, []) for name in BASELINES}
+        if len(first["entropy"]) < self.limits.baseline_steps:
+            for name, values in first.items():
+                if math.isfinite(metrics[name]):
+                    values.append(metrics[name])
+            return found
+        entropy, length = (sum(values) / len(values) for values in first.values())
+        share, growth = self.limits.entropy_share, self.limits.length_growth
+        if share is not None and metrics["entropy"] < share * entropy:
+            found[f"entropy below guard.entropy_share={share:g} of its first {entropy:.3g}"] = metrics["entropy"]
+        if growth is not None and metrics["completion_tokens"] > growth * length:
+            kind = f"completions longer than guard.length_growth={growth:g} times their first {length:.3g} tokens"
+            found[kind] = metrics["completion_tokens"]
+        return found
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `max_skipped` steps in a row were skipped."""
+        return self.limits.max_skipped is not None and self.in_a_row >= self.limits.max_skipped
+
+    def stop_if_exhausted(self, step: int, kept: str) -> None:
+        """End the stage after too many skipped steps in a row.
+
+        Args:
+            step: the last one.
+            kept: a sentence for the message on what was saved.
+
+        Raises:
+            DivergedError: `exhausted`.
+        """
+        if self.exhausted:
+            raise DivergedError(
+                f"steps {step - self.in_a_row + 1} to {step} had a loss or gradient that is not finite and were "
+                f"skipped (guard.max_skipped={self.limits.max_skipped}). {kept}Lower the learning_rate, or set "
+                "student.dtype=float32; a larger guard.max_skipped only waits longer."
+            )
+
+    def summary_lines(self, steps: int) -> list[str]:
+        """One line for each kind of warning, for the end of a run of `steps` steps."""
+        return [
+            f"warning: {kind}: {len(found)} of {steps} steps, first in step {found[0]}"
+            for kind, found in sorted(self.seen.items(), key=lambda item: item[1][0])
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """Its state as JSON, for a checkpoint."""
+        return {name: getattr(self, name) for name in ("skipped", "in_a_row", "seen", "baseline")}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore a `state()`."""
+        for name, value in state.items():
+            setattr(self, name, value)

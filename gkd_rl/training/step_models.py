@@ -20,7 +20,7 @@ from gkd_rl.losses.objective import TokenLoss
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.remote_teacher import EndpointTeacher, forward_outputs
 from gkd_rl.models.value_head import Critic
-from gkd_rl.training.step_metrics import CostMeter, Pass
+from gkd_rl.training.cost import CostMeter, PassKind
 from gkd_rl.training.teacher_data import TeacherOutputCache
 from gkd_rl.types import PreUpdateTerms, Projection, Rollout, Source, TeacherOutput, TokenTerms
 
@@ -75,11 +75,11 @@ class StepModels:
         """The teacher's states on fixed text; those that are on disk cost no FLOPs."""
 
         def compute(missing: Rollout) -> Tensor:
-            self.meter.flops("teacher", teacher, Pass.forward, missing)
+            self.meter.add_flops("teacher", teacher, PassKind.forward, missing)
             return teacher(missing)
 
         hidden_BTD, hits = outputs(teacher, micro, compute)
-        self.meter.cached("teacher", hits, micro.n_sequences)
+        self.meter.add_cache_hits("teacher", hits, micro.n_sequences)
         return Projection(hidden_BTD, teacher.head())
 
     def token_terms(
@@ -87,14 +87,14 @@ class StepModels:
     ) -> TokenTerms:
         """Per-token terms from the student's states, with gradient; no divergence at alpha = 0."""
         if torch.is_grad_enabled():
-            self.meter.flops("student", self.student, Pass.training, micro)
+            self.meter.add_flops("student", self.student, PassKind.training, micro)
         return self._head(alpha)(Projection(hidden_BTD, self.student.head()), teacher, micro.ids_BT, micro.mask_BT)
 
     def student_loss(
         self, hidden_BTD: Tensor, teacher: TeacherOutput | None, micro: Rollout, alpha: float, loss: TokenLoss
     ) -> tuple[Tensor, TokenTerms]:
         """The weighted loss of the student's states, ready for backward, and the terms without gradient."""
-        self.meter.flops("student", self.student, Pass.training, micro)
+        self.meter.add_flops("student", self.student, PassKind.training, micro)
 
         def weighted(logp_N: Tensor, divergence_N: Tensor | None, tokens: slice) -> Tensor:
             return loss(logp_N, divergence_N, tokens).loss(alpha)
@@ -143,7 +143,7 @@ class StepModels:
         for number, rows in enumerate(micro_batches):
             micro = rollout.rows(rows)
             width = micro.ids_BT.shape[1]
-            self.meter.flops("pre_update", self.student, Pass.forward, micro)
+            self.meter.add_flops("pre_update", self.student, PassKind.forward, micro)
             hidden_BTD = self.student(micro.extended() if critic is not None else micro)
             if "divergence_BT" in needed:
                 teacher_outputs[number] = self.teacher_forward(rollout, rows, micro, alpha)
@@ -172,7 +172,7 @@ class StepModels:
         with self.student.generating():
             for rows in micro_batches:
                 micro = rollout.rows(rows)
-                self.meter.flops("pre_update", self.student, Pass.forward, micro)
+                self.meter.add_flops("pre_update", self.student, PassKind.forward, micro)
                 own = Projection(self.student(micro), self.student.head())
                 logp_BT[rows, : micro.ids_BT.shape[1]] = plain(own, None, micro.ids_BT, micro.mask_BT).logp_BT
         self.student.train(training)
@@ -197,5 +197,5 @@ class StepModels:
         if model is None:
             return None
         if isinstance(model, HiddenStateModel):
-            self.meter.flops(phase, model, Pass.forward, micro)
+            self.meter.add_flops(phase, model, PassKind.forward, micro)
         return forward_outputs(model, micro)

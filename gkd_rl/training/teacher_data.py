@@ -41,7 +41,7 @@ from gkd_rl.errors import ModelError
 from gkd_rl.generation.sampler import Sampler
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.outputs.json_files import write_json
-from gkd_rl.training.processes import from_all
+from gkd_rl.training.processes import gather_objects
 from gkd_rl.types import Example, Rollout
 from reward_models.guard import entry_lock
 
@@ -291,7 +291,7 @@ def write_samples(
             if mine < len(chunks):
                 written = _read_samples(folder / _name(mine), len(chunks[mine]))
                 fresh = [] if written is not None else _sample(teacher, sampler, chunks[mine], seed, mine)
-            for chunk, (old, new) in enumerate(from_all((written, fresh)), start=first):
+            for chunk, (old, new) in enumerate(gather_objects((written, fresh)), start=first):
                 if new and is_main_process():
                     write_json(folder / _name(chunk), new)
                 samples += old or new

@@ -27,11 +27,11 @@ from gkd_rl.generation.sampler import Sampler
 from gkd_rl.losses.objective import Objective, StepTotals
 from gkd_rl.losses.policy_gradient import CreditSettings, moments, token_advantages, token_divergence_credit, whiten
 from gkd_rl.models.value_head import Critic, Targets
-from gkd_rl.training.guard import Guard, ratio_error, text_metrics, updates
+from gkd_rl.training.cost import PassKind
 from gkd_rl.training.micro_batches import MicroBatcher
 from gkd_rl.training.optimization import TermGradients, recomputed_layers
-from gkd_rl.training.processes import over_ranks
-from gkd_rl.training.step_metrics import Pass, loss_metrics, rollout_metrics
+from gkd_rl.training.processes import reduce_metrics
+from gkd_rl.training.step_metrics import Guard, all_finite, guard_metrics, loss_metrics, ratio_error, rollout_metrics
 from gkd_rl.training.step_models import StepModels
 from gkd_rl.training.teacher_data import TeacherSamples
 from gkd_rl.types import Credits, PreUpdateTerms, Rollout, Source, TeacherOutput
@@ -147,7 +147,7 @@ class Trainer:
             metrics["guard/skipped"] += skipped
             work.credits = replace(work.credits, old_logp_BT=first if epoch == 0 else work.credits.old_logp_BT)
         metrics |= self._describe(work, scores)
-        return StepRecord(metrics | self.guard.look(step + 1, metrics), rollout, scores)
+        return StepRecord(metrics | self.guard.check(step + 1, metrics), rollout, scores)
 
     def _rollout(self, step: int, source: Source) -> Rollout:
         """The completions of this rank, decided by (seed, step, rank)."""
@@ -160,13 +160,13 @@ class Trainer:
             if self.samples is None:
                 raise ValueError("a step on the teacher's samples needs them.")
             rollout = self.codec.completions(examples, [self.samples.ids[row] for row in rows], source)
-            self._meter.flops("teacher_samples", self.samples.author, Pass.generation, rollout)
+            self._meter.add_flops("teacher_samples", self.samples.author, PassKind.generation, rollout)
             return rollout
         generator = torch.Generator(self.student.device)
         generator.manual_seed(random.Random(f"rollout {self.settings.seed} {step} {rank}").getrandbits(63))
         prompts = self.codec.prompts(examples)
         rollout = self.sampler.sample(self.student, prompts, self.settings.per_prompt, generator)
-        self._meter.flops("rollout", self.student, Pass.generation, rollout)
+        self._meter.add_flops("rollout", self.student, PassKind.generation, rollout)
         return rollout
 
     def _prepare(self, step: int, rollout: Rollout, alpha: float, scores: Scores | None) -> _Work:
@@ -259,7 +259,7 @@ class Trainer:
                         parameter.grad = self._sum(parameter.grad)
                 norms.append(torch.nn.utils.clip_grad_norm_(self.critic.head.parameters(), self.settings.max_grad_norm))
             found = [float(norm) for norm in norms]  # pyright: ignore[reportArgumentType]
-            taken = updates(loss, *found)
+            taken = all_finite(loss, *found)
             if taken:
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -272,8 +272,8 @@ class Trainer:
         metrics |= rollout_metrics(
             work.rollout, work.totals, scores, teacher_scored=self.models.uses_teacher(work.alpha)
         )
-        metrics |= text_metrics(work.rollout, scores, {} if self.reward is None else self.reward.bounds())
-        return over_ranks(self.accelerator, metrics | self._meter.take())
+        metrics |= guard_metrics(work.rollout, scores, {} if self.reward is None else self.reward.bounds())
+        return reduce_metrics(self.accelerator, metrics | self._meter.take())
 
     def _sum(self, value: Tensor) -> Tensor:
         """Over all ranks."""

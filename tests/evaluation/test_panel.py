@@ -166,7 +166,7 @@ def test_a_judge_does_not_pay_the_policy() -> None:
 @pytest.mark.parametrize("reward", ["faithfulness", "entailment_news"])
 def test_a_reward_of_generated_text_is_refused_for_other_text(reward: str) -> None:
     data = ["task.data=files", "task.data_files={train: a.jsonl, validation: b.jsonl, test: c.jsonl}"]
-    with pytest.raises(ConfigError, match=r"knows generated text only.*a\.jsonl.*choose another reward"):
+    with pytest.raises(ConfigError, match=r"checks generated text only.*a\.jsonl.*choose another reward"):
         validate(configured(*data, f"reward={reward}"))
     validate(configured(*data, "reward=rouge"))
 

@@ -31,7 +31,7 @@ from gkd_rl.generation.codec import TextCodec
 from gkd_rl.models.adapter import AdaptedModel, InitialView
 from gkd_rl.models.architecture import DecoderOnly, EncoderDecoder, HiddenStateModel
 from gkd_rl.models.row_layout import Rows, StackCost, row_lengths, shares_prompts
-from gkd_rl.training.step_metrics import ModelCost
+from gkd_rl.training.cost import ModelCost
 from gkd_rl.types import Rollout
 
 PROMPTS = [[3, 4, 5, 6, 7], [5], [7, 7, 3]]

@@ -28,7 +28,7 @@ from gkd_rl.generation.sampler import Sampler, Sampling
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.placement import PlacedModel, check_quantization, quantizable, quantized
 from gkd_rl.pipeline.models import check_teacher, placed_teacher
-from gkd_rl.training.step_metrics import ModelCost
+from gkd_rl.training.cost import ModelCost
 from gkd_rl.types import Rollout
 
 CPU = torch.device("cpu")
@@ -199,7 +199,7 @@ def test_without_bitsandbytes_there_is_one_message(monkeypatch: pytest.MonkeyPat
         (["teacher=initial_student", "teacher.quantization=int8"], "set teacher.quantization=none"),
         (["teacher=initial_student", "teacher.device=cpu"], "set teacher.device=null"),
         (["teacher=initial_student", "teacher.offload=true"], "set teacher.offload=false"),
-        (["teacher.quantization=nf4", "teacher.offload=true"], "quantised weights stay"),
+        (["teacher.quantization=nf4", "teacher.offload=true"], "quantised weights cannot be moved"),
     ],
 )
 def test_contradictions_are_refused(overrides: list[str], says: str) -> None:

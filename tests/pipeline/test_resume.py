@@ -22,8 +22,8 @@ from gkd_rl.evaluation.evaluator import Evaluation
 from gkd_rl.outputs.tracking import Listing, Tracker
 from gkd_rl.pipeline.checkpoints import Checkpoints, steps_in
 from gkd_rl.pipeline.experiment import _train
+from gkd_rl.training.cost import CostTotals
 from gkd_rl.training.state import Snapshot, read_snapshot, trained, write_snapshot
-from gkd_rl.training.step_metrics import CostTotals
 from gkd_rl.training.trainer import StepRecord, Trainer
 
 STEPS = 5

@@ -19,7 +19,7 @@ from gkd_rl.generation.sampler import GREEDY, Sampler
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.loading import build_model
 from gkd_rl.models.row_layout import StackCost
-from gkd_rl.training.step_metrics import CostTotals, ModelCost
+from gkd_rl.training.cost import CostTotals, ModelCost
 from gkd_rl.types import Rollout
 
 TOLERANCE = 0.01

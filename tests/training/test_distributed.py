@@ -24,7 +24,7 @@ from gkd_rl.cli.single_run import ending_together, find_config_dir
 from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError
 from gkd_rl.training import processes as ranks_module
-from gkd_rl.training.processes import interleaved, own_seed, share
+from gkd_rl.training.processes import merge_rank_shares, rank_seed, rank_share
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"{kind}: {name}" for kind in KINDS for name in CASES] + [ENDPOINT]
@@ -32,13 +32,13 @@ FAILING = """
 import sys, types
 from gkd_rl.errors import RewardError
 from gkd_rl.config.launch import rank
-from gkd_rl.training.processes import from_all
+from gkd_rl.training.processes import gather_objects
 
 def run_configured(config, settings, folder):
     print("spoken")
     if rank() == 1:
         raise RewardError(f"reward of seed {config.seed} is unusable")
-    from_all("rank 0 waits for the other here")
+    gather_objects("rank 0 waits for the other here")
 
 module = types.ModuleType("gkd_rl.pipeline.experiment")
 module.run_configured = run_configured
@@ -48,7 +48,7 @@ KILLED = """
 import os, pathlib, signal, time
 from gkd_rl.pipeline import experiment
 from gkd_rl.config.launch import rank
-from gkd_rl.training.processes import from_all
+from gkd_rl.training.processes import gather_objects
 from gkd_rl.run import cli
 whole = experiment.run_configured
 
@@ -59,7 +59,7 @@ def run_configured(config, settings, folder):
         while not pathlib.Path("s/1/run.json").is_file():  # rank 0 writes it
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
-    from_all("rank 0 waits for the other here")
+    gather_objects("rank 0 waits for the other here")
 
 experiment.run_configured = run_configured
 cli()
@@ -216,7 +216,7 @@ def test_a_bug_is_told_with_its_traceback_by_the_first_rank(
     first: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_rank(monkeypatch, 1, 2)
-    monkeypatch.setattr(ranks_module, "first_to_fail", lambda: first)
+    monkeypatch.setattr(ranks_module, "is_first_failure", lambda: first)
     with pytest.raises(SystemExit, match="1"), ending_together():
         raise KeyError("a bug")
     told = capsys.readouterr().err
@@ -236,18 +236,18 @@ def test_shares_come_together_again(size: int, count: int, monkeypatch: pytest.M
     rows, parts = list(range(size)), []
     for rank in range(count):
         as_rank(monkeypatch, rank, count)
-        parts.append(share(rows))
+        parts.append(rank_share(rows))
     assert len({len(part) for part in parts}) == 1
     assert sum(map(len, parts)) < size + count  # no row comes twice but to fill up
-    assert interleaved(parts, size) == rows
+    assert merge_rank_shares(parts, size) == rows
 
 
 def test_every_rank_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert own_seed(3) == 3
+    assert rank_seed(3) == 3
     seeds = []
     for rank in range(4):
         as_rank(monkeypatch, rank, 4)
-        seeds += [own_seed(3), own_seed(4)]
+        seeds += [rank_seed(3), rank_seed(4)]
     assert seeds[0] == 3 and len(set(seeds)) == 8
 
 
@@ -287,7 +287,7 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"2 processes on a machine of 1 devices.*--num_processes to 1 or less"):
-        ranks_module.meet()
+        ranks_module.start_processes()
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:

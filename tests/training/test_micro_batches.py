@@ -1,4 +1,4 @@
-"""Cutting a step: every completion once, within the budgets, at the least cost that any cut has."""
+"""Micro-batches: every completion once, within the limits, at the lowest cost of any split."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from conftest import essential
 from torch import Tensor
 
 from gkd_rl.models.row_layout import LAYER_FLOPS, StackCost
+from gkd_rl.training.cost import ModelCost
 from gkd_rl.training.micro_batches import WEIGHT_FLOPS, MicroBatcher
-from gkd_rl.training.step_metrics import ModelCost
 from gkd_rl.types import Example, PromptBatch, Rollout, Source
 
 STACK = StackCost(weights=3000, attention=64, cross_weights=500, cross_attention=64, layers=2)
 COSTS = {
     "decoder-only": ModelCost(None, STACK, 100),
-    "rows apart": ModelCost(None, STACK, 100, masked=False),
+    "decoder-only without shared rows": ModelCost(None, STACK, 100, masked=False),
     "encoder-decoder": ModelCost(STACK, STACK, 100),
-    "encoder-decoder, rows apart": ModelCost(STACK, STACK, 100, masked=False),
+    "encoder-decoder without shared rows": ModelCost(STACK, STACK, 100, masked=False),
 }
 
 
 def rollout_of(prompts: list[int], completions: list[list[int]]) -> Rollout:
-    """Texts of these lengths; a completion's text tells its prompt and its own number."""
+    """A rollout of these lengths; the text of a completion is its prompt's index and its own."""
     examples = [Example(f"prompt {i}", "", {}) for i in range(len(prompts))]
     index = [i for i, group in enumerate(completions) for _ in group]
     lengths = torch.tensor([length for group in completions for length in group])
@@ -49,21 +49,21 @@ def random_rollout(seed: int, prompts: int = 7, per_prompt: int = 3) -> Rollout:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_completion_has_its_place_in_order_of_length(seed: int) -> None:
+def test_every_completion_occurs_once_in_order_of_length(seed: int) -> None:
     rollout = random_rollout(seed)
-    cuts = MicroBatcher(COSTS["decoder-only"], "cpu", completions=6)(rollout)
-    rows = torch.cat(cuts)
-    assert rows.sort().values.tolist() == list(range(21))
-    prompts = rollout.prompt_index_B[rows].view(7, 3)  # groups of three stay together
+    micro_batches = MicroBatcher(COSTS["decoder-only"], "cpu", max_completions=6)(rollout)
+    order = torch.cat(micro_batches)
+    assert order.sort().values.tolist() == list(range(21))
+    prompts = rollout.prompt_index_B[order].view(7, 3)  # three completions of one prompt are adjacent
     assert (prompts == prompts[:, :1]).all()
-    lengths = rollout.mask_BT.sum(1)[rows].view(7, 3)
+    lengths = rollout.mask_BT.sum(1)[order].view(7, 3)
     assert (lengths.diff(dim=1) >= 0).all()
     total = rollout.prompts.mask_PS.sum(1)[prompts[:, 0]] + lengths.sum(1)
     assert (total.diff() >= 0).all()
-    for cut in cuts:
-        micro = rollout.rows(cut)
-        assert list(micro.texts) == [rollout.texts[i] for i in cut.tolist()]
-        for row, old in enumerate(cut.tolist()):
+    for rows in micro_batches:
+        micro = rollout.rows(rows)
+        assert list(micro.texts) == [rollout.texts[i] for i in rows.tolist()]
+        for row, old in enumerate(rows.tolist()):
             new, before = int(micro.prompt_index_B[row]), int(rollout.prompt_index_B[old])
             assert micro.prompts.examples[new] is rollout.prompts.examples[before]
             assert micro.prompts.ids_PS[new].unique().tolist()[-1] == before + 1
@@ -71,9 +71,9 @@ def test_every_completion_has_its_place_in_order_of_length(seed: int) -> None:
             assert int(micro.ids_BT[row, 0]) == old + 1 and micro.truncated_B[row] == rollout.truncated_B[old]
 
 
-def price(cost: ModelCost, rollout: Rollout, cut: Tensor) -> tuple[float, float]:
+def price(cost: ModelCost, rollout: Rollout, indices: Tensor) -> tuple[float, float]:
     """Padded tokens and FLOPs of a micro-batch, by a loop over its rows."""
-    micro = rollout.rows(cut)
+    micro = rollout.rows(indices)
     prompts, completions = micro.prompts.mask_PS.sum(1).tolist(), micro.mask_BT.sum(1).tolist()
     S, T, P, B = max(prompts), max(completions), len(prompts), len(completions)
 
@@ -105,18 +105,20 @@ def price(cost: ModelCost, rollout: Rollout, cut: Tensor) -> tuple[float, float]
 
 @pytest.mark.parametrize("kind", COSTS)
 @pytest.mark.parametrize(
-    "budget", [{}, {"completions": 6}, {"tokens": 220}, {"completions": 9, "tokens": 300}], ids=str
+    "limits", [{}, {"max_completions": 6}, {"max_tokens": 220}, {"max_completions": 9, "max_tokens": 300}], ids=str
 )
-@pytest.mark.parametrize("call", essential([0.0, 1e6, 1e9], 1e6))
-def test_no_cut_between_prompts_costs_less(kind: str, budget: dict[str, int], call: float, monkeypatch: Any) -> None:
-    monkeypatch.setitem(LAYER_FLOPS, "cpu", call)
-    monkeypatch.setitem(WEIGHT_FLOPS, "cpu", call / 2)
+@pytest.mark.parametrize("overhead", essential([0.0, 1e6, 1e9], 1e6))
+def test_no_split_between_prompts_costs_less(
+    kind: str, limits: dict[str, int], overhead: float, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(LAYER_FLOPS, "cpu", overhead)
+    monkeypatch.setitem(WEIGHT_FLOPS, "cpu", overhead / 2)
     cost = COSTS[kind]
     for seed in range(4):
         rollout = random_rollout(seed)
-        cuts = MicroBatcher(cost, "cpu", trained=2, **budget)(rollout)
-        order = torch.cat(cuts)
-        found = sum(price(cost, rollout, cut)[1] + call * (cost.layers + 1) for cut in cuts)
+        micro_batches = MicroBatcher(cost, "cpu", trained_weights=2, **limits)(rollout)
+        order = torch.cat(micro_batches)
+        found = sum(price(cost, rollout, rows)[1] + overhead * (cost.layers + 1) for rows in micro_batches)
         best = float("inf")
         for count in range(7):
             for inner in combinations(range(3, 21, 3), count):
@@ -124,32 +126,32 @@ def test_no_cut_between_prompts_costs_less(kind: str, budget: dict[str, int], ca
                 prices = [price(cost, rollout, part) for part in parts]
                 alone = [len(part) == 3 for part in parts]
                 if all(
-                    (one or tokens <= budget.get("tokens", 1e9)) and len(part) <= budget.get("completions", 99)
+                    (one or tokens <= limits.get("max_tokens", 1e9)) and len(part) <= limits.get("max_completions", 99)
                     for part, one, (tokens, _) in zip(parts, alone, prices, strict=True)
                 ):
-                    best = min(best, sum(flops + call * (cost.layers + 1) for _, flops in prices))
+                    best = min(best, sum(flops + overhead * (cost.layers + 1) for _, flops in prices))
         assert found == pytest.approx(best)
 
 
 @pytest.mark.parametrize("kind", COSTS)
-def test_a_prompt_with_more_completions_than_fit_is_cut(kind: str) -> None:
+def test_a_prompt_with_too_many_completions_is_split(kind: str) -> None:
     rollout = rollout_of([5, 50], [[3, 9, 4, 8, 2, 7], [6, 6, 6, 6, 6, 6]])
-    by_number = MicroBatcher(COSTS[kind], "cpu", completions=4)(rollout)
-    assert [len(cut) for cut in by_number] == [3, 3, 3, 3]
-    tokens = MicroBatcher(COSTS[kind], "cpu", tokens=90)(rollout)
-    assert sum(map(len, tokens)) == 12 and all(price(COSTS[kind], rollout, cut)[0] <= 90 for cut in tokens)
-    alone = MicroBatcher(COSTS[kind], "cpu", tokens=1)(rollout)
-    assert [len(cut) for cut in alone] == [1] * 12
+    by_number = MicroBatcher(COSTS[kind], "cpu", max_completions=4)(rollout)
+    assert [len(rows) for rows in by_number] == [3, 3, 3, 3]
+    tokens = MicroBatcher(COSTS[kind], "cpu", max_tokens=90)(rollout)
+    assert sum(map(len, tokens)) == 12 and all(price(COSTS[kind], rollout, rows)[0] <= 90 for rows in tokens)
+    alone = MicroBatcher(COSTS[kind], "cpu", max_tokens=1)(rollout)
+    assert [len(rows) for rows in alone] == [1] * 12
 
 
-def test_cheap_calls_leave_little_padding_and_dear_ones_make_few_batches() -> None:
+def test_low_overhead_gives_little_padding_and_high_overhead_few_batches() -> None:
     rollout = random_rollout(0, prompts=64, per_prompt=4)
     cost = ModelCost(None, StackCost(weights=7_000_000, attention=1000, layers=2), 100)
     many, few = (MicroBatcher(cost, device)(rollout) for device in ("cpu", "cuda"))
     assert len(few) == 1 < len(many)
     used = padded = 0.0
-    for cut in many:
-        own, whole = cost.tokens(rollout.rows(cut))
+    for rows in many:
+        own, whole = cost.tokens(rollout.rows(rows))
         used, padded = used + own, padded + whole
     assert used / padded > 0.95
 
@@ -159,11 +161,11 @@ def test_padding_is_under_4_percent_at_the_lengths_of_the_benchmark(count: int) 
     """Prompts of 64 to 384 tokens, one completion each, for SmolLM2-135M's width and ten of its layers; ten steps."""
     layer = 2 * 576 * (576 + 192) + 3 * 576 * 1536
     cost = ModelCost(None, StackCost(weights=10 * layer, attention=10 * 576, layers=10), 49152 * 576)
-    cutter = MicroBatcher(cost, "cpu", trained=10 * layer + 49152 * 576, tokens=2048)
+    batcher = MicroBatcher(cost, "cpu", trained_weights=10 * layer + 49152 * 576, max_tokens=2048)
     draw, used, padded = np.random.default_rng(0), 0.0, 0.0
     for _ in range(10):
         rollout = rollout_of(draw.integers(64, 385, count).tolist(), draw.integers(1, 49, (count, 1)).tolist())
-        for cut in cutter(rollout):
-            own, whole = cost.tokens(rollout.rows(cut))
+        for rows in batcher(rollout):
+            own, whole = cost.tokens(rollout.rows(rows))
             used, padded = used + own, padded + whole
     assert used / padded > 0.96

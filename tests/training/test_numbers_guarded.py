@@ -21,9 +21,9 @@ from gkd_rl.errors import DivergedError
 from gkd_rl.outputs.tracking import Listing, Tracker
 from gkd_rl.pipeline.checkpoints import Checkpoints
 from gkd_rl.pipeline.experiment import _train
-from gkd_rl.training.guard import Guard, Limits, ratio_error, text_metrics, updates
+from gkd_rl.training.cost import CostTotals
 from gkd_rl.training.state import trained
-from gkd_rl.training.step_metrics import CostTotals
+from gkd_rl.training.step_metrics import Guard, GuardLimits, all_finite, guard_metrics, ratio_error
 from gkd_rl.training.trainer import StepRecord, Trainer
 from reward_models.composite import Composite, Scores
 
@@ -38,16 +38,16 @@ SOUND = {
     "guard/reward_outside_share": 0.0,
     "guard/ratio_error": 0.0,
 }
-LIMITS = Limits(
+LIMITS = GuardLimits(
     max_skipped=2, negative_divergence=1e-4, ratio=0.1, entropy_share=0.1, length_growth=3.0, baseline_steps=2
 )
 PPO = ("policy_gradient=ppo", "policy_gradient.epochs=2", "policy_gradient.value.hidden_size=4", "alpha=0")
 
 
-def looked(*changes: dict[str, float], limits: Limits = LIMITS) -> tuple[Guard, list[float]]:
+def looked(*changes: dict[str, float], limits: GuardLimits = LIMITS) -> tuple[Guard, list[float]]:
     """A guard after steps with these numbers, and how many warnings each step is one for."""
     guard = Guard(limits)
-    return guard, [guard.look(step, SOUND | one)["guard/warnings"] for step, one in enumerate(changes, start=1)]
+    return guard, [guard.check(step, SOUND | one)["guard/warnings"] for step, one in enumerate(changes, start=1)]
 
 
 @pytest.mark.parametrize(
@@ -67,19 +67,19 @@ def test_each_warning_at_its_limit(change: dict[str, float], says: str, caplog: 
     assert warnings == [0, 0, 0, 1, 0, 1]
     (record,) = caplog.records  # said once
     assert record.levelno == logging.WARNING and says in record.message and record.message.startswith("step 4: ")
-    (line,) = guard.lines(6)
+    (line,) = guard.summary_lines(6)
     assert says in line and line.endswith("2 of 6 steps, first in step 4")
 
 
 def test_at_the_limits_there_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     edge = {"divergence": -1e-4, "guard/ratio_error": 0.1, "entropy": 0.2, "completion_tokens": 30.0}
     guard, warnings = looked({}, {}, edge)
-    assert warnings == [0, 0, 0] and not caplog.records and guard.lines(3) == []
+    assert warnings == [0, 0, 0] and not caplog.records and guard.summary_lines(3) == []
 
 
 def test_without_limits_only_what_is_never_right_is_said() -> None:
     wrong = {"divergence": -9.0, "guard/ratio_error": 9.0, "entropy": 0.0, "completion_tokens": 900.0}
-    assert looked({}, {}, wrong, limits=Limits())[1] == [0, 0, 0]
+    assert looked({}, {}, wrong, limits=GuardLimits())[1] == [0, 0, 0]
 
 
 def test_the_baseline_is_of_student_rollouts_and_of_finite_numbers() -> None:
@@ -93,11 +93,11 @@ def test_skipped_steps_in_a_row_end_the_stage() -> None:
     skipped = {"guard/skipped": 1.0}
     guard, _ = looked(skipped, {}, skipped)
     guard.stop_if_exhausted(3, "")
-    guard.look(4, SOUND | {"guard/skipped": 2.0})
+    guard.check(4, SOUND | {"guard/skipped": 2.0})
     with pytest.raises(DivergedError, match=r"steps 3 to 4 .* \(guard.max_skipped=2\). It is here. Lower the learning"):
         guard.stop_if_exhausted(4, "It is here. ")
     assert guard.skipped == 3
-    assert not looked(*[skipped] * 9, limits=Limits())[0].exhausted
+    assert not looked(*[skipped] * 9, limits=GuardLimits())[0].exhausted
 
 
 def test_a_guard_goes_on_from_its_state() -> None:
@@ -109,14 +109,14 @@ def test_a_guard_goes_on_from_its_state() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_an_update_needs_finite_numbers(value: float) -> None:
-    assert updates(1.0, 2.0) and not updates(value, 1.0) and not updates(1.0, 1.0, value)
+    assert all_finite(1.0, 2.0) and not all_finite(value, 1.0) and not all_finite(1.0, 1.0, value)
 
 
 def test_empty_completions_and_rewards_outside(make_prompts: MakePrompts, make_rollout: MakeRollout) -> None:
     rollout = make_rollout(make_prompts([[3], [4]]), [[3, 1], [4], [], [5]], per_prompt=2)
-    assert text_metrics(rollout, None, {"r": (0, 1)}) == {"guard/empty_share": 0.25}
+    assert guard_metrics(rollout, None, {"r": (0, 1)}) == {"guard/empty_share": 0.25}
     scores = Scores([0.0] * 4, {"r": [0.0, 1.0 + 1e-9, 1.1, -0.1], "free": [9.0] * 4}, [False, False, False, True])
-    found = text_metrics(rollout, scores, {"r": (0.0, 1.0)})
+    found = guard_metrics(rollout, scores, {"r": (0.0, 1.0)})
     assert found == {"guard/empty_share": 0.25, "guard/reward_outside_share": 0.25}
 
 
@@ -228,5 +228,5 @@ def test_the_limits_of_the_configuration_reach_the_guard(make_trainer: MakeTrain
     trainer = make_trainer("guard.ratio=0.7", "guard.length_growth=null", "guard.baseline_steps=3")
     wanted = config_of().guard
     assert trainer.guard.limits == replace(
-        Limits(wanted.max_skipped, wanted.negative_divergence, 0.7, wanted.entropy_share), baseline_steps=3
+        GuardLimits(wanted.max_skipped, wanted.negative_divergence, 0.7, wanted.entropy_share), baseline_steps=3
     )

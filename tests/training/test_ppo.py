@@ -208,7 +208,7 @@ def test_the_cut_changes_neither_gradient_nor_advantages(
     spied, found = Spied(monkeypatch), []
     for size in SIZES:
         spied.calls.clear()
-        trainer.micro_batcher = dataclasses.replace(trainer.micro_batcher, completions=size)
+        trainer.micro_batcher = dataclasses.replace(trainer.micro_batcher, max_completions=size)
         both, record = gradient_of(trainer, model=nn.ModuleList([trainer.student, critic.head]))
         students = sum(one.numel() for one in trainer.student.parameters())
         weights = [part[part != 0] for _, _, part, _ in spied.calls]

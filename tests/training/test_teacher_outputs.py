@@ -330,7 +330,7 @@ def test_the_builder_wires_a_folder_for_each_teacher(
     others = ("teacher.quantization=int8", "teacher.dtype=bfloat16", "teacher.seed=7", "teacher.sft.steps=3")
     found = {built(one)[0].shards.folder for one in (*others, "teacher.device=cpu", "teacher.keep_layers=[0]")}
     found |= {built(rows=rows[:5])[0].shards.folder, folder}
-    monkeypatch.setattr("gkd_rl.models.loading.version", lambda _: "0")
+    monkeypatch.setattr("gkd_rl.pipeline.cache.version", lambda _: "0")
     assert len(found | {built()[0].shards.folder}) == 9
     assert [built(one)[0].tolerance for one in others[:2]] == [0.1, 0.05]
     assert build_teacher_output_cache(config_of("teacher.output_cache_gib=null"), models, rows) is None

@@ -102,7 +102,7 @@ def test_neither_cut_nor_order_nor_padding_changes_the_gradient(
     sampler = trainer.sampler
 
     def cut_into(size: int, change: Callable[[Rollout], Rollout] = lambda same: same) -> tuple[Tensor, StepRecord]:
-        trainer.micro_batcher = dataclasses.replace(trainer.micro_batcher, completions=size)
+        trainer.micro_batcher = dataclasses.replace(trainer.micro_batcher, max_completions=size)
         trainer.sampler = Changed(sampler, change)
         return gradient_of(trainer)
 
