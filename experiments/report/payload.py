@@ -1,7 +1,7 @@
 """Runs -> the one JSON object that the page and the plots are drawn from.
 
 Metrics are taken as they occur in the files, no list of them is kept here. Runs are compared within a task and scale
-only. Nothing about the machine goes in: runs are named by their folders below the folder of all.
+only. Nothing about the machine goes in: runs are named by their folders relative to a common parent.
 
 Curves are compressed. A curve of n values is kept whole while n <= 3 * points; a longer one becomes `points` buckets of
 consecutive values, each with its mean (for smoothing), minimum and maximum (so that no peak is lost). Values are
@@ -174,9 +174,13 @@ def payload(runs: Sequence[RunFolder], rows: int) -> dict[str, Any]:
     for place, task in enumerate(tasks):
         members = [i for i, (run, _) in enumerate(known) if task_of(run) == task]
         task_runs = grouped([known[i][0] for i in members])
-        words = worded([run.group for run in task_runs], task_runs)
-        task_runs = [replace(run, group=word) for run, word in zip(task_runs, words, strict=True)]
-        lines = {figure.key: worded(_lines_of(task_runs, figure.drop), task_runs) for figure in FIGURES if figure.drop}
+        names_of_groups = readable_labels([run.group for run in task_runs], task_runs)
+        task_runs = [replace(run, group=name) for run, name in zip(task_runs, names_of_groups, strict=True)]
+        lines = {
+            figure.key: readable_labels(_lines_of(task_runs, figure.drop), task_runs)
+            for figure in FIGURES
+            if figure.drop
+        }
         for at, (run, i) in enumerate(zip(task_runs, members, strict=True)):
             about = {"name": known[i][1], "task": place, "lines": {key: found[at] for key, found in lines.items()}}
             frame = frames[i]
@@ -229,23 +233,23 @@ def _lines_of(runs: Sequence[RunFolder], drop: tuple[str, ...]) -> list[str]:
     return labels(kept, keys)
 
 
-def worded(labels_of_runs: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
+def readable_labels(labels_of_runs: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
     """Labels for a caption: `gkd alpha=1 divergence.beta=0.1 divergence=jsd` becomes `gkd, α = 1, JSD(0.1)`.
 
     They are unchanged if two labels would become equal, or if a name contains spaces.
     """
-    if any("=" not in word for label in labels_of_runs for word in label.split(" ")[1:]):
+    if any("=" not in term for label in labels_of_runs for term in label.split(" ")[1:]):
         return list(labels_of_runs)
     signs = {"alpha": "α", "lmbda": "λ"}
     found = []
     for label, run in zip(labels_of_runs, runs, strict=True):
-        words: dict[str, None] = {}
-        for word in label.split(" "):
-            key, equals, value = word.partition("=")
+        terms: dict[str, None] = {}
+        for term in label.split(" "):
+            key, equals, value = term.partition("=")
             about_divergence = key in ("divergence", "divergence.beta", "divergence.skew")
             text = short_settings(run)["divergence"] if about_divergence else f"{signs.get(key, key)} = {value}"
-            words[text if equals else word] = None
-        found.append(", ".join(words))
+            terms[text if equals else term] = None
+        found.append(", ".join(terms))
     return found if len(set(found)) == len(set(labels_of_runs)) else list(labels_of_runs)
 
 

@@ -104,12 +104,12 @@ def held_out_rows(runs: Sequence[RunFolder], texts: Texts, count: int) -> list[d
         articles = _articles(run, found)
         for number, (row, article) in enumerate(zip(found, articles, strict=True)):
             prompt, reference = row.get("prompt", article), str(row.get("reference", ""))
-            written = {key: text for key, text in row.items() if key not in ("prompt", "reference")}
+            completions = {key: text for key, text in row.items() if key not in ("prompt", "reference")}
             if (prompt, reference) not in rows:
                 at = None if prompt is None else texts.place(prompt)
                 fixed = {"row": number + 1, "prompt": at, "reference": texts.place(reference, article), "cells": {}}
                 rows[prompt, reference] = fixed
-            cells = {model: texts.place(text, article) for model, text in written.items()}
+            cells = {model: texts.place(text, article) for model, text in completions.items()}
             rows[prompt, reference]["cells"][str(place)] = cells
     return list(rows.values())
 
@@ -129,8 +129,8 @@ def training_rows(runs: Sequence[RunFolder], texts: Texts) -> list[dict[str, Any
             if (step, prompt) not in rows:
                 reference = texts.place(sample.get("reference", ""), article)
                 rows[step, prompt] = {"step": step, "prompt": texts.place(prompt), "reference": reference, "cells": {}}
-            written = texts.place(sample.get("completion", ""), article)
-            cell: dict[str, Any] = {str(sample.get("source", "student")): written}
+            completion = texts.place(sample.get("completion", ""), article)
+            cell: dict[str, Any] = {str(sample.get("source", "student")): completion}
             if isinstance(sample.get("reward"), (int, float)):
                 cell["reward"] = float(f"{sample['reward']:.4g}")
             rows[step, prompt]["cells"][str(place)] = cell

@@ -16,7 +16,16 @@ from report_runs import write_run
 from experiments.report import __main__ as command
 from experiments.report.__main__ import html, main, safe_json
 from experiments.report.figures import FIGURES, hypervolume, pareto_front
-from experiments.report.payload import CHARACTERS, bucketed, grid, packed, payload, points_for, unpacked, worded
+from experiments.report.payload import (
+    CHARACTERS,
+    bucketed,
+    grid,
+    packed,
+    payload,
+    points_for,
+    readable_labels,
+    unpacked,
+)
 from experiments.report.texts import LONGEST, marked, visible
 from experiments.runs import find_runs
 from gkd_rl.data.embedded.news import NewsChecker, generate
@@ -172,7 +181,10 @@ def test_lines_join_runs_whose_other_settings_agree(data: dict[str, Any]) -> Non
 
 def test_labels_stay_where_short_ones_would_meet(folder: Path) -> None:
     runs = [run for run in find_runs([folder]) if run.settings["divergence.name"] == "jsd"][:2]
-    assert worded(["divergence.beta=0.9 a", "divergence=jsd a"], runs) == ["divergence.beta=0.9 a", "divergence=jsd a"]
+    assert readable_labels(["divergence.beta=0.9 a", "divergence=jsd a"], runs) == [
+        "divergence.beta=0.9 a",
+        "divergence=jsd a",
+    ]
 
 
 def test_texts_are_kept_once_and_cut(tmp_path: Path) -> None:
