@@ -44,7 +44,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def examples() -> str:
     """Every script of docs/examples: what it shows, and its code."""
     parts = []
-    for path in sorted(EXAMPLES.glob("*.py")):
+    for path in sorted(EXAMPLES.glob("*.py"), key=lambda path: (path.stem != "quickstart", path.stem)):
         code = path.read_text(encoding="utf-8")
         tree = ast.parse(code)
         doc = (ast.get_docstring(tree) or "").strip()
