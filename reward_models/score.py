@@ -1,6 +1,7 @@
-"""Entry point: `python -m reward_models.score --reward rouge --file rows.jsonl` scores texts that are there already.
+"""Score existing texts with a reward: `python -m reward_models.score --reward rouge --file rows.jsonl`.
 
-Each line of the file is a JSON object with a completion and the columns that the reward reads (prompt, reference, ...).
+Each line of the file is a JSON object with a completion and the columns that the reward needs (prompt, reference, ...).
+The command prints the means, and writes the rewards of each row to `--out`.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from reward_models.targets import ALLOWED_PACKAGES, find_targets, refusal
 
 
 def reward_files() -> Path:
-    """conf/reward, beside the packages in a checkout or inside the installed gkd_rl."""
+    """The folder conf/reward: inside the installed gkd_rl, or beside the packages in a checkout."""
     root = Path(__file__).resolve().parents[1]
     return next(folder for folder in (root / "gkd_rl" / "conf" / "reward", root / "conf" / "reward") if folder.is_dir())
 
 
 def load_reward(name: str, changes: Sequence[str] = ()) -> Composite:
-    """The reward of a file in conf/reward, by its name, or of a YAML file of one's own.
+    """The reward that a YAML file describes.
 
     Args:
-        name: of either.
-        changes: settings that differ, e.g. "components.rouge.kind=rouge1".
+        name: of a file in conf/reward, or a path that ends in .yaml.
+        changes: KEY=VALUE over the settings of the file, e.g. "components.rouge.kind=rouge1".
 
     Raises:
-        ValueError: there is no such file, or it does not describe a reward.
+        ValueError: there is no such file, it does not describe a reward, or it names code that is not trusted.
     """
     own = Path(name)
     file = own if own.suffix == ".yaml" else reward_files() / f"{name}.yaml"
@@ -65,10 +66,14 @@ def load_reward(name: str, changes: Sequence[str] = ()) -> Composite:
 
 
 def read_rows(file: Path, completion: str) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, all of the same columns.
+    """The rows of a file of JSON lines, which all have the same columns.
+
+    Args:
+        file: the file.
+        completion: column of the text that is scored.
 
     Raises:
-        ValueError: the file is missing, or a row is unreadable or differs in its columns, with its number.
+        ValueError: the file is missing or empty, or a row is invalid or has other columns; the message has its number.
     """
     if not file.is_file():
         raise ValueError(f"--file {file}: there is no such file.")
@@ -77,9 +82,9 @@ def read_rows(file: Path, completion: str) -> list[dict[str, Any]]:
         try:
             row = json.loads(line.decode("utf-8"))
         except ValueError as error:
-            raise ValueError(f"--file {file}, row {number}: it is no JSON in UTF-8 ({error}).") from error
+            raise ValueError(f"--file {file}, row {number}: it is not JSON in UTF-8 ({error}).") from error
         if not isinstance(row, dict) or not isinstance(row.get(completion), str):
-            raise ValueError(f"--file {file}, row {number}: it takes an object with a text in {completion!r}.")
+            raise ValueError(f"--file {file}, row {number}: it takes a JSON object with a text in {completion!r}.")
         if rows and row.keys() != rows[0].keys():
             raise ValueError(f"--file {file}, row {number}: its columns differ from those of row 1.")
         rows.append(row)
@@ -89,10 +94,16 @@ def read_rows(file: Path, completion: str) -> list[dict[str, Any]]:
 
 
 def score_rows(reward: Composite, rows: Sequence[dict[str, Any]], completion: str, batch_size: int) -> Scores:
-    """Rewards of all rows, `batch_size` at a time.
+    """Rewards of N rows, computed `batch_size` at a time.
+
+    Args:
+        reward: the reward.
+        rows: N dicts.
+        completion: column of the text that is scored.
+        batch_size: rows in one call of the reward.
 
     Raises:
-        ValueError: the reward failed.
+        ValueError: a component of the reward failed.
     """
     total: list[float] = []
     components: dict[str, list[float]] = {name: [] for name in reward.components}
@@ -108,7 +119,7 @@ def score_rows(reward: Composite, rows: Sequence[dict[str, Any]], completion: st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Score a file: means on the console, one line for each row in `--out`; returns the exit status."""
+    """Score a file, print the means, write the rows to `--out`; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m reward_models.score", description="Score texts with a reward.")
     parser.add_argument("--reward", required=True, help="a name in conf/reward, or a YAML file")
     parser.add_argument("--file", required=True, type=Path, help="JSON lines")
@@ -116,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", default=64, type=int)
     parser.add_argument("--out", type=Path, help="JSON lines with the rewards of each row")
     parser.add_argument(
-        "settings", nargs="*", help="what differs in the reward's file, e.g. components.rouge.kind=rouge1"
+        "settings", nargs="*", help="KEY=VALUE over the settings of the file, e.g. components.rouge.kind=rouge1"
     )
     options = parser.parse_intermixed_args(arguments)
     try:

@@ -1,9 +1,10 @@
-"""Training a scalar reward model on preferences with trl.RewardTrainer (Bradley-Terry loss). Imports trl.
+"""Train a reward model: `python -m reward_models.train reward=entailment|scalar files=[rows.jsonl] out=FOLDER`.
 
-Entry point: `python -m reward_models.train reward=entailment|scalar key=value ...` trains a reward model.
+- `reward=entailment`: a classifier of pairs (`reward_models.models.classifier`).
+- `reward=scalar`: a scalar reward model on preferences, with the Bradley-Terry loss of trl.RewardTrainer.
 
-Its settings stand in conf/reward_training; it ends with a model folder, a report on held-out documents beside it as
-JSON, and the report on the console.
+Further arguments are KEY=VALUE over the settings of conf/reward_training/REWARD.yaml. The command writes the model to
+OUT and a quality report on held-out documents to OUT.json, and prints the report.
 """
 
 from __future__ import annotations
@@ -26,76 +27,21 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from reward_models.models.checkpoint import Checkpoint, device_of, longest_input, save
-from reward_models.models.classifier import (
-    MEASURES,
-    NewClassifier,
-    TrainingSettings,
-    from_checkpoint,
-    report,
-    train_classifier,
-)
+from reward_models.models.classifier import NewClassifier, TrainingSettings, from_checkpoint, train_classifier
 from reward_models.models.entailment import Entailment
 from reward_models.models.scalar import ScalarReward
-from reward_models.models.trained_entailment import Row, checked, read_files, split
+from reward_models.models.training_rows import MEASURES, Row, checked, quality_report, read_files, split
 from reward_models.score import reward_files
 
-
-def one_label(checkpoint: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint with a new head of one number."""
-    model = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint.place, revision=checkpoint.revision, num_labels=1, ignore_mismatched_sizes=True
-    )
-    return model, AutoTokenizer.from_pretrained(checkpoint.place, revision=checkpoint.revision)
-
-
-def train_on_preferences(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-    settings: TrainingSettings,
-    longest: int,
-) -> None:
-    """Train in place, and leave the model in evaluation mode.
-
-    Args:
-        model: one label.
-        tokenizer: its tokenizer.
-        rows: prompt, chosen, rejected; texts, put together as `reward_models.models.scalar` does with format=text.
-        settings: of the optimiser.
-        longest: tokens of prompt and completion; rows that are longer are left out by trl.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = RewardConfig(
-            output_dir=folder,
-            max_steps=settings.steps,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            seed=settings.seed,
-            max_length=longest,
-            bf16=False,
-            gradient_checkpointing=False,
-            use_cpu=model.device.type == "cpu",
-            save_strategy="no",
-            report_to=[],
-            logging_steps=50,
-        )
-        columns = ("prompt", "chosen", "rejected")
-        data = Dataset.from_list([{name: row[name] for name in columns} for row in rows])
-        RewardTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer).train()
-    model.eval()
-
-
 COLUMNS = {"entailment": ("premise", "hypothesis", "label"), "scalar": ("prompt", "chosen", "rejected")}
+Progress = Callable[[int, float], None]  # step, loss
 
 
 def settings_of(arguments: Sequence[str]) -> tuple[str, DictConfig]:
-    """Which reward, and its settings: the YAML file with `key=value` over it.
+    """The reward's name and its settings: the YAML file, with `key=value` arguments over it.
 
     Raises:
-        ValueError: `reward` or `out` is missing, or keys are unknown: all of them at once.
+        ValueError: `reward` or `out` is missing, or keys are unknown; the message names all unknown keys.
     """
     given = {key: value for key, _, value in (one.partition("=") for one in arguments)}
     reward = given.pop("reward", "")
@@ -125,16 +71,27 @@ def _keys(node: DictConfig, above: str = "") -> list[str]:
 
 
 def _known(config: DictConfig, key: str) -> bool:
-    """Whether a key stands in the file, or below a setting that takes any and is null there."""
+    """Whether the file has this key, or has null for a key above it, which then takes any mapping."""
     allowed = {name: OmegaConf.select(config, name) for name in _keys(config)}
     return key in allowed or any(value is None and key.startswith(f"{name}.") for name, value in allowed.items())
 
 
-def build(node: Any, key: str) -> Any:
-    """What a node with `_target_` names.
+def rows_of(config: DictConfig, columns: Sequence[str]) -> list[Row]:
+    """Rows of the files or of the generator, checked.
 
     Raises:
-        ValueError: it cannot be built.
+        ValueError: both or neither of `files` and `rows` are set, or a row lacks a column.
+    """
+    if (config.files is None) == (config.rows is None):
+        raise ValueError("files and rows: set one of them, files=[rows.jsonl] or rows._target_=my_package.my_rows.")
+    return checked(_build(config.rows, "rows") if config.files is None else read_files(config.files), columns)
+
+
+def _build(node: Any, key: str) -> Any:
+    """The object that a node with `_target_` describes.
+
+    Raises:
+        ValueError: it cannot be built; `key` is the setting.
     """
     try:
         return instantiate(node, _convert_="all")
@@ -142,22 +99,11 @@ def build(node: Any, key: str) -> Any:
         raise ValueError(f"{key}: {error.__cause__ or error}") from error
 
 
-def rows_of(config: DictConfig, columns: Sequence[str]) -> list[Row]:
-    """Rows of the files or of the generator.
-
-    Raises:
-        ValueError: both or neither are given, or a row is not what is needed.
-    """
-    if (config.files is None) == (config.rows is None):
-        raise ValueError("files and rows: set one of them, files=[rows.jsonl] or rows._target_=my_package.my_rows.")
-    return checked(build(config.rows, "rows") if config.files is None else read_files(config.files), columns)
-
-
-def train_entailment(config: DictConfig, rows: list[Row], progress: Callable[[int, float], None]) -> dict[str, Any]:
-    """Train and save a classifier of pairs; its report on held-out documents."""
+def train_entailment(config: DictConfig, rows: list[Row], progress: Progress) -> dict[str, Any]:
+    """Train and save a classifier of pairs; its quality report on held-out documents."""
     settings = TrainingSettings(**config.training)
     train, held_out = split(rows, lambda row: row["premise"], config.held_out, settings.seed)
-    new: NewClassifier | None = build(config.new, "new")
+    new: NewClassifier | None = _build(config.new, "new")
     model, tokenizer = new.build(settings.seed) if new else from_checkpoint(Checkpoint(**config.checkpoint))
     model.to(device_of(config.checkpoint.device))  # pyright: ignore[reportArgumentType]
     longest = longest_input(model, tokenizer, config.checkpoint.max_tokens)
@@ -165,17 +111,17 @@ def train_entailment(config: DictConfig, rows: list[Row], progress: Callable[[in
     save(model, tokenizer, config.out)
     reward = Entailment(Checkpoint(**{**config.checkpoint, "path": config.out, "revision": None}))
     premises, hypotheses = ([row[name] for row in held_out] for name in ("premise", "hypothesis"))
-    return report([row["label"] for row in held_out], reward(premises, hypotheses), premises)
+    return quality_report([row["label"] for row in held_out], reward(premises, hypotheses), premises)
 
 
-def train_scalar(config: DictConfig, rows: list[Row], _: Callable[[int, float], None]) -> dict[str, Any]:
-    """Train and save a scalar reward model; its report on held-out prompts.
+def train_scalar(config: DictConfig, rows: list[Row], _: Progress) -> dict[str, Any]:
+    """Train and save a scalar reward model; its quality report on held-out prompts.
 
-    Every pair is measured in both orders: P(first is better) = sigmoid(difference of rewards), Bradley & Terry 1952.
+    Each pair is measured in both orders: P(first is better) = sigmoid(difference of rewards) (Bradley & Terry 1952).
     """
     settings, checkpoint = TrainingSettings(**config.training), Checkpoint(**config.checkpoint)
     train, held_out = split(rows, lambda row: row["prompt"], config.held_out, settings.seed)
-    model, tokenizer = one_label(checkpoint)
+    model, tokenizer = with_scalar_head(checkpoint)
     model.to(device_of(config.checkpoint.device))  # pyright: ignore[reportArgumentType]
     longest = longest_input(model, tokenizer, config.checkpoint.max_tokens)
     train_on_preferences(model, tokenizer, train, settings, longest)
@@ -184,7 +130,54 @@ def train_scalar(config: DictConfig, rows: list[Row], _: Callable[[int, float], 
     prompts, chosen, rejected = ([row[name] for row in held_out] for name in COLUMNS["scalar"])
     gaps = [a - b for a, b in zip(reward(prompts, chosen), reward(prompts, rejected), strict=True)]
     probabilities = [0.5 + math.tanh(gap / 2) / 2 for gap in (*gaps, *(-gap for gap in gaps))]
-    return report([1] * len(gaps) + [0] * len(gaps), probabilities, prompts * 2)
+    return quality_report([1] * len(gaps) + [0] * len(gaps), probabilities, prompts * 2)
+
+
+def with_scalar_head(checkpoint: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a checkpoint, with a new head of one output if its own has another shape."""
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint.source, revision=checkpoint.revision, num_labels=1, ignore_mismatched_sizes=True
+    )
+    return model, AutoTokenizer.from_pretrained(checkpoint.source, revision=checkpoint.revision)
+
+
+def train_on_preferences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    settings: TrainingSettings,
+    longest: int,
+) -> None:
+    """Train in place with the Bradley-Terry loss; the model is in evaluation mode afterwards.
+
+    Args:
+        model: a classifier with one output.
+        tokenizer: its tokenizer.
+        rows: prompt, chosen, rejected; texts, encoded as `reward_models.models.scalar` does with format=text.
+        settings: of the optimisation.
+        longest: tokens of prompt and completion; trl omits rows that are longer.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = RewardConfig(
+            output_dir=folder,
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            seed=settings.seed,
+            max_length=longest,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=model.device.type == "cpu",
+            save_strategy="no",
+            report_to=[],
+            logging_steps=50,
+        )
+        data = Dataset.from_list([{name: row[name] for name in COLUMNS["scalar"]} for row in rows])
+        RewardTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer).train()
+    model.eval()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -192,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         reward, config = settings_of(sys.argv[1:] if arguments is None else arguments)
         rows = rows_of(config, COLUMNS[reward])
-        found = (train_entailment if reward == "entailment" else train_scalar)(config, rows, _say)
+        found = (train_entailment if reward == "entailment" else train_scalar)(config, rows, _print_progress)
     except (ValueError, TypeError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
@@ -204,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _say(step: int, loss: float) -> None:
+def _print_progress(step: int, loss: float) -> None:
     if step % 50 == 0:
         print(f"step {step}: loss {loss:.3f}", flush=True)  # noqa: T201
 

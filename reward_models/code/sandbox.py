@@ -1,20 +1,21 @@
-"""Runs Python code that nobody has read: in a process and a directory of its own, with limits on all.
+"""A sandbox for untrusted Python code, and the reward that runs generated code in it.
 
-What holds it (Linux user, mount, process, network, IPC namespaces; see `sandbox_child.py`, which sets them up):
+`run_python` runs a program in a process and a directory of its own. Isolation comes from Linux namespaces (user, mount,
+process, network, IPC), which `sandbox_child.py` sets up:
 
-- no network: its network namespace has no interface that is up;
-- no process survives it or is seen by it: the first process of its process namespace ends with the run, and the kernel
-  kills all others with it, whatever sessions they made. How many there may be at one time is limited;
-- it writes nowhere but into an empty directory in memory, of limited size, that goes away with it; everything else is
-  mounted read-only. Root becomes `nobody` first;
-- CPU time, wall time, memory of each process, size of files and of its output are limited; it gets no environment and
+- no network: the network namespace has no interface that is up;
+- no process outlives the run or can be seen from it: the first process of the process namespace ends with the run, and
+  the kernel then kills all others, whatever sessions they made; their number is limited;
+- no writing but to an empty directory in memory, of limited size, that is discarded afterwards; everything else is
+  mounted read-only. Root first becomes `nobody`;
+- CPU time, wall time, memory of each process, size of files and of the output are limited; there is no environment and
   no input.
 
-Its verdict is a random word that is given to the process when the code has come to its end, so that leaving early
-(`os._exit(0)`, `sys.exit()`) or printing something does not pass. What is not prevented: reading files that everybody
-may read, and code that was written against this very file looking for the word among its open files.
+A run passes only if the process hands back a random token, which it reads after the last line of the code: exiting
+early (`os._exit(0)`, `sys.exit()`) or printing something does not pass. Two things are not prevented: reading files
+that every user may read, and code written against this module that searches its open files for the token.
 
-Does a completion's code pass its tests? Runs it, in the sandbox, and only where that was asked for by name.
+`CodeExecution` scores a completion by its tests, and runs code only if its settings allow it explicitly.
 """
 
 from __future__ import annotations
@@ -32,25 +33,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Status = Literal["passed", "failed", "left", "timed_out", "killed"]
+Status = Literal["passed", "failed", "exited", "timed_out", "killed"]
 CHILD = Path(__file__).with_name("sandbox_child.py")
-GRACE = 5.0  # seconds for starting and ending beside the code's own
+GRACE = 5.0  # seconds beside the code's own, to start and to end
+BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 class SandboxError(RuntimeError):
-    """The machine does not give what keeps the code in."""
+    """This machine cannot isolate the code; it was not run."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may take.
+    """Limits of a run.
 
     Attributes:
         seconds: of wall time, and of CPU time of each process.
         memory_mib: address space of each process.
-        file_mib: all files together.
+        file_mib: all files together, and the size of one.
         processes: at one time, threads included.
-        output_bytes: of what it prints; the rest is dropped.
+        output_bytes: of stdout and stderr together; the rest is dropped.
+
+    Raises:
+        ValueError: a limit is not positive.
     """
 
     seconds: float = 5.0
@@ -67,12 +72,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """Result of a run.
 
     Attributes:
-        status: passed: the code came to its end without an exception; failed: with one; left: it ended early without;
-            timed_out: its time was up; killed: by a signal, e.g. for CPU time or by itself.
-        output: the beginning of what it printed, traceback included.
+        status: "passed": the last line was reached; "failed": an exception was raised; "exited": the process exited
+            before the last line; "timed_out": its wall time was used up; "killed": by a signal, e.g. for CPU time.
+        output: the beginning of stdout and stderr, traceback included.
     """
 
     status: Status
@@ -80,19 +85,23 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether the code came to its end."""
+        """Whether the last line of the code was reached."""
         return self.status == "passed"
 
 
 def run_python(code: str, limits: Limits | None = None) -> Outcome:
-    """Run a program, at most `limits.seconds` and a little.
+    """Run a program in the sandbox, for at most `limits.seconds` plus `GRACE` seconds.
+
+    Args:
+        code: the program; it has the standard library only.
+        limits: None: the defaults of `Limits`.
 
     Raises:
-        SandboxError: this machine does not let the code be locked in; nothing was run then.
+        SandboxError: this machine cannot isolate the code; it was not run.
     """
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="sandbox_") as folder:
-        os.chmod(folder, 0o755)  # a place to mount on; what is written goes into memory
+        os.chmod(folder, 0o755)  # a mount point; what the code writes stays in memory
         request = {"code": code, "limits": asdict(limits), "folder": folder}
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(CHILD)],
@@ -104,22 +113,22 @@ def run_python(code: str, limits: Limits | None = None) -> Outcome:
             start_new_session=True,
         )
         try:
-            told, complaint = process.communicate(json.dumps(request).encode(), timeout=limits.seconds + GRACE)
+            output, errors = process.communicate(json.dumps(request).encode(), timeout=limits.seconds + GRACE)
         except subprocess.TimeoutExpired:
             return Outcome("timed_out", "")
         finally:
             _end(process)
     try:
-        verdict = json.loads(told)
+        verdict = json.loads(output)
     except ValueError:
-        raise SandboxError(_refusal(complaint.decode(errors="replace"))) from None
+        raise SandboxError(_refusal(errors.decode(errors="replace"))) from None
     if "refused" in verdict:
         raise SandboxError(_refusal(verdict["refused"]))
     return Outcome(verdict["status"], verdict["output"])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it; the kernel kills what it started (PR_SET_PDEATHSIG, then the process namespace)."""
+    """Kill the process; the kernel kills its descendants (PR_SET_PDEATHSIG, then the process namespace)."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -127,33 +136,31 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _refusal(reason: str) -> str:
     return (
-        f"code cannot be locked in on this machine, so that it is not run: {reason.strip()[-500:]} "
+        f"code cannot be isolated on this machine and is not run: {reason.strip()[-500:]} "
         "It takes Linux 5.12 or later with user namespaces (in a container: without the seccomp profile that forbids "
-        "unshare and mount, e.g. docker run --security-opt seccomp=unconfined), and a Python that everybody may read."
+        "unshare and mount, e.g. docker run --security-opt seccomp=unconfined), and a Python that every user may read."
     )
 
 
-BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
-
-
 def code_of(completion: str) -> str:
-    """The last fenced block of a completion; all of it where there is none."""
+    """The last fenced code block of a completion; the whole completion without one."""
     blocks = BLOCK.findall(completion)
     return blocks[-1] if blocks else completion
 
 
 class CodeExecution:
-    """1 if a completion's code and the tests that follow it come to their end, else 0.
+    """1 if the code of a completion, followed by its tests, passes in the sandbox, else 0.
 
     Args:
-        allow_code_execution: must be true: a model's code is run on this machine.
-        continues_prompt: the code continues the prompt, as HumanEval's functions do, instead of standing alone.
-        seconds: of each run.
+        allow_code_execution: must be true, because generated code is run on this machine.
+        continues_prompt: the code continues the prompt, as HumanEval's functions do (Chen et al. 2021, arXiv
+            2107.03374), instead of standing alone.
+        seconds: wall time of each run.
         memory_mib: of each process of a run.
         parallel: runs at one time.
 
     Raises:
-        ValueError: the execution was not asked for, or a number is out of range.
+        ValueError: execution is not allowed, or a number is out of range.
     """
 
     bounds = (0.0, 1.0)
@@ -168,8 +175,9 @@ class CodeExecution:
     ) -> None:
         if allow_code_execution is not True:
             raise ValueError(
-                f"allow_code_execution={allow_code_execution}: this reward runs code that a model wrote, locked in "
-                "(reward_models/code/sandbox.py). If you want that, type reward.components.code.allow_code_execution=true."
+                f"allow_code_execution={allow_code_execution}: this reward runs generated code, in a sandbox "
+                "(reward_models/code/sandbox.py). To allow that, type "
+                "reward.components.code.allow_code_execution=true."
             )
         if parallel < 1:
             raise ValueError(f"parallel={parallel}: takes a whole number >= 1.")
@@ -180,10 +188,16 @@ class CodeExecution:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], tests: Sequence[str], **columns: Any
     ) -> list[float]:
-        """Score completions by the column `tests`: for each row statements that raise unless the code is right.
+        """Scores of B completions, [B].
+
+        Args:
+            prompts: [B], used if the code continues the prompt.
+            completions: [B], see `code_of`.
+            tests: [B], statements that raise unless the code is right.
+            **columns: not used.
 
         Raises:
-            SandboxError: code cannot be locked in on this machine.
+            SandboxError: this machine cannot isolate the code.
         """
         starts = prompts if self.continues_prompt else [""] * len(prompts)
         rows = zip(starts, completions, tests, strict=True)

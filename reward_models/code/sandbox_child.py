@@ -1,8 +1,8 @@
-"""The inside of `sandbox.py`: a program of its own, that locks itself in and then runs code.
+"""The program that `sandbox.py` starts: it isolates itself, then runs the code. Standard library only.
 
-Three processes. The first leaves root, makes the namespaces and waits. The second is process 1 of the new process
-namespace: it mounts, starts the third, watches its time and output, and says what became of it. The third gives up all
-privileges, takes its limits and runs the code.
+It consists of three processes. The first gives up root, makes the namespaces and waits. The second is process 1 of the
+new process namespace: it mounts the file systems, starts the third, watches its time and output, and reports the
+verdict. The third (the worker) sets its limits, gives up all privileges and runs the code.
 """
 
 from __future__ import annotations
@@ -20,14 +20,9 @@ import traceback
 from typing import Any
 
 NOBODY = 65534
-NEW_MOUNT, NEW_UTS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = (
-    0x20000,
-    0x4000000,
-    0x8000000,
-    0x10000000,
-    0x20000000,
-    0x40000000,
-)
+# Flags of unshare, mount, prctl, mount_setattr and capset (linux/sched.h, mount.h, prctl.h, capability.h)
+NEW_MOUNT, NEW_UTS, NEW_IPC = 0x20000, 0x4000000, 0x8000000
+NEW_USER, NEW_PID, NEW_NET = 0x10000000, 0x20000000, 0x40000000
 NO_SUID, NO_DEVICES, RECURSIVE, PRIVATE = 0x2, 0x4, 0x4000, 0x40000
 SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_BOUND, NO_NEW_PRIVILEGES = 1, 4, 24, 38
 SYS_MOUNT_SETATTR, AT_RECURSIVE, READ_ONLY = 442, 0x8000, 0x1
@@ -36,14 +31,18 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: Any) -> None:
-    """A function of the C library that returns 0."""
+    """Call a function of the C library that returns 0.
+
+    Raises:
+        OSError: it returned another number.
+    """
     if getattr(libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
 def leave_root() -> None:
-    """Become nobody; the user's own id stays what it is."""
+    """Become nobody if the user is root; another user keeps its id."""
     if os.geteuid() == 0:
         library = {path: os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in sys.path if os.path.isdir(path)}
         os.setgroups([])
@@ -54,7 +53,7 @@ def leave_root() -> None:
 
 
 def keep_library(library: dict[str, int]) -> None:
-    """Read a Python below a folder that is root's alone (/root) through what root had opened of it."""
+    """Import the standard library through open folders if nobody may not read its path (a Python below /root)."""
     packages = [
         module.__path__ for module in list(sys.modules.values()) if isinstance(getattr(module, "__path__", 0), list)
     ]
@@ -70,7 +69,7 @@ def keep_library(library: dict[str, int]) -> None:
 
 
 def enter_namespaces() -> None:
-    """New namespaces of every kind; ids stay the same in them."""
+    """Enter new namespaces of every kind; user and group ids are the same inside."""
     user, group = os.getuid(), os.getgid()
     call("unshare", NEW_USER | NEW_MOUNT | NEW_PID | NEW_NET | NEW_IPC | NEW_UTS)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
@@ -79,7 +78,7 @@ def enter_namespaces() -> None:
 
 
 def mount_all(folder: str, mib: int) -> None:
-    """Everything read-only but an empty directory in memory; /proc shows the new processes only."""
+    """Mount everything read-only, an empty directory in memory at `folder`, and a /proc of the new namespace."""
     call("mount", None, b"/", None, RECURSIVE | PRIVATE, None)
     attributes = (ctypes.c_uint64 * 4)(READ_ONLY, 0, 0, 0)
     call("syscall", SYS_MOUNT_SETATTR, -100, b"/", AT_RECURSIVE, ctypes.byref(attributes), ctypes.sizeof(attributes))
@@ -89,31 +88,38 @@ def mount_all(folder: str, mib: int) -> None:
 
 
 def give_up_privileges() -> None:
-    """No capability, now or after any execve."""
+    """Drop all capabilities, also those that an execve could give."""
     for capability in range(64):
-        libc.prctl(DROP_BOUND, capability, 0, 0, 0)  # fails beyond the last one that there is
+        libc.prctl(DROP_BOUND, capability, 0, 0, 0)  # returns an error beyond the last capability, which is ignored
     call("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     header, none = (ctypes.c_uint32 * 2)(CAPABILITIES_V3, 0), (ctypes.c_uint32 * 6)()
     call("capset", ctypes.byref(header), ctypes.byref(none))
 
 
-def take_limits(limits: dict[str, Any]) -> None:
-    """Of each process, and of how many there may be."""
+def set_limits(limits: dict[str, Any]) -> None:
+    """Limit this process and its children, and the number of processes."""
     seconds, mib = max(1, round(limits["seconds"])), 2**20
     for kind, value in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, limits["memory_mib"] * mib),
         (resource.RLIMIT_FSIZE, limits["file_mib"] * mib),
-        (resource.RLIMIT_NPROC, limits["processes"] + 2),  # beside the two that watch
+        (resource.RLIMIT_NPROC, limits["processes"] + 2),  # beside the two processes above
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(kind, (value, value))
 
 
-def work(code: str, folder: str, limits: dict[str, Any], pipes: tuple[int, int, int]) -> None:
-    """Run the code; at its end the word is read and handed on. Pipes: for output, of the word, for the end."""
-    output, word, end = pipes
+def run_code(code: str, folder: str, limits: dict[str, Any], pipes: tuple[int, int, int]) -> None:
+    """The worker: run the code, then copy the token from one pipe to another.
+
+    Args:
+        code: the program.
+        folder: its directory in memory.
+        limits: fields of `sandbox.Limits`.
+        pipes: file descriptors: for the output, to read the token, to hand it back.
+    """
+    output, token, handed_back = pipes
     os.setsid()
     os.chdir(folder)
     nothing = os.open("/dev/null", os.O_RDONLY)
@@ -122,15 +128,15 @@ def work(code: str, folder: str, limits: dict[str, Any], pipes: tuple[int, int, 
     environment = {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
     os.environ.clear()
     os.environ.update(environment)
-    take_limits(limits)
+    set_limits(limits)
     give_up_privileges()
     worker, status = os.getpid(), 0
     try:
         exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
-        if os.getpid() == worker:  # a fork of it comes to this end as well
-            os.write(end, os.read(word, 64))
+        if os.getpid() == worker:  # a fork of the worker reaches this line too
+            os.write(handed_back, os.read(token, 64))
     except SystemExit:
-        status = 3  # it left early, whatever the number
+        status = 3  # exited before the last line, whatever the exit status
     except BaseException as error:
         own, status = error.__traceback__, 1
         traceback.print_exception(error.with_traceback(None if own is None else own.tb_next), limit=-3)
@@ -140,8 +146,8 @@ def work(code: str, folder: str, limits: dict[str, Any], pipes: tuple[int, int, 
     os._exit(status)
 
 
-def watch(worker: int, output: int, end: int, limits: dict[str, Any], word: str) -> dict[str, str]:
-    """Wait for the worker, or for the end of its time; what it printed, and what became of it."""
+def watch(worker: int, output: int, handed_back: int, limits: dict[str, Any], token: str) -> dict[str, str]:
+    """Wait for the worker to end or for its time to be used up; returns its status and its output."""
     kept, deadline, status = b"", time.monotonic() + limits["seconds"], None
     while status is None and time.monotonic() < deadline:
         for source in select.select([output], [], [], 0.02)[0]:
@@ -154,38 +160,38 @@ def watch(worker: int, output: int, end: int, limits: dict[str, Any], word: str)
         and len(kept) < limits["output_bytes"]
     ):
         kept = (kept + rest)[: limits["output_bytes"]]
-    told = os.read(end, 64).decode(errors="replace") if select.select([end], [], [], 0)[0] else ""
+    received = os.read(handed_back, 64).decode(errors="replace") if select.select([handed_back], [], [], 0)[0] else ""
     if status is None:
-        became = "timed_out"
-    elif told == word and status == 0:
-        became = "passed"
+        verdict = "timed_out"
+    elif received == token and status == 0:
+        verdict = "passed"
     else:
-        became = "killed" if status < 0 else "failed" if status == 1 else "left"
-    return {"status": became, "output": kept.decode(errors="replace")}
+        verdict = "killed" if status < 0 else "failed" if status == 1 else "exited"
+    return {"status": verdict, "output": kept.decode(errors="replace")}
 
 
 def first_process(request: dict[str, Any]) -> dict[str, str]:
-    """Process 1: mounts, starts the worker and watches it."""
+    """Process 1 of the namespace: mount, start the worker and watch it."""
     call("prctl", SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     limits = request["limits"]
     mount_all(request["folder"], limits["file_mib"])
     output_read, output_write = os.pipe()
-    word_read, word_write = os.pipe()
-    end_read, end_write = os.pipe()
+    token_read, token_write = os.pipe()
+    back_read, back_write = os.pipe()
     worker = os.fork()
     if worker == 0:
-        for unused in (output_read, word_write, end_read):
+        for unused in (output_read, token_write, back_read):
             os.close(unused)
-        work(request.pop("code"), request["folder"], limits, (output_write, word_read, end_write))
-    word = os.urandom(16).hex()  # made after the fork: it is in no memory of the worker's
-    os.write(word_write, word.encode())
-    for unused in (output_write, word_read, end_write):  # after the word: the worker may have ended without reading it
+        run_code(request.pop("code"), request["folder"], limits, (output_write, token_read, back_write))
+    token = os.urandom(16).hex()  # made after the fork, so that it is not in the worker's memory
+    os.write(token_write, token.encode())
+    for unused in (output_write, token_read, back_write):  # after the write: the worker may have ended already
         os.close(unused)
-    return watch(worker, output_read, end_read, limits, word)
+    return watch(worker, output_read, back_read, limits, token)
 
 
 def main() -> None:
-    """Lock in, run, and print the verdict as JSON."""
+    """Read the request from stdin, run it in isolation, and print the verdict as JSON."""
     request = json.loads(sys.stdin.buffer.read())
     try:
         leave_root()

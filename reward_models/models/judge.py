@@ -1,6 +1,7 @@
-"""Requests to servers that speak OpenAI's protocol: one try and its retries, and the text of a chat completion.
+"""A language model as judge: it grades completions behind an OpenAI-compatible server.
 
-A language model as the judge of completions, behind an OpenAI-compatible server.
+`post` and `chat_completion` are the client for such servers, with retries; other modules use it too. `Judge` fills a
+prompt template, sends it, and reads the grade from the reply with a regular expression.
 """
 
 from __future__ import annotations
@@ -17,36 +18,37 @@ from http.client import HTTPException
 from typing import Any
 
 RETRIES = 3
-FIRST_PAUSE = 0.5  # seconds before the first retry; each further one waits twice as long
-_BUSY = 429
+FIRST_PAUSE = 0.5  # seconds before the first retry; each further pause is twice as long
+TOO_MANY_REQUESTS = 429
+SLOTS = ("{prompt}", "{completion}")  # that a template must have
 
 
 class ServerError(RuntimeError):
-    """What a server does instead of answering, as words that follow "the server"."""
+    """A failed request; the message is a predicate that follows "the server"."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected request would carry the key to another host."""
+    """Treats redirects as errors: a redirected request would send the key to another host."""
 
     def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        """None: the redirect is an error."""
+        """Return None, which makes the redirect an error."""
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def post(url: str, path: str, body: dict[str, Any], key: str | None, timeout: float) -> bytes:
-    """The answer to a request; tried again where the server is busy or fails, or the connection does.
+    """The response to a POST request; busy servers, server errors and lost connections are retried `RETRIES` times.
 
     Args:
         url: of the server, with or without /v1.
         path: below /v1, e.g. completions.
-        body: as JSON.
-        key: sent as a bearer token; never shown.
-        timeout: seconds of silence after which a try is given up.
+        body: sent as JSON.
+        key: sent as a bearer token, never shown; None sends none.
+        timeout: seconds without data after which a try fails.
 
     Raises:
-        ServerError: there is no answer.
+        ServerError: all tries failed, or the server refused the request.
     """
     address = f"{url.rstrip('/').removesuffix('/v1')}/v1/{path}"
     headers = {"Content-Type": "application/json"}
@@ -61,18 +63,27 @@ def post(url: str, path: str, body: dict[str, Any], key: str | None, timeout: fl
                 return response.read()
         except urllib.error.HTTPError as error:
             problem = f"answers HTTP {error.code} ({_reason(error)})"
-            if error.code < 500 and error.code != _BUSY:
+            if error.code < 500 and error.code != TOO_MANY_REQUESTS:
                 raise ServerError(problem) from None
-        except (OSError, HTTPException) as error:  # refused, reset, timed out, cut short
+        except (OSError, HTTPException) as error:  # refused, reset, timed out, incomplete
             problem = f"cannot be reached ({getattr(error, 'reason', None) or error or type(error).__name__})"
     raise ServerError(f"{problem}, after {RETRIES + 1} tries")
 
 
-def chat(url: str, body: dict[str, Any], messages: Sequence[dict[str, str]], key: str | None, timeout: float) -> str:
-    """The text of the first choice of a chat completion; `body` has model, temperature and max_tokens.
+def chat_completion(
+    url: str, body: dict[str, Any], messages: Sequence[dict[str, str]], key: str | None, timeout: float
+) -> str:
+    """The text of the first choice of a chat completion.
+
+    Args:
+        url: as in `post`.
+        body: model, temperature and max_tokens.
+        messages: dicts of role and content.
+        key: as in `post`.
+        timeout: as in `post`.
 
     Raises:
-        ServerError: there is no answer, or none that is a chat completion.
+        ServerError: the request failed, or the response is not a chat completion.
     """
     answer = post(url, "chat/completions", {**body, "messages": list(messages)}, key, timeout)
     try:
@@ -82,7 +93,7 @@ def chat(url: str, body: dict[str, Any], messages: Sequence[dict[str, str]], key
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
-    """What the server says for itself, on one line."""
+    """The body of an error response, on one line and shortened; the reason phrase if it is empty."""
     try:
         text = error.read(2000).decode("utf-8", "replace")
     except (OSError, HTTPException):
@@ -90,17 +101,17 @@ def _reason(error: urllib.error.HTTPError) -> str:
     return " ".join(text.split())[:300] or str(error.reason)
 
 
-SLOTS = ("{prompt}", "{completion}")
-
-
 class ChatServer:
-    """`POST URL/v1/chat/completions`, tried again where the server is busy.
+    """A server with the endpoint `POST URL/v1/chat/completions`.
 
     Args:
         url: of the server, with or without /v1.
-        model: the name that the server knows it by.
-        api_key_variable: environment variable of the key; None sends none.
-        timeout: seconds of silence after which a request is given up.
+        model: the model's name on the server.
+        api_key_variable: environment variable with the key; None sends no key.
+        timeout: seconds without data after which a request fails.
+
+    Raises:
+        ValueError: the URL has no scheme, or the environment variable is not set.
     """
 
     def __init__(self, url: str, model: str, api_key_variable: str | None, timeout: float) -> None:
@@ -117,27 +128,35 @@ class ChatServer:
     def answer(self, messages: Sequence[dict[str, str]], temperature: float, max_tokens: int) -> str:
         """The text of the first choice.
 
+        Args:
+            messages: dicts of role and content.
+            temperature: of the sampling.
+            max_tokens: longest answer.
+
         Raises:
-            ServerError: the server refuses, is not there, or answers something else.
+            ServerError: the request failed.
         """
         body = {"model": self.model, "temperature": temperature, "max_tokens": max_tokens}
         try:
-            return chat(self.url, body, messages, self._key, self.timeout)
+            return chat_completion(self.url, body, messages, self._key, self.timeout)
         except ServerError as error:
             raise ServerError(f"url={self.url}: the server {error}") from None
 
 
 class Judge:
-    """What the judge says, from 0 (its lowest mark) to 1 (its highest); None where it names no mark.
+    """The judge's grade of a completion, scaled to 0 (lowest grade) to 1 (highest); None without a valid grade.
 
     Args:
-        server: where the judge is.
-        template: what it is asked, with {prompt} and {completion}, and {reference} where that is wanted.
-        verdict: regular expression whose first group is the mark in its answer; the last match counts.
-        marks: the one that is worth 0 and the one that is worth 1.
-        temperature: of its answers.
-        max_tokens: of an answer.
-        parallel: requests under way at one time.
+        server: where the judge runs.
+        template: prompt of the judge, with {prompt} and {completion}, and optionally {reference}.
+        verdict: regular expression whose first group is the grade in the reply; its last match counts.
+        marks: lowest and highest grade.
+        temperature: of the judge's replies.
+        max_tokens: longest reply.
+        parallel: requests at one time.
+
+    Raises:
+        ValueError: a slot is missing in `template`, `marks` are not two increasing numbers, or `verdict` has no group.
     """
 
     bounds = (0.0, 1.0)
@@ -168,24 +187,24 @@ class Judge:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], reference: Sequence[str] | None = None, **columns: Any
     ) -> list[float | None]:
-        """One mark for each completion.
+        """Grades of B completions, [B]; `reference` fills {reference}, empty without that column.
 
         Raises:
-            ServerError: the server gives no answer.
+            ServerError: a request failed.
         """
         references = [""] * len(prompts) if reference is None else reference
         rows = list(zip(prompts, completions, references, strict=True))
         with ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(lambda row: self._mark(*row), rows))
+            return list(pool.map(lambda row: self._grade(*row), rows))
 
-    def _mark(self, prompt: str, completion: str, reference: str) -> float | None:
+    def _grade(self, prompt: str, completion: str, reference: str) -> float | None:
         parts = {"{prompt}": prompt, "{completion}": completion, "{reference}": reference}
-        # one pass: braces in a completion are no slots
-        asked = re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], self.template)
-        answer = self.server.answer([{"role": "user", "content": asked}], self.temperature, self.max_tokens)
-        marks = self.verdict.findall(answer)
+        # One pass over the template, so that a slot's name inside a completion is not replaced.
+        content = re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], self.template)
+        reply = self.server.answer([{"role": "user", "content": content}], self.temperature, self.max_tokens)
+        grades = self.verdict.findall(reply)
         try:
-            last = float(marks[-1] if isinstance(marks[-1], str) else marks[-1][0])
+            last = float(grades[-1] if isinstance(grades[-1], str) else grades[-1][0])
         except (LookupError, ValueError):
             return None
         if not self.lowest <= last <= self.highest:

@@ -14,13 +14,16 @@ FORMATS = ("pair", "text", "chat")
 
 
 class ScalarReward:
-    """The output of a sequence classifier with one label. Nothing is loaded before the first call.
+    """The output of a sequence classifier with one label, without a bound. Nothing is loaded before the first call.
 
     Args:
         checkpoint: the model.
-        format: how prompt and completion are put together: pair (two segments), text (one after the other, and the end
-            of sequence: what `reward_models.train reward=scalar` trains on), or chat (the chat template).
-        batch_size: inputs at a time.
+        format: how prompt and completion are encoded: "pair" (two segments), "text" (concatenated, with the
+            end-of-sequence token: what `reward_models.train reward=scalar` trains on), or "chat" (the chat template).
+        batch_size: inputs in one forward pass.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -34,10 +37,10 @@ class ScalarReward:
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-        """One reward for each completion.
+        """Rewards of B completions, [B].
 
         Raises:
-            ValueError: an input is longer than the model takes.
+            ValueError: an input is longer than the model's limit, or the checkpoint is not a scalar reward model.
         """
         model, tokenizer = self._load()
         inputs = [
@@ -76,7 +79,7 @@ class ScalarReward:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, format: str, prompt: str, completion: str) -> Any:
-    """Token ids and attention mask of a prompt with its completion."""
+    """Token ids and attention mask of a prompt with its completion; `format` as in `ScalarReward`."""
     if format == "pair":
         return tokenizer(prompt, completion)
     if format == "text":

@@ -18,7 +18,7 @@ from transformers import (
 
 from gkd_rl.data.embedded.tokenizer import build_tokenizer
 from reward_models.models.checkpoint import Checkpoint, in_batches
-from reward_models.models.entailment import Entailment, cut, windows
+from reward_models.models.entailment import Entailment, sentence_windows, truncated
 from reward_models.models.scalar import ScalarReward
 
 DOCUMENTS = ["mayor evans has opened the bridge . it happened in leeds .", "the yacht has been sold by chef cole ."]
@@ -123,11 +123,11 @@ def test_windows_hold_whole_sentences_as_long_as_fit() -> None:
         return build_tokenizer()(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
     for room, expected in ((30, 1), (29, 2), (14, 3), (5, 6), (3, 6)):
-        found = windows(LONG, room, offsets)
+        found = sentence_windows(LONG, room, offsets)
         assert len(found) == expected and " ".join(found) == LONG
         assert all(one.endswith(" .") and (len(one.split()) <= room or room < 5) for one in found)
-    assert cut(LONG, 7, offsets) == "it happened in york . it happened"
-    assert cut(LONG, 30, offsets) == LONG
+    assert truncated(LONG, 7, offsets) == "it happened in york . it happened"
+    assert truncated(LONG, 30, offsets) == LONG
 
 
 def test_a_long_document_is_the_best_of_its_windows(classifier: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -138,11 +138,11 @@ def test_a_long_document_is_the_best_of_its_windows(classifier: str, caplog: pyt
     scores = alone(parts, [claim] * 3)
     assert len(set(scores)) == 3
     assert reward([LONG, parts[1]], [claim] * 2) == pytest.approx([max(scores), scores[1]], abs=1e-6)
-    assert reward.cut_premises == 0 and not caplog.records
+    assert reward.truncated_premises == 0 and not caplog.records
     with caplog.at_level(logging.WARNING):
         first = alone([LONG, LONG], [claim] * 2)
     assert first == pytest.approx(alone([" ".join(LONG.split()[:12])] * 2, [claim] * 2), abs=1e-6)
-    assert alone.cut_premises == 2 and len(caplog.records) == 1 and "was cut" in caplog.text
+    assert alone.truncated_premises == 2 and len(caplog.records) == 1 and "was truncated" in caplog.text
     with pytest.raises(ValueError, match="leaves no room for a premise in 20 tokens"):
         alone([LONG], [LONG])
 
@@ -157,7 +157,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_sentence(tmp_path: Path, classi
     with pytest.raises(ValueError, match="entailment_label=entailment: the model's labels are"):
         labels = {0: "yes", 1: "no"}
         Entailment(Checkpoint(saved(tmp_path / "labels", tiny_bert(labels), build_tokenizer())))(DOCUMENTS, CLAIMS)
-    with pytest.raises(ValueError, match="it is no trained reward model"):
+    with pytest.raises(ValueError, match="it is not a trained reward model"):
         headless = tiny_bert(NLI).bert
         Entailment(Checkpoint(saved(tmp_path / "headless", headless, build_tokenizer())))(DOCUMENTS, CLAIMS)
     wrong: list[dict[str, Any]] = [

@@ -1,24 +1,31 @@
-"""The judge behind a server: what it is asked, how its mark is read, and what happens where it gives none."""
+"""The judge behind a server: its prompts, how its grade is read, and replies without a grade."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from judge_server import Server
+from judge_server import JudgeServer, running_server
 
 from reward_models.composite import Composite
 from reward_models.guard import Guard
-from reward_models.models import judge as openai_server
+from reward_models.models import judge as judge_module
 from reward_models.models.judge import ChatServer, Judge, ServerError
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_server, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(judge_module, "FIRST_PAUSE", 0.001)
 
 
-def judge_of(server: Server, **changes: Any) -> Judge:
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    with running_server() as server:
+        yield server
+
+
+def judge_of(server: JudgeServer, **changes: Any) -> Judge:
     where: dict[str, Any] = {"url": server.url, "model": "m", "api_key_variable": None, "timeout": 5.0}
     settings: dict[str, Any] = {
         "verdict": r"Mark:\s*([0-9.]+)",
@@ -29,28 +36,28 @@ def judge_of(server: Server, **changes: Any) -> Judge:
     return Judge(server=chat, **(settings | changes))
 
 
-def test_marks_lie_between_0_and_1_in_the_order_of_the_rows(server: Server) -> None:
-    server.says = lambda asked: f"I saw Mark: 2 before. Mark: {asked.split()[3]}"
+def test_grades_lie_between_0_and_1_in_the_order_of_the_rows(server: JudgeServer) -> None:
+    server.reply = lambda content: f"I saw Mark: 2 before. Mark: {content.split()[3]}"
     scores = judge_of(server)(["q"] * 12, [str(1 + i % 10) for i in range(12)], reference=["r"] * 12)
     assert scores == [pytest.approx((i % 10) / 9) for i in range(12)]
     request = server.requests[0]
     assert request["path"] == "/v1/chat/completions" and (request["model"], request["temperature"]) == ("m", 0.0)
 
 
-def test_braces_in_a_completion_are_text(server: Server) -> None:
+def test_braces_in_a_completion_are_text(server: JudgeServer) -> None:
     judge_of(server)(["{completion}"], ["{reference} {x}"], reference=["truth"])
     assert server.requests[0]["messages"][0]["content"] == "Q: {completion}\nA: {reference} {x}\nR: truth"
 
 
-def test_an_answer_without_a_mark_is_a_failure_and_no_zero(server: Server) -> None:
-    server.says = lambda asked: {"a": "Mark: 11", "b": "no idea", "c": "Mark: 10"}[asked.split()[3]]
+def test_a_reply_without_a_grade_is_a_failure_and_not_zero(server: JudgeServer) -> None:
+    server.reply = lambda content: {"a": "Mark: 11", "b": "no idea", "c": "Mark: 10"}[content.split()[3]]
     assert judge_of(server)(["q"] * 3, ["a", "b", "c"]) == [None, None, 1.0]
     replace = Composite({"judge": judge_of(server)}, {"judge": 1.0}, Guard(on_failure="replace", failure_value=-1.0))
     scores = replace(["q"] * 3, ["a", "b", "c"])
     assert scores.total == [-1.0, -1.0, 1.0] and scores.failed == [True, True, False]
 
 
-def test_a_busy_server_is_asked_again(server: Server) -> None:
+def test_requests_to_a_busy_server_are_retried(server: JudgeServer) -> None:
     server.codes = [429, 503, 200]
     assert judge_of(server)(["q"], ["c"]) == [pytest.approx(6 / 9)]
     assert len(server.requests) == 3
@@ -63,8 +70,8 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
     assert len(server.requests) == 1, "a request that is wrong stays wrong"
 
 
-def test_other_answers_and_no_server(server: Server) -> None:
-    server.says = lambda asked: b"<html>"
+def test_other_answers_and_no_server(server: JudgeServer) -> None:
+    server.reply = lambda content: b"<html>"
     with pytest.raises(ServerError, match="not a chat completion: b'<html>'"):
         judge_of(server)(["q"], ["c"])
     with pytest.raises(ServerError, match=r"127\.0\.0\.1:9"):
@@ -72,7 +79,7 @@ def test_other_answers_and_no_server(server: Server) -> None:
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: JudgeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "hush")
     judge = judge_of(server, api_key_variable="JUDGE_KEY")
@@ -96,6 +103,6 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
         ({"url": "localhost:8000"}, "takes an address like http://localhost:8000"),
     ],
 )
-def test_settings_that_cannot_be(server: Server, changes: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_be(server: JudgeServer, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         judge_of(server, **changes)

@@ -23,18 +23,17 @@ from gkd_rl.data.embedded.news import DAYS, OUTCOMES, PLACES, NewsChecker, gener
 from gkd_rl.data.embedded.tokenizer import build_tokenizer, pair_tokenizer
 from reward_models.composite import Composite
 from reward_models.models.checkpoint import Checkpoint
-from reward_models.models.classifier import (
-    NewClassifier,
-    TrainingSettings,
+from reward_models.models.classifier import NewClassifier, TrainingSettings, batches, word_loss
+from reward_models.models.entailment import Entailment, TrainedEntailment
+from reward_models.models.training_rows import (
     auc,
-    batches,
     brier,
+    checked,
     expected_calibration_error,
-    report,
-    word_loss,
+    quality_report,
+    read_files,
+    split,
 )
-from reward_models.models.entailment import Entailment
-from reward_models.models.trained_entailment import TrainedEntailment, checked, read_files, split
 from reward_models.score import load_reward, reward_files
 from reward_models.text.form import LengthPenalty
 from reward_models.train import main, settings_of
@@ -77,11 +76,11 @@ def test_a_report_resamples_documents() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200)
     scores = np.clip(labels * 0.3 + rng.random(200) * 0.7, 0, 1)
-    alone = report(labels.tolist(), scores.tolist(), [str(i) for i in range(200)])
+    alone = quality_report(labels.tolist(), scores.tolist(), [str(i) for i in range(200)])
     assert (alone["rows"], alone["documents"], alone["positives"]) == (200, 200, labels.sum())
     assert all(one["low"] <= one["mean"] <= one["high"] for one in alone.values() if isinstance(one, dict))
     # every row five times over: rows would look like five times the evidence, documents do not
-    again = report(labels.tolist() * 5, scores.tolist() * 5, [str(i) for i in range(200)] * 5)
+    again = quality_report(labels.tolist() * 5, scores.tolist() * 5, [str(i) for i in range(200)] * 5)
     assert again["auc"] == pytest.approx(alone["auc"])
 
 
@@ -215,7 +214,7 @@ def test_heads_start_out_looking_for_the_same_word_in_the_other_text() -> None:
     with pytest.raises(ValueError, match="same_word"):
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         NewClassifier({"model_type": "bert", **sizes}, pair_tokenizer, same_word=16.0).build(0)
-    with pytest.raises(ValueError, match="tells no segments"):
+    with pytest.raises(ValueError, match="returns no segments"):
         NewClassifier(TINY, build_tokenizer, same_word=16.0).build(0)
 
 

@@ -1,4 +1,4 @@
-"""Code that nobody has read: each attack is tried, and does nothing but fail."""
+"""Untrusted code: each attack is tried, and fails without an effect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(code: str, limits: Limits = BRIEF) -> Outcome:
     return run_python(textwrap.dedent(code), limits)
 
 
-def left_behind(mark: str) -> list[str]:
+def survivors(mark: str) -> list[str]:
     """Command lines and environments of this machine's processes that hold a mark."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -47,7 +47,7 @@ def test_code_that_comes_to_its_end_passes() -> None:
     assert run(code) == Outcome("passed", "sum 45\n")
 
 
-def test_exceptions_fail_and_say_where() -> None:
+def test_exceptions_fail_with_their_line() -> None:
     outcome = run("x = 1\nassert x == 2, 'no'")
     assert outcome.status == "failed" and 'File "<code>", line 2' in outcome.output
     assert "AssertionError: no" in outcome.output and "sandbox_child" not in outcome.output
@@ -55,14 +55,16 @@ def test_exceptions_fail_and_say_where() -> None:
     assert run("import torch").status == "failed", "it has the standard library alone"
 
 
-def test_code_that_ends_before_it_is_given_the_word_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_ends_before_it_receives_the_token_has_not_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slow = tmp_path / "slow_child.py"
     slow.write_text(
         f"import os, sys, time\nsys.path.insert(0, {str(sandbox.CHILD.parent)!r})\nimport sandbox_child\n"
         "urandom = os.urandom\nos.urandom = lambda size: time.sleep(0.5) or urandom(size)\nsandbox_child.main()\n"
     )
     monkeypatch.setattr(sandbox, "CHILD", slow)
-    assert run("import os; os._exit(0)").status == "left"
+    assert run("import os; os._exit(0)").status == "exited"
     assert run("raise ValueError").status == "failed"
     assert run("x = 1").status == "passed"
 
@@ -84,7 +86,7 @@ def test_code_that_ends_before_it_is_given_the_word_has_failed(tmp_path: Path, m
     ],
 )
 def test_leaving_early_does_not_pass(code: str) -> None:
-    assert run(code).status in ("left", "killed", "failed")
+    assert run(code).status in ("exited", "killed", "failed")
 
 
 def test_endless_loops_and_sleeps_are_ended() -> None:
@@ -143,7 +145,7 @@ def test_daemons_do_not_outlive_it() -> None:
     """
     assert run(code).status == "passed"
     time.sleep(0.2)
-    assert left_behind("MARK_OF_A_DAEMON") == []
+    assert survivors("MARK_OF_A_DAEMON") == []
 
 
 def test_it_writes_into_an_empty_directory_of_its_own_and_nowhere_else(tmp_path: Path) -> None:
@@ -243,7 +245,7 @@ def test_nothing_is_left_on_the_machine(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_code_is_not_run_where_it_cannot_be_locked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_is_not_run_where_it_cannot_be_isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = tmp_path / "child.py"
     source = sandbox.CHILD.read_text(encoding="utf-8")
     assert source.count("NEW_USER | NEW_MOUNT") == 1
@@ -251,7 +253,7 @@ def test_code_is_not_run_where_it_cannot_be_locked_in(tmp_path: Path, monkeypatc
         source.replace("NEW_USER | NEW_MOUNT", "-1 | NEW_MOUNT"), encoding="utf-8"
     )  # the kernel refuses it
     monkeypatch.setattr(sandbox, "CHILD", child)
-    with pytest.raises(SandboxError, match=r"cannot be locked in on this machine, so that it is not run: .*unshare"):
+    with pytest.raises(SandboxError, match=r"cannot be isolated on this machine and is not run: .*unshare"):
         run("print('ran')")
     child.write_text("raise RuntimeError('broken')", encoding="utf-8")
     with pytest.raises(SandboxError, match="RuntimeError: broken"):

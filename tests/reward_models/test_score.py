@@ -69,7 +69,11 @@ def test_settings_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         (["--reward", "nope"], ROWS, "it takes one of"),
         (["--reward", "none"], ROWS, "has no components"),
-        (["--reward", "rouge"], [ROWS[0], {"completion": 3}], "row 2: it takes an object with a text in 'completion'"),
+        (
+            ["--reward", "rouge"],
+            [ROWS[0], {"completion": 3}],
+            "row 2: it takes a JSON object with a text in 'completion'",
+        ),
         (["--reward", "rouge"], [ROWS[0], {"completion": "x"}], "row 2: its columns differ"),
         (["--reward", "rouge"], [{"completion": "x"}], "needs a column"),
         (["--reward", "rouge"], [], "it has no rows"),
@@ -87,7 +91,7 @@ def test_text_that_is_no_utf8_is_named_by_its_row(tmp_path: Path, capsys: pytest
     file = tmp_path / "rows.jsonl"
     file.write_bytes(json.dumps(ROWS[0]).encode() + b"\n\xff\xfe\n")
     assert main(["--reward", "rouge", "--file", str(file)]) == 1
-    assert "row 2: it is no JSON in UTF-8" in capsys.readouterr().err
+    assert "row 2: it is not JSON in UTF-8" in capsys.readouterr().err
 
 
 def test_code_from_elsewhere_is_refused(tmp_path: Path) -> None:

@@ -28,8 +28,7 @@ from transformers import set_seed
 
 from gkd_rl.errors import DataError, EndpointError
 from gkd_rl.evaluation.benchmarks.settings import JudgeConfig
-from reward_models.models.judge import ServerError
-from reward_models.models.judge import chat as request_chat
+from reward_models.models.judge import ServerError, chat_completion
 
 # FastChat's temperature_config; a category that it does not list has 0.7
 TEMPERATURES = {
@@ -258,7 +257,7 @@ class Judge:
         messages.append({"role": "user", "content": user})
         body = {"model": self.settings.model, "temperature": 0, "max_tokens": max_tokens}
         try:
-            return request_chat(str(self.settings.url), body, messages, self.key, self.settings.timeout)
+            return chat_completion(str(self.settings.url), body, messages, self.key, self.settings.timeout)
         except ServerError as error:
             raise self._refusal(str(error)) from None
 
