@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -35,7 +36,7 @@ from gkd_rl.generation.codec import TextCodec
 from gkd_rl.models.adapter import AdaptedModel, InitialView
 from gkd_rl.models.architecture import DECODER_ONLY, HiddenStateModel
 from gkd_rl.models.loading import build_model
-from gkd_rl.pipeline import preflight as checkup
+from gkd_rl.pipeline import doctor_checks as checkup
 from gkd_rl.pipeline.build import Models, build_critic
 from gkd_rl.pipeline.build_trainer import build_trainer
 from gkd_rl.run import find_config_dir
@@ -58,9 +59,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)  # after tests were deselected by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: while the last file runs, the other workers have nothing to do."""
+    """Files with slow or many tests come first: while the last file runs, the other workers have nothing to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    count = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -count[item.path]))
 
 
 ARCHITECTURE = {
