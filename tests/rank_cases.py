@@ -30,7 +30,7 @@ from gkd_rl.models.remote_teacher import EndpointTeacher
 from gkd_rl.pipeline.build import Models, attach_adapter, build_critic
 from gkd_rl.pipeline.build_trainer import build_evaluator, build_trainer
 from gkd_rl.training.processes import start_processes
-from gkd_rl.training.teacher_data import write_samples
+from gkd_rl.training.teacher_data import generate_teacher_samples
 from gkd_rl.training.trainer import Trainer
 from gkd_rl.types import Example, PromptBatch, Rollout, Source, TopLogProbs
 from reward_models.composite import Composite
@@ -160,7 +160,7 @@ def evaluation() -> Evaluation:
 def samples(folder: Path) -> list[list[int]]:
     """Of 13 rows in chunks of 3."""
     codec = codec_of("llama")
-    return write_samples(folder / "samples", model_of("llama", 3), Sampler(codec, Sampling()), examples(), 0, 3)
+    return generate_teacher_samples(folder / "samples", model_of("llama", 3), Sampler(codec, Sampling()), examples(), 0, 3)
 
 
 def everything(folder: Path) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def one_step(pair: Pair, tokenizer: PreTrainedTokenizerBase, device: torch.devic
     codec = TextCodec(tokenizer, pair.prompt, pair.completion, device, decoder_only=decoder_only)
     full = HiddenStateModel(made_on(device, pair.teacher, tokenizer, 1))
     teacher = placed_teacher(full, config.teacher, device)
-    student = attach_adapter(config, made_on(device, pair.student, tokenizer, 2))
+    student = attach_adapter(config, made_on(device, pair.student, tokenizer, 2), None)
     models = Models(student, teacher, InitialView(student), codec)
     reward = Composite({"letters": letters}, {"letters": 1.0})
     stream = PromptStream(rows_of(pair, 8), 8, 0)

@@ -8,15 +8,13 @@ Model folders: written beside and renamed, so that a folder that exists is whole
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,39 +38,38 @@ from gkd_rl.models.adapter import AdaptedModel, load_merged
 from gkd_rl.models.architecture import DECODER_ONLY, ENCODER_DECODERS
 from gkd_rl.models.checkpoint import (
     HUB_ID,
-    PLAIN,
     UNREADABLE,
-    LoadOptions,
-    base_of,
+    Checkpoint,
+    Place,
     check_weights,
     first_line,
-    locate,
     read_config,
     refusal,
 )
 from gkd_rl.models.configurations import check_layers, prune
 from gkd_rl.models.value_head import ValueHead
-from gkd_rl.types import Example
 
 
-def load_tokenizer(path: str, revision: str | None, key: str, options: LoadOptions = PLAIN) -> PreTrainedTokenizerBase:
+def load_tokenizer(place: Place) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, on the Hub or in a GGUF file.
 
     Raises:
         ModelError: there is none, with the setting that named it.
     """
-    place = locate(path, key, options)
-    given = {"config": read_config(path, revision, key, options)} if place.gguf else {}  # slow to read from the file
+    given = {"config": read_config(place)} if place.gguf else {}  # slow to read from the file
+    trusted = place.options.trust_remote_code
     try:
         return AutoTokenizer.from_pretrained(
-            place.path, revision=revision, trust_remote_code=options.trust_remote_code, **place.gguf, **given
+            place.path, revision=place.revision, trust_remote_code=trusted, **place.gguf, **given
         )
     except UNREADABLE as error:
-        owner = key.rpartition(".")[0]
+        owner = place.key.rpartition(".")[0]
         instead = f"Set {owner}.tokenizer to a folder with tokenizer files or to a Hub id."
         if "trust_remote_code" in str(error):
             instead = f"It comes with code of its own: set {owner}.trust_remote_code=true to run it."
-        raise ModelError(f"{key}={path}: no tokenizer could be loaded ({first_line(error)}). {instead}") from error
+        raise ModelError(
+            f"{place.key}={place.named}: no tokenizer could be loaded ({first_line(error)}). {instead}"
+        ) from error
 
 
 def is_on_hub(path: str | None) -> bool:
@@ -85,62 +82,49 @@ def model_class(config: PreTrainedConfig) -> str:
     return _auto_class(config).__name__
 
 
-def is_decoder_only(
-    path: str | None, revision: str | None, architecture: dict[str, Any] | None, key: str, options: LoadOptions = PLAIN
-) -> bool:
-    """Whether completions continue their prompts, told from the configuration alone.
+def load_checkpoint(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The weights of a run's model: those of its files, or random ones that its seed decides.
 
     Raises:
-        ModelError: there is no configuration at `path`.
+        ModelError: the files hold nothing usable, or transformers cannot build the architecture.
     """
-    if path is None:
-        return (architecture or {}).get("model_type") in DECODER_ONLY
-    return not read_config(path, revision, f"{key}.path", options).is_encoder_decoder
+    if checkpoint.place is None:
+        with _building(checkpoint.architecture, checkpoint.key):
+            return random_model(copy.deepcopy(checkpoint.configuration), checkpoint.seed, checkpoint.dtype)
+    return load_model(checkpoint.place, checkpoint.dtype)
 
 
-def load_model(
-    path: str,
-    revision: str | None,
-    dtype: torch.dtype,
-    key: str,
-    options: LoadOptions = PLAIN,
-    **placement: Any,
-) -> PreTrainedModel:
+def load_model(place: Place, dtype: torch.dtype, **placement: Any) -> PreTrainedModel:
     """The weights in a folder, on the Hub or in a GGUF file, with the layers that are kept; an adapter's merged in.
 
     Args:
-        path: folder, Hub id or GGUF file.
-        revision: of the Hub repository.
+        place: of the files.
         dtype: of the weights in memory.
-        key: the setting that named `path`, for messages.
-        options: how to read it.
         placement: goes on to `from_pretrained`: `quantization_config`, `device_map`, ...
 
     Raises:
         ModelError: nothing usable is there, with the setting that named it.
     """
-    base = base_of(path, key)
-    if base is not None:
-        check_weights(path, key, options)
-        model = load_model(base, None, dtype, key, replace(options, gguf_file=None, keep_layers=None), **placement)
-        model = load_merged(model, Path(path).expanduser(), key)
-        return model if options.keep_layers is None else prune(model, options.keep_layers)
-    config = read_config(path, revision, key, options)
-    if options.keep_layers is not None:
-        check_layers(config, options.keep_layers, f"{key.rpartition('.')[0]}.keep_layers")
-    place = locate(path, key, options)
-    check_weights(path, key, options)
+    keep, key = place.options.keep_layers, place.key
+    if place.base is not None:
+        check_weights(place)
+        model = load_merged(load_model(place.base, dtype, **placement), Path(place.path), key)
+        return model if keep is None else prune(model, keep)
+    config = read_config(place)
+    if keep is not None:
+        check_layers(config, keep, f"{key.rpartition('.')[0]}.keep_layers")
+    check_weights(place)
     if place.gguf:
         placement = {"quantization_config": GgufConfig(dequantize=True), **placement}
     try:
         loaded: Any = _auto_class(config).from_pretrained(
             place.path,
-            revision=revision,
+            revision=place.revision,
             config=config,
             dtype=dtype,
-            use_safetensors=True if options.use_safetensors else None,
+            use_safetensors=True if place.options.use_safetensors else None,
             weights_only=True,
-            trust_remote_code=options.trust_remote_code,
+            trust_remote_code=place.options.trust_remote_code,
             output_loading_info=True,
             **place.gguf,
             **placement,
@@ -148,16 +132,14 @@ def load_model(
     except torch.OutOfMemoryError:
         raise
     except UNREADABLE as error:
-        raise refusal(key, path, error, revision, place) from error
+        raise refusal(place, error) from error
     model, info = loaded
-    _check_complete(key, path, info)
-    return model if options.keep_layers is None else prune(model, options.keep_layers)
+    _check_complete(place, info)
+    return model if keep is None else prune(model, keep)
 
 
-def build_model(
-    architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, dtype: torch.dtype, key: str
-) -> PreTrainedModel:
-    """A model with random weights, decided by `seed` alone, with the tokenizer's vocabulary and special ids.
+def new_configuration(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedConfig:
+    """The configuration of a new model, with the tokenizer's vocabulary and special ids.
 
     Raises:
         ModelError: the architecture is not one that transformers can build.
@@ -169,23 +151,46 @@ def build_model(
         settings["bos_token_id"] = tokenizer.bos_token_id
     else:
         settings["decoder_start_token_id"] = tokenizer.pad_token_id
-    try:
-        config = AutoConfig.for_model(
+    with _building(architecture, key):
+        return AutoConfig.for_model(
             kind,
             vocab_size=len(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             **settings,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = _auto_class(config).from_config(config, dtype=dtype)
+
+
+def random_model(config: PreTrainedConfig, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+    """A model with random weights, decided by `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _auto_class(config).from_config(config, dtype=dtype)
+
+
+def build_model(
+    architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, dtype: torch.dtype, key: str
+) -> PreTrainedModel:
+    """A new model of an architecture with random weights.
+
+    Raises:
+        ModelError: the architecture is not one that transformers can build.
+    """
+    config = new_configuration(architecture, tokenizer, key)
+    with _building(architecture, key):
+        return random_model(config, seed, dtype)
+
+
+@contextmanager
+def _building(architecture: dict[str, Any] | None, key: str) -> Iterator[None]:
+    """Errors of transformers about an architecture as one `ModelError`."""
+    try:
+        yield
     except (KeyError, ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
         raise ModelError(
             f"{key}.architecture={architecture}: transformers cannot build it ({first_line(error)}). "
             "It takes model_type and the fields of that model's configuration."
         ) from error
-    return model
 
 
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype, keep_layers: Sequence[int] | None) -> PreTrainedModel:
@@ -202,13 +207,13 @@ def _auto_class(config: PreTrainedConfig) -> type[AutoModelForSeq2SeqLM] | type[
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def _check_complete(key: str, path: str, info: dict[str, Any]) -> None:
+def _check_complete(place: Place, info: dict[str, Any]) -> None:
     """Refuse weights that are not all there; transformers would draw the others at random."""
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
-            f"{key}={path} lacks {len(missing)} weights of its configuration, the first is {missing[0]}: set {key} to "
-            "a checkpoint of the whole model."
+            f"{place.key}={place.named} lacks {len(missing)} weights of its configuration, the first is {missing[0]}: "
+            f"set {place.key} to a checkpoint of the whole model."
         )
 
 
@@ -272,26 +277,6 @@ def _id_of(word: str, ids: dict[str, int]) -> str:
     return f"id {ids[word]}" if word in ids else "no word"
 
 
-# Source that cannot change the weights of the supervised stage, packages and files; all other source counts.
-NOT_TRAINING = (
-    *(
-        "__init__.py",
-        "run.py",
-        "doctor.py",
-        "evaluate.py",
-        "merge.py",
-        "errors.py",
-        "outputs",
-        "evaluation",
-        "planning",
-    ),
-    *("cli", "config/validation.py", "config/rules.py", "config/model_rules.py", "config/run_rules.py"),
-    *("config/launch.py", "models/configurations.py", "models/remote_teacher.py", "pipeline/experiment.py"),
-    *("pipeline/results.py", "pipeline/memory.py", "pipeline/preflight.py", "pipeline/checkpoints.py"),
-    *("pipeline/machine_checks.py", "pipeline/model_checks.py", "training/state.py", "training/snapshot.py"),
-)
-
-
 def save_model(
     folder: Path,
     model: PreTrainedModel | AdaptedModel,
@@ -322,44 +307,3 @@ def save_model(
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def source_digest() -> str:
-    """Hash of the source that training runs through, and of the libraries whose numerics it depends on."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for file in sorted(root.rglob("*.py")):
-        name = file.relative_to(root).as_posix()
-        if not name.startswith(NOT_TRAINING):
-            digest.update(name.encode() + file.read_bytes())
-    for library in ("torch", "transformers", "tokenizers"):
-        digest.update(f"{library} {version(library)}".encode())
-    return digest.hexdigest()
-
-
-def rows_digest(examples: Iterable[Example]) -> str:
-    """Hash of training rows, so that an edited data file is another data set."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps([example.prompt, example.reference]).encode())
-    return digest.hexdigest()
-
-
-def folder_digest(path: str | None) -> str | None:
-    """Hash of the files of a local checkpoint, folder or GGUF file; None for a Hub id: its revision tells."""
-    place = None if path is None else Path(path).expanduser()
-    if place is None or not place.exists():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
-        if file.is_file():
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def cache_key(**facts: Any) -> str:
-    """Hash of everything a cached model depends on; `facts` must be JSON."""
-    text = json.dumps({**facts, "source": source_digest()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

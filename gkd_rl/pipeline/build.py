@@ -1,11 +1,11 @@
-"""Configuration -> objects. The only place that reads config fields and the only `instantiate`.
+"""Configuration -> objects: the task, the reward, the models as far as they are known before loading, the adapter.
 
-Configuration -> the student's adapter.
+The only place that instantiates a `_target_`. `resolve_models` finds out everything about student and teacher that
+their files and settings determine, once; preflight, planning, preparation and evaluation take its result.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +17,8 @@ from hydra.utils import instantiate
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gkd_rl.config import AdapterConfig, Config, DivergenceConfig, ModelConfig, TeacherConfig
+from gkd_rl.config import Config, DivergenceConfig, ModelConfig, TeacherConfig
 from gkd_rl.config.choices import AdapterKind
-from gkd_rl.config.launch import processes
 from gkd_rl.data.task import Task
 from gkd_rl.errors import ConfigError, GkdRlError, ModelError
 from gkd_rl.generation.codec import ChatTemplate, TextCodec
@@ -27,18 +26,8 @@ from gkd_rl.generation.vllm import Server
 from gkd_rl.losses.divergences import TokenDivergence
 from gkd_rl.models.adapter import AdaptedModel
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.checkpoint import LoadOptions, base_of, end_ids
-from gkd_rl.models.loading import (
-    build_model,
-    cache_key,
-    check_same_ends,
-    check_same_vocabulary,
-    folder_digest,
-    is_decoder_only,
-    load_model,
-    load_tokenizer,
-    rows_digest,
-)
+from gkd_rl.models.checkpoint import Checkpoint, LoadOptions, Place, end_ids, locate, read_config
+from gkd_rl.models.loading import check_same_ends, check_same_vocabulary, load_tokenizer, new_configuration
 from gkd_rl.models.remote_teacher import EndpointTeacher
 from gkd_rl.models.value_head import FILE as VALUE_HEAD_FILE
 from gkd_rl.models.value_head import Critic, ValueHead
@@ -113,20 +102,138 @@ def build_reward(config: Config) -> Composite | None:
     return Composite(components, settings.weights, guard) if components else None
 
 
-def build_tokenizer(model: ModelConfig, task: Task, key: str) -> PreTrainedTokenizerBase:
+@dataclass(frozen=True)
+class ResolvedModels:
+    """What is known of a run's models before any weight is read, found once.
+
+    Attributes:
+        student: is trained.
+        teacher: is imitated; None without one, and for one that is not loaded here.
+        codec: text <-> ids of the run, which is the student's.
+        teacher_codec: the teacher's, where it renders prompts differently.
+    """
+
+    student: Checkpoint
+    teacher: Checkpoint | None
+    codec: TextCodec
+    teacher_codec: TextCodec | None
+
+    @property
+    def codec_of_teacher(self) -> TextCodec:
+        """The codec that the teacher's prompts go through."""
+        return self.teacher_codec or self.codec
+
+
+def resolve_models(config: Config, task: Task, device: torch.device) -> ResolvedModels:
+    """Resolve the student and, if it is loaded or trained here, the teacher. No weights are read.
+
+    What ends a text of either model ends every text of the run.
+
+    Args:
+        config: of the run.
+        task: its data.
+        device: of the ids.
+
+    Raises:
+        ModelError: a checkpoint is missing or unusable, or the two models do not share a vocabulary.
+    """
+    student = resolve_checkpoint(config.student, "student", task)
+    codec = codec_of(student, device)
+    settings = config.teacher
+    if settings is None or not has_weights(settings):
+        return ResolvedModels(student, None, codec, None)
+    teacher = resolve_checkpoint(settings, "teacher", task)
+    own = codec_of(teacher, device)
+    if own.decoder_only != codec.decoder_only:
+        kinds = [("decoder-only" if one.decoder_only else "an encoder-decoder") for one in (codec, own)]
+        raise ModelError(
+            f"{student.named} is {kinds[0]} and {teacher.named} is {kinds[1]}, which read prompts and completions as "
+            "different ids: set teacher.path to a model of the student's kind."
+        )
+    check_same_vocabulary(codec.tokenizer, own.tokenizer, (student.named, teacher.named))
+    check_same_ends(codec.eos_ids, own.eos_ids)
+    codec.eos_ids = own.eos_ids = tuple(dict.fromkeys((*codec.eos_ids, *own.eos_ids)))
+    probe = [Example("a", "a", {})]
+    same = codec.chat is own.chat is None or torch.equal(codec.prompts(probe).ids_PS, own.prompts(probe).ids_PS)
+    return ResolvedModels(student, teacher, codec, None if same else own)
+
+
+def resolve_checkpoint(model: ModelConfig, key: str, task: Task) -> Checkpoint:
+    """A model of the run as far as its settings, its files and the task determine it; no weights are read.
+
+    Raises:
+        ModelError: there is no configuration or no tokenizer, or a chat template is asked for and there is none.
+        ConfigError: neither path nor architecture is set.
+    """
+    if model.path is None and model.architecture is None:
+        raise ConfigError([f"{key}.path=null and {key}.architecture=null: set one."])
+    place, tokenizer = place_of(model, key), _tokenizer(model, key, task)
+    new = place is None
+    configuration = new_configuration(model.architecture or {}, tokenizer, key) if new else read_config(place)
+    resolved = Checkpoint(
+        key=key,
+        place=place,
+        architecture=model.architecture if new else None,
+        configuration=configuration,
+        tokenizer=tokenizer,
+        eos_ids=() if new else end_ids(place),
+        chat=model.chat,
+        max_prompt_tokens=task.max_prompt_tokens,
+        max_completion_tokens=task.max_completion_tokens,
+        dtype=getattr(torch, model.dtype.value),
+        seed=model.seed,
+    )
+    if model.chat and not resolved.decoder_only:
+        raise ModelError(
+            f"{key}.chat=true: {resolved.named} is an encoder-decoder, which has no turns of a chat. "
+            f"Set {key}.chat=false."
+        )
+    return resolved
+
+
+def place_of(model: ModelConfig, key: str) -> Place | None:
+    """Where the files of a model are; None for one with random weights.
+
+    Raises:
+        ModelError: the folder is missing.
+    """
+    return None if model.path is None else locate(model.path, model.revision, f"{key}.path", _load_options(model))
+
+
+def codec_of(checkpoint: Checkpoint, device: torch.device) -> TextCodec:
+    """Text <-> ids of a model: its tokenizer, end tokens and chat template, with the task's length limits.
+
+    Raises:
+        ModelError: the chat template cannot render a prompt and its answer.
+    """
+    chat = ChatTemplate(checkpoint.tokenizer, f"{checkpoint.key}.chat") if checkpoint.chat else None
+    return TextCodec(
+        checkpoint.tokenizer,
+        checkpoint.max_prompt_tokens,
+        checkpoint.max_completion_tokens,
+        device,
+        decoder_only=checkpoint.decoder_only,
+        eos_ids=checkpoint.eos_ids,
+        chat=chat,
+    )
+
+
+def has_weights(settings: TeacherConfig | None) -> bool:
+    """The teacher is a model of its own that is loaded or trained here."""
+    return settings is not None and (settings.path is not None or settings.architecture is not None)
+
+
+def _tokenizer(model: ModelConfig, key: str, task: Task) -> PreTrainedTokenizerBase:
     """The tokenizer named by the model, its checkpoint's own, or the one that comes with the data.
 
     Raises:
         ModelError: there is none.
     """
-    path = model.tokenizer or model.path
-    if path is not None:
-        named = f"{key}.tokenizer" if model.tokenizer else f"{key}.path"
-        options = load_options(model)
-        return load_tokenizer(
-            path, model.revision, named, replace(options, gguf_file=None) if model.tokenizer else options
-        )
-    tokenizer = task.tokenizer()
+    if model.tokenizer is not None:
+        options = replace(_load_options(model), gguf_file=None)
+        return load_tokenizer(locate(model.tokenizer, model.revision, f"{key}.tokenizer", options))
+    place = place_of(model, key)
+    tokenizer = task.tokenizer() if place is None else load_tokenizer(place)
     if tokenizer is None:
         raise ModelError(
             f"{key}.tokenizer=null: {key}.architecture with your own data needs one; set {key}.tokenizer to a folder "
@@ -135,103 +242,11 @@ def build_tokenizer(model: ModelConfig, task: Task, key: str) -> PreTrainedToken
     return tokenizer
 
 
-def load_options(model: ModelConfig) -> LoadOptions:
-    """How the model's checkpoint is read."""
+def _load_options(model: ModelConfig) -> LoadOptions:
+    """How the model's files are read."""
     return LoadOptions(
         model.gguf_file, model.trust_remote_code, model.use_safetensors, model.keep_layers, model.dropout
     )
-
-
-def build_codec(
-    model: ModelConfig, tokenizer: PreTrainedTokenizerBase, task: Task, device: torch.device, key: str = "student"
-) -> TextCodec:
-    """Text <-> ids for a model's kind, its ends and its chat template, with the task's length limits; loads no weights.
-
-    Raises:
-        ModelError: no chat template where one is asked for, or no configuration.
-    """
-    options = load_options(model)
-    decoder_only = is_decoder_only(model.path, model.revision, model.architecture, key, options)
-    if model.chat and not decoder_only:
-        raise ModelError(
-            f"{key}.chat=true: {_named(model, key)} is an encoder-decoder, which has no turns of a chat. "
-            f"Set {key}.chat=false."
-        )
-    chat = ChatTemplate(tokenizer, f"{key}.chat") if model.chat else None
-    ends = () if model.path is None else end_ids(model.path, model.revision, f"{key}.path", options)
-    limits = task.max_prompt_tokens, task.max_completion_tokens
-    return TextCodec(tokenizer, *limits, device, decoder_only=decoder_only, eos_ids=ends, chat=chat)
-
-
-def build_codecs(
-    config: Config, teacher: TeacherConfig | None, task: Task, device: torch.device
-) -> tuple[TextCodec, TextCodec | None]:
-    """The run's codec, which is the student's, and one of the teacher's own where it renders prompts otherwise.
-
-    What ends a text of either model ends every text of the run.
-
-    Args:
-        config: the run.
-        teacher: its teacher, if it is a model of its own.
-        task: the data.
-        device: of the ids.
-
-    Raises:
-        ModelError: the two do not mean the same by the same ids.
-    """
-    codec = build_codec(config.student, build_tokenizer(config.student, task, "student"), task, device)
-    if teacher is None:
-        return codec, None
-    own = build_codec(teacher, build_tokenizer(teacher, task, "teacher"), task, device, "teacher")
-    names = _named(config.student, "student"), _named(teacher, "teacher")
-    if own.decoder_only != codec.decoder_only:
-        kinds = [("decoder-only" if one.decoder_only else "an encoder-decoder") for one in (codec, own)]
-        raise ModelError(
-            f"{names[0]} is {kinds[0]} and {names[1]} is {kinds[1]}, which read prompts and completions as different "
-            "ids: set teacher.path to a model of the student's kind."
-        )
-    check_same_vocabulary(codec.tokenizer, own.tokenizer, names)
-    check_same_ends(codec.eos_ids, own.eos_ids)
-    codec.eos_ids = own.eos_ids = tuple(dict.fromkeys((*codec.eos_ids, *own.eos_ids)))
-    probe = [Example("a", "a", {})]
-    same = codec.chat is own.chat is None or torch.equal(codec.prompts(probe).ids_PS, own.prompts(probe).ids_PS)
-    return codec, None if same else own
-
-
-def _named(model: ModelConfig, key: str) -> str:
-    """Where a model comes from, as it was typed."""
-    return f"{key}.architecture" if model.path is None else f"{key}.path={model.path}"
-
-
-def fresh_model(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedModel:
-    """The checkpoint, or a model with random weights."""
-    dtype = getattr(torch, model.dtype.value)
-    if model.path is not None:
-        return load_model(model.path, model.revision, dtype, f"{key}.path", load_options(model))
-    if model.architecture is None:
-        raise ConfigError([f"{key}.path=null and {key}.architecture=null: set one."])
-    return build_model(model.architecture, tokenizer, model.seed, dtype, key)
-
-
-def model_key(model: ModelConfig, codec: TextCodec, train: list[Example], adapter: AdapterConfig | None = None) -> str:
-    """Hash of everything that decides a model's weights before the run's own stage."""
-    return cache_key(
-        model=_plain(model),
-        adapter=None if adapter is None else _values(adapter),
-        checkpoint=folder_digest(model.path),
-        rows=rows_digest(train if model.sft is None else train[: model.sft.train_rows]),
-        limits=[codec.max_prompt_tokens, codec.max_completion_tokens],
-        vocabulary=sorted(codec.tokenizer.get_vocab().items()),
-        end=codec.eos_ids[0],
-        template=None if codec.chat is None else codec.tokenizer.chat_template,
-        threads=torch.get_num_threads(),
-        processes=processes(),
-    )
-
-
-def supervised_cache(config: Config, key: str) -> Path:
-    """Folder of a supervised model, by its key."""
-    return Path(config.cache_dir).expanduser() / "supervised" / key
 
 
 def build_critic(config: Config, student: HiddenStateModel) -> Critic | None:
@@ -247,21 +262,6 @@ def build_critic(config: Config, student: HiddenStateModel) -> Critic | None:
     return Critic(head.to(student.device), value.clip)
 
 
-def samples_cache(config: Config, teacher_key: str, codec: TextCodec, train: list[Example]) -> Path:
-    """Folder of the teacher's samples, named by the hash of everything that decides them."""
-    key = cache_key(
-        teacher=teacher_key,
-        quantization=None if config.teacher is None else config.teacher.quantization.value,
-        rows=rows_digest(train),
-        limits=[codec.max_prompt_tokens, codec.max_completion_tokens],
-        ends=codec.eos_ids,
-        temperature=config.fixed_data.temperature,
-        seed=config.fixed_data.seed,
-        threads=torch.get_num_threads(),
-    )
-    return Path(config.cache_dir).expanduser() / "teacher_samples" / key
-
-
 def token_divergence(config: DivergenceConfig) -> TokenDivergence:
     """The configured divergence."""
     parameter = None if config.name.parameter is None else getattr(config, config.name.parameter)
@@ -270,19 +270,13 @@ def token_divergence(config: DivergenceConfig) -> TokenDivergence:
     )
 
 
-def _plain(model: ModelConfig) -> dict[str, Any]:
-    """What decides a model's weights, as JSON values; what a teacher is used for does not."""
-    values = _values(model)
-    return {item.name: values[item.name] for item in dataclasses.fields(ModelConfig)}
-
-
-def _values(settings: ModelConfig | AdapterConfig) -> dict[str, Any]:
-    """All settings as JSON values."""
-    return dataclasses.asdict(settings, dict_factory=lambda items: {k: getattr(v, "value", v) for k, v in items})
-
-
-def attach_adapter(config: Config, model: PreTrainedModel) -> AdaptedModel:
+def attach_adapter(config: Config, model: PreTrainedModel, place: Place | None) -> AdaptedModel:
     """The student with the configured adapter, fresh.
+
+    Args:
+        config: of the run.
+        model: the student's own weights.
+        place: of its files; None for random weights.
 
     Raises:
         ModelError: the student has no such layers.
@@ -300,10 +294,8 @@ def attach_adapter(config: Config, model: PreTrainedModel) -> AdaptedModel:
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         revision=student.revision,
     )
-    changed = (student.sft, student.keep_layers, student.gguf_file)
-    path = student.path if all(one is None for one in changed) else None
-    if path is not None and base_of(path, "student.path") is not None:
-        path = None
-    if path is not None and Path(path).expanduser().exists():
-        path = str(Path(path).expanduser().absolute())
-    return AdaptedModel(model, settings, student.seed, None if path is None or path.endswith(".gguf") else path)
+    changed = student.sft is not None or student.keep_layers is not None
+    if place is None or changed or place.gguf or place.base is not None:
+        return AdaptedModel(model, settings, student.seed, None)  # no checkpoint holds these weights as they are
+    local = Path(place.path)
+    return AdaptedModel(model, settings, student.seed, str(local.absolute()) if local.exists() else place.path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from accelerate import Accelerator
 
 from gkd_rl.config import Config, ModelConfig, OptimizerConfig, PolicyGradientConfig
@@ -37,52 +38,55 @@ from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.losses.objective import Objective
 from gkd_rl.losses.policy_gradient import CreditSettings
 from gkd_rl.models.architecture import ENCODER_DECODERS, HiddenStateModel
-from gkd_rl.models.checkpoint import read_config
 from gkd_rl.models.row_layout import can_share
-from gkd_rl.pipeline.build import Models, load_options, token_divergence
-from gkd_rl.training.guard import Guard, Limits
+from gkd_rl.pipeline.build import Models, token_divergence
+from gkd_rl.training.cost import CostMeter, ModelCost
 from gkd_rl.training.micro_batches import MicroBatcher
 from gkd_rl.training.optimization import OptimizerSettings
-from gkd_rl.training.step_metrics import CostMeter, ModelCost
+from gkd_rl.training.step_metrics import Guard, GuardLimits
 from gkd_rl.training.step_models import StepModels
 from gkd_rl.training.trainer import StepSettings, Trainer
 from gkd_rl.types import Example, Source
 from reward_models.composite import Composite
 
 
-def check_generation(config: Config) -> None:
-    """Refuse a student that cannot write in the way that is asked for; no weights are read.
+def check_generation(rollout: RolloutConfig, model_type: str) -> None:
+    """Refuse a student that cannot generate in the way that is asked for.
+
+    Args:
+        rollout: the engine and its cache.
+        model_type: of the student's configuration.
 
     Raises:
         ModelError: it cannot.
     """
-    rollout, student = config.rollout, config.student
-    if student.path is None:
-        model_type = (student.architecture or {}).get("model_type", "")
-    else:
-        model_type = read_config(student.path, student.revision, "student.path", load_options(student)).model_type
     if rollout.engine is RolloutEngine.vllm and model_type in ENCODER_DECODERS:
         raise ModelError(
-            f"rollout.engine=vllm with a student of model_type={model_type}: the server writes for decoder-only "
+            f"rollout.engine=vllm with a student of model_type={model_type}: the server generates for decoder-only "
             "students. Set rollout.engine=transformers, or choose another student."
         )
     if rollout.static_cache:
         check_type(model_type)
 
 
-def build_server(config: Config, codec: TextCodec) -> Server | None:
-    """The server that writes rollouts, connected before anything is loaded; None where the student writes them here.
+def build_server(rollout: RolloutConfig, model_type: str, device: torch.device) -> Server | None:
+    """The server that generates rollouts, connected before weights are loaded; None where the student generates them.
+
+    Args:
+        rollout: the engine and its address.
+        model_type: of the student's configuration.
+        device: of the student.
 
     Raises:
         ConfigError: vLLM is not installed.
         ModelError: the student cannot write in this way.
         EndpointError: the server cannot be reached, or takes no weights.
     """
-    check_generation(config)
-    settings = config.rollout.vllm
-    if config.rollout.engine is not RolloutEngine.vllm:
+    check_generation(rollout, model_type)
+    settings = rollout.vllm
+    if rollout.engine is not RolloutEngine.vllm:
         return None
-    return connect(settings.url, settings.group_port, settings.wait, codec.device)
+    return connect(settings.url, settings.group_port, settings.wait, device)
 
 
 def build_sampler(rollout: RolloutConfig, models: Models) -> Sampler:
@@ -175,7 +179,7 @@ def build_supervised_trainer(
             max_grad_norm=sft.max_grad_norm,
             gradient_checkpointing=sft.gradient_checkpointing,
         ),
-        guard=Guard(Limits(max_skipped=max_skipped)),
+        guard=Guard(GuardLimits(max_skipped=max_skipped)),
     )
 
 
@@ -224,10 +228,10 @@ def build_trainer(
     )
 
 
-def _limits(config: Config) -> Limits:
+def _limits(config: Config) -> GuardLimits:
     """Of the numbers that are watched."""
     settings = config.guard
-    return Limits(
+    return GuardLimits(
         max_skipped=settings.max_skipped,
         negative_divergence=settings.negative_divergence,
         ratio=settings.ratio,
@@ -253,12 +257,12 @@ def _readers(config: Config, models: Models, divergence: TokenDivergence | None)
             vocabulary,
             compiled=config.trainer.compile_head and models.student.device.type == "cuda",
         ),
-        shuffled=config.teacher is not None and config.teacher.prompts is TeacherPrompts.shuffled,
-        credits=config.divergence.kd_credit is not KdCredit.none,
-        anchored=config.policy_gradient.sampled_kl.coefficient > 0,
-        endpoint=models.endpoint if taught else None,
-        meter=CostMeter(waits=config.trainer.profile),
-        outputs=models.outputs,
+        shuffled_prompts=config.teacher is not None and config.teacher.prompts is TeacherPrompts.shuffled,
+        kd_credit=config.divergence.kd_credit is not KdCredit.none,
+        sampled_kl=config.policy_gradient.sampled_kl.coefficient > 0,
+        remote_teacher=models.endpoint if taught else None,
+        cost_meter=CostMeter(synchronise=config.trainer.profile),
+        output_cache=models.outputs,
     )
 
 

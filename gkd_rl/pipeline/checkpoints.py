@@ -30,9 +30,9 @@ from gkd_rl.training.state import (
     read_label,
     read_snapshot,
     remove_unfinished,
-    restore,
+    restore_trainer,
     restore_weights,
-    state_of,
+    trainer_state,
     write_snapshot,
 )
 from gkd_rl.training.trainer import Trainer
@@ -119,9 +119,9 @@ class Checkpoints:
         if step == self._made:
             return
         self._made = step
-        if self.trainer.models.outputs is not None:
-            self.trainer.models.outputs.shards.write()
-        state = state_of(self.trainer)
+        if self.trainer.models.output_cache is not None:
+            self.trainer.models.output_cache.shards.write()
+        state = trainer_state(self.trainer)
         if self.tracker is None:
             return
         facts = {
@@ -206,7 +206,7 @@ class Checkpoints:
             )
 
     def _restore(self, found: Snapshot) -> None:
-        restore(self.trainer, found)
+        restore_trainer(self.trainer, found)
         self.cost.totals = {RENAMED_COSTS.get(name, name): total for name, total in found.facts["cost"].items()}
         self._scores = list(found.facts["scores"])
         if self.tracker is not None:

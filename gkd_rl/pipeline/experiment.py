@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from gkd_rl.config import Config
-from gkd_rl.config.launch import Stopped, StopRequest, is_main_process, listening
+from gkd_rl.config.launch import Stopped, StopRequest, handling_signals, is_main_process
 from gkd_rl.data.prompt_order import PromptStream
 from gkd_rl.data.task import Task, data_facts
 from gkd_rl.evaluation.evaluator import Evaluation
@@ -27,24 +26,22 @@ from gkd_rl.models.loading import model_class, save_model
 from gkd_rl.outputs.json_files import write_json, write_whole
 from gkd_rl.outputs.run_record import environment_record
 from gkd_rl.outputs.tracking import Listing, Tracker, sweep_of
-from gkd_rl.pipeline import build
+from gkd_rl.pipeline.build import Models, ResolvedModels, build_reward, build_task, resolve_models
 from gkd_rl.pipeline.build_trainer import build_evaluator, build_trainer
 from gkd_rl.pipeline.checkpoints import Checkpoints
 from gkd_rl.pipeline.memory import explaining_memory_shortage, longest, plan_memory, with_micro_batches
 from gkd_rl.pipeline.models import (
-    audit_of,
+    audit_teacher,
     build_teacher_output_cache,
     check_teacher,
-    has_weights,
     prepare_models,
     with_samples,
 )
 from gkd_rl.pipeline.results import Results, model_card_of, write_results
 from gkd_rl.planning.memory_plan import GIB, peak_bytes, plan_lines, reset_peak
-from gkd_rl.training.processes import from_all, meet, own_seed, progress
-from gkd_rl.training.state import FOLDER as POST_MORTEM
-from gkd_rl.training.state import weights_digest, write_post_mortem
-from gkd_rl.training.step_metrics import CostTotals, profile_lines
+from gkd_rl.training.cost import CostTotals, profile_lines
+from gkd_rl.training.processes import gather_objects, progress, rank_seed, start_processes
+from gkd_rl.training.state import POST_MORTEM, weights_digest, write_post_mortem
 from gkd_rl.training.trainer import StepRecord, Trainer
 from gkd_rl.types import Example
 from reward_models.composite import Composite
@@ -52,23 +49,22 @@ from reward_models.composite import Composite
 log = logging.getLogger(__name__)
 
 
-def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> dict[str, float]:
+def run_configured(config: Config, composed: DictConfig, output_dir: Path) -> Results:
     """Train and evaluate as configured; the main process writes everything to `output_dir`, eval.json last.
 
     Returns:
-        `objective` after training, (1 - alpha) E[r] - alpha E[D] on evaluation samples (higher is better), and every
-        metric of the student after training.
+        Evaluations of the teacher and of the student before and after training, with costs.
     """
     if config.scale.threads > 0:
         torch.set_num_threads(config.scale.threads)
     transformers_logging.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.WARNING)  # rouge_score announces its tokenizer at every metric
-    torch.manual_seed(own_seed(config.seed))
+    torch.manual_seed(rank_seed(config.seed))
     log.info(config.scale.notice)
-    task, reward = build.build_task(config), build.build_reward(config)
+    task, reward = build_task(config), build_reward(config)
     if not is_main_process():
-        with listening() as stop:
-            return _run(config, task, reward, Place(output_dir, None, stop))
+        with handling_signals() as stop:
+            return _run(config, task, reward, RunOutput(output_dir, None, stop))
 
     output_dir.mkdir(parents=True, exist_ok=True)
     settings = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
@@ -77,12 +73,12 @@ def run_experiment(config: Config, composed: DictConfig, output_dir: Path) -> di
     tracking = config.tracking
     group = tracking.group or sweep_of(output_dir) or config.name
     listing = Listing(tracking.project, group, config.name, tracking.job_type, tuple(tracking.tags))
-    with listening() as stop, Tracker(output_dir, tracking.wandb.value, listing, settings) as tracker:
-        return _run(config, task, reward, Place(output_dir, tracker, stop))
+    with handling_signals() as stop, Tracker(output_dir, tracking.wandb.value, listing, settings) as tracker:
+        return _run(config, task, reward, RunOutput(output_dir, tracker, stop))
 
 
 @dataclass(frozen=True)
-class Place:
+class RunOutput:
     """Where a run writes (the main process alone has a tracker), and whether it was told to stop."""
 
     folder: Path
@@ -91,35 +87,36 @@ class Place:
 
 
 @explaining_memory_shortage
-def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> dict[str, float]:
-    """All stages, then the results, which the main process writes; returns the numbers."""
-    tracker, output_dir = place.tracker, place.folder
-    accelerator = meet()
+def _run(config: Config, task: Task, reward: Composite | None, output: RunOutput) -> Results:
+    """All stages, then the results, which the main process writes."""
+    tracker, output_dir = output.tracker, output.folder
+    accelerator = start_processes()
     check_teacher(config.teacher)
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)
     prompts = train[: config.trainer.train_rows]
     reset_peak(accelerator.device)
-    facts = _data_facts(config, task, {"train": train, config.evaluation.split: held_out}, accelerator)
-    config = _sized(config, task, train, accelerator)
+    resolved = resolve_models(config, task, accelerator.device)
+    facts = data_facts(task, resolved.codec, {"train": train, config.evaluation.split: held_out})
+    config = _sized(config, resolved, train, accelerator.device)
     cost = CostTotals()
-    models = prepare_models(config, task, train, accelerator)
-    audit = audit_of(config, models, train, held_out, accelerator)
-    models = with_samples(config, models, train, prompts, cost)
-    models = replace(models, outputs=build_teacher_output_cache(config, models, train))
+    models = prepare_models(config, resolved, train, accelerator)
+    audit = audit_teacher(config, resolved, models, train, held_out, accelerator)
+    models = with_samples(config, resolved, models, train, prompts, cost)
+    models = replace(models, outputs=build_teacher_output_cache(config, resolved, models, train))
     stream = PromptStream(prompts, config.trainer.prompts_per_step, config.seed)
     evaluator = build_evaluator(config, models, reward, held_out)
     trainer = build_trainer(config, models, reward, stream, accelerator)
 
     references, asked = [example.reference for example in held_out], [example.prompt for example in held_out]
-    kept = _checkpoints(config, models, trainer, cost, place)
+    kept = _checkpoints(config, models, trainer, cost, output)
 
     def evaluate() -> dict[str, Evaluation]:
         measured = {"teacher": models.teacher, "student before": models.student}
         return {name: evaluator.evaluate(one, name) for name, one in measured.items() if one is not None}
 
-    torch.manual_seed(own_seed(config.seed))  # of dropout; the models may come from the cache or have drawn numbers
+    torch.manual_seed(rank_seed(config.seed))  # of dropout; the models may come from the cache or have drawn numbers
     evaluations, taken = kept.begin(evaluate, references, config.resume is not None)
-    _train(config, kept, taken, place.stop)
+    _train(config, kept, taken, output.stop)
     evaluations["student after"] = evaluator.evaluate(models.student, "student after")
 
     memory: dict[str, str | int] = {"device": accelerator.device.type, "peak_bytes": peak_bytes(accelerator.device)}
@@ -128,7 +125,7 @@ def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> 
         evaluations, references, config.evaluation.bootstrap_samples, cost.as_dict(), memory, facts, audit, asked
     )
     if tracker is None:
-        return results.numbers(config.alpha)
+        return results
     tracker.summary({"cost": results.cost, **results.as_dict()})
     if config.save_model:
         card = model_card_of(results, config, model_class(models.student.model.config))
@@ -139,37 +136,27 @@ def _run(config: Config, task: Task, reward: Composite | None, place: Place) -> 
         kept.write_best(lambda: save_model(output_dir / "model_best", student, models.codec.tokenizer, best, head))
     table = write_results(output_dir, results, config)
     kept.remove()
-    warnings = "".join(f"\n{line}" for line in trainer.guard.lines(config.trainer.steps))
+    warnings = "".join(f"\n{line}" for line in trainer.guard.summary_lines(config.trainer.steps))
     print(f"{table}{warnings}\nRun folder: {output_dir}")  # noqa: T201
-    return results.numbers(config.alpha)
+    return results
 
 
-def _checkpoints(config: Config, models: build.Models, trainer: Trainer, cost: CostTotals, place: Place) -> Checkpoints:
+def _checkpoints(config: Config, models: Models, trainer: Trainer, cost: CostTotals, output: RunOutput) -> Checkpoints:
     """Of this run, with the hashes of its models where any are made or read."""
     used = config.resume is not None or config.trainer.checkpoint_every > 0
     known = {"student": models.student, "teacher": models.teacher} if used else {}
     digests = {name: weights_digest(model) for name, model in known.items() if model is not None}
     every = config.trainer.checkpoint_every
-    return Checkpoints(place.folder, config.checkpoint, every, trainer, cost, place.tracker, digests)
+    return Checkpoints(output.folder, config.checkpoint, every, trainer, cost, output.tracker, digests)
 
 
-def _data_facts(
-    config: Config, task: Task, splits: dict[str, list[Example]], accelerator: Accelerator
-) -> dict[str, Any]:
-    """What became of the rows and their texts."""
-    settings = config.teacher
-    codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, accelerator.device)
-    return data_facts(task, codec, splits)
-
-
-def _sized(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> Config:
-    """Micro-batches that are left open become the most that fit in memory."""
+def _sized(config: Config, resolved: ResolvedModels, train: list[Example], device: torch.device) -> Config:
+    """Micro-batches that are left open become the largest that fit in memory."""
     settings = config.teacher
     stages = (config.trainer, config.student.sft, None if settings is None else settings.sft)
     if all(stage is None or stage.micro_batch_size or stage.tokens_per_micro_batch for stage in stages):
         return config
-    codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, accelerator.device)
-    plan = plan_memory(config, longest(config, codec, train), accelerator.device, codec.tokenizer)
+    plan = plan_memory(config, longest(config, resolved.codec, train), device, resolved)
     log.info("memory plan:\n%s", "\n".join(plan_lines(plan)))
     if plan.peak > plan.available:
         log.warning(
@@ -216,7 +203,7 @@ def _stop_if_exhausted(step: int, record: StepRecord, kept: Checkpoints) -> None
 
 def _stop_if_asked(step: int, stop: StopRequest, kept: Checkpoints) -> None:
     """A signal came to some rank during the step: keep it, and end."""
-    number = next((number for number in from_all(stop.number) if number is not None), None)
+    number = next((number for number in gather_objects(stop.number) if number is not None), None)
     if number is not None:
         if kept.every:
             kept.save(step)

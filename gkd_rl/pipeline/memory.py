@@ -1,10 +1,12 @@
-"""Configuration -> the memory plan of a run, before anything is loaded.
+"""The memory plan of a run before its weights are loaded, and the advice that it gives where memory has run out.
 
-Out of memory: which part of the memory plan is the largest, and the setting that makes it smaller.
+The planner follows the run's stages with models of shapes alone (`planning/model_memory.py` has the arithmetic of one
+model): what each stage holds throughout, what each phase adds, and the largest micro-batch that fits.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import traceback
@@ -17,7 +19,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from gkd_rl.config import Config, ModelConfig, OptimizerConfig, SftConfig
 from gkd_rl.config.choices import DivergenceName, Quantization
@@ -31,12 +33,17 @@ from gkd_rl.losses.divergences import TokenDivergence
 from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.models.adapter import AdaptedModel
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.checkpoint import read_config
+from gkd_rl.models.checkpoint import Checkpoint, read_config
 from gkd_rl.models.configurations import check_layers, known_config
-from gkd_rl.models.loading import build_model, empty_model
-from gkd_rl.pipeline import build
-from gkd_rl.pipeline.build import attach_adapter, load_options, token_divergence
-from gkd_rl.pipeline.models import has_weights
+from gkd_rl.models.loading import empty_model, load_checkpoint
+from gkd_rl.pipeline.build import (
+    ResolvedModels,
+    attach_adapter,
+    has_weights,
+    place_of,
+    resolve_models,
+    token_divergence,
+)
 from gkd_rl.planning.memory_plan import GIB, Lengths, MemoryPlan, StagePlan
 from gkd_rl.planning.model_memory import (
     Update,
@@ -85,27 +92,25 @@ def available_bytes(config: Config, device: torch.device) -> int:
     return here if limit == "max" else min(here, int(limit))
 
 
-def plan_memory(
-    config: Config, lengths: Lengths, device: torch.device, tokenizer: PreTrainedTokenizerBase | None
-) -> MemoryPlan:
+def plan_memory(config: Config, lengths: Lengths, device: torch.device, resolved: ResolvedModels | None) -> MemoryPlan:
     """The plan of a run's stages.
 
     Args:
         config: of the run.
         lengths: of its longest text.
         device: where student and teacher will be.
-        tokenizer: of models that are built from `architecture`.
+        resolved: its models; None where their files cannot be reached: then from known configurations.
 
     Raises:
         ModelError: there is no configuration, or layers or adapter do not fit it.
     """
     with torch.device("meta"):
-        student = HiddenStateModel(_empty(config.student, "student", tokenizer))
+        student = HiddenStateModel(_empty(config.student, "student", None if resolved is None else resolved.student))
         if config.adapter is not None:
-            student = attach_adapter(config, student.model)
+            student = attach_adapter(config, student.model, place_of(config.student, "student"))
         settings, teacher = config.teacher, None
         if settings is not None and has_weights(settings):
-            teacher = HiddenStateModel(_empty(settings, "teacher", tokenizer))
+            teacher = HiddenStateModel(_empty(settings, "teacher", None if resolved is None else resolved.teacher))
     available = available_bytes(config, device)
     process = psutil.Process().memory_info().rss if device.type == "cpu" else 0
     with FakeTensorMode():
@@ -132,22 +137,28 @@ def with_micro_batches(config: Config, plan: MemoryPlan) -> Config:
     )
 
 
-def _empty(model: ModelConfig, key: str, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+def _empty(model: ModelConfig, key: str, checkpoint: Checkpoint | None) -> PreTrainedModel:
     """The model's shapes, on the meta device."""
-    dtype = getattr(torch, model.dtype.value)
-    if model.path is None:
-        if model.architecture is None or tokenizer is None:
-            raise ConfigError([f"{key}.path=null: {key}.architecture and a tokenizer are needed to plan its memory."])
-        return build_model(model.architecture, tokenizer, model.seed, dtype, key)
+    if checkpoint is not None and checkpoint.place is None:
+        return load_checkpoint(checkpoint)
+    config = _known(model, key) if checkpoint is None else copy.deepcopy(checkpoint.configuration)
+    if model.keep_layers is not None:
+        check_layers(config, model.keep_layers, f"{key}.keep_layers")
+    return empty_model(config, getattr(torch, model.dtype.value), model.keep_layers)
+
+
+def _known(model: ModelConfig, key: str) -> PreTrainedConfig:
+    """The configuration of a model whose tokenizer cannot be reached: its own, or that of a known checkpoint."""
+    place = place_of(model, key)
+    if place is None:
+        raise ConfigError([f"{key}.path=null: {key}.architecture and a tokenizer are needed to plan its memory."])
     try:
-        config = read_config(model.path, model.revision, f"{key}.path", load_options(model))
+        return read_config(place)
     except ModelError:
         config = known_config(model.path)
         if config is None:
             raise
-    if model.keep_layers is not None:
-        check_layers(config, model.keep_layers, f"{key}.keep_layers")
-    return empty_model(config, dtype, model.keep_layers)
+        return config
 
 
 @dataclass
@@ -348,6 +359,6 @@ def _advice(config: Any, task: Any) -> str:
 
 
 def _plan(config: Config, task: Task) -> MemoryPlan:
-    device, settings = Accelerator().device, config.teacher
-    codec, _ = build.build_codecs(config, settings if has_weights(settings) else None, task, device)
-    return plan_memory(config, longest(config, codec, task.examples("train")), device, codec.tokenizer)
+    device = Accelerator().device
+    resolved = resolve_models(config, task, device)
+    return plan_memory(config, longest(config, resolved.codec, task.examples("train")), device, resolved)

@@ -1,6 +1,7 @@
-"""Configuration -> a teacher that is quantised, on another device, or behind a server; and what quantising it cost.
+"""The models of a run as its own stage takes them: loaded, reused from the cache, or trained on the references first.
 
-Models as the run's own stage takes them: loaded, reused from the cache, or trained on the references first.
+And what a teacher can be beside a plain model on the student's device: quantised (with an audit of what that costs),
+on another device or offloaded, behind a server, with its samples and outputs kept on disk.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from gkd_rl.config import Config, EndpointConfig, ModelConfig, TeacherConfig
 from gkd_rl.config.choices import Dtype, FixedSource, Quantization
 from gkd_rl.config.launch import is_main_process
-from gkd_rl.data.task import Task
 from gkd_rl.errors import ConfigError, ModelError
 from gkd_rl.evaluation.evaluator import TeacherAudit, kl_between, student_rollouts
 from gkd_rl.evaluation.uncertainty import estimate
@@ -28,20 +27,22 @@ from gkd_rl.generation.codec import TextCodec
 from gkd_rl.generation.sampler import Sampler, Sampling
 from gkd_rl.models.adapter import AdaptedModel, InitialView
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.loading import cache_key, save_model
+from gkd_rl.models.checkpoint import Checkpoint, locate
+from gkd_rl.models.loading import load_checkpoint, load_model, save_model
 from gkd_rl.models.placement import PlacedModel, check_quantization, quantized
 from gkd_rl.models.remote_teacher import EndpointTeacher
-from gkd_rl.pipeline import build
-from gkd_rl.pipeline.build import Models, attach_adapter, model_key
+from gkd_rl.pipeline.build import Models, ResolvedModels, attach_adapter, build_critic
 from gkd_rl.pipeline.build_trainer import build_server, build_supervised_trainer
+from gkd_rl.pipeline.cache import cache_key, model_key, samples_cache, supervised_cache
 from gkd_rl.planning.memory_plan import GIB
-from gkd_rl.training.processes import from_all, own_seed, progress
-from gkd_rl.training.step_metrics import CostTotals
-from gkd_rl.training.teacher_data import TeacherOutputCache, TeacherSamples, TensorShards, write_samples
+from gkd_rl.training.cost import CostTotals
+from gkd_rl.training.processes import gather_objects, progress, rank_seed
+from gkd_rl.training.teacher_data import TeacherOutputCache, TeacherSamples, TensorShards, generate_teacher_samples
 from gkd_rl.training.trainer import StepRecord
 from gkd_rl.types import Example
 from reward_models.guard import entry_lock
 
+log = logging.getLogger(__name__)
 # How far hidden states of one teacher may be from one another when other completions stand beside them, as a share of
 # their norm. A bfloat16 has 8 bits, and LLM.int8() cuts a matrix by what the whole batch holds.
 ROUNDING = {Dtype.float32: 1e-3, Dtype.bfloat16: 5e-2}
@@ -65,11 +66,6 @@ def check_teacher(settings: TeacherConfig | None) -> None:
             f"teacher.device={settings.device}: this machine has no such device; teacher.device takes "
             f"{', '.join(['cpu', *names])}, or null for the student's."
         ])  # fmt: skip
-
-
-def has_weights(settings: TeacherConfig | None) -> bool:
-    """The teacher is a model of its own, that is loaded or trained here."""
-    return settings is not None and (settings.path is not None or settings.architecture is not None)
 
 
 def placed_teacher(model: HiddenStateModel, settings: TeacherConfig, here: torch.device) -> HiddenStateModel:
@@ -125,13 +121,15 @@ def build_endpoint(settings: EndpointConfig, codec: TextCodec, example: Example)
     return teacher
 
 
-def build_teacher_output_cache(config: Config, models: Models, train: list[Example]) -> TeacherOutputCache | None:
+def build_teacher_output_cache(
+    config: Config, resolved: ResolvedModels, models: Models, train: list[Example]
+) -> TeacherOutputCache | None:
     """What the teacher said of fixed text in earlier runs, in a folder that is named by all that decides it."""
     settings, teacher = config.teacher, models.teacher
     if settings is None or teacher is None or settings.output_cache_gib is None:
         return None
     key = cache_key(
-        teacher=model_key(settings, teacher.codec if isinstance(teacher.codec, TextCodec) else models.codec, train),
+        teacher=model_key(settings, resolved.codec_of_teacher, train),
         quantization=settings.quantization.value,
         device=[teacher.device.type, settings.device],
     )
@@ -142,22 +140,30 @@ def build_teacher_output_cache(config: Config, models: Models, train: list[Examp
 
 
 def audit_teacher(
-    config: Config, models: Models, held_out: list[Example], load: Callable[[], HiddenStateModel]
+    config: Config,
+    resolved: ResolvedModels,
+    models: Models,
+    train: list[Example],
+    held_out: list[Example],
+    accelerator: Accelerator,
 ) -> TeacherAudit | None:
     """KL(full precision || quantised) on the student's rollouts; None where nothing is quantised, or by configuration.
 
     Args:
         config: of the run.
+        resolved: its checkpoints: the teacher is read again at full precision, for this measurement only.
         models: the student, and the quantised teacher.
+        train: rows that decide which supervised model is the run's.
         held_out: rows that the student is not trained on.
-        load: reads the teacher at full precision; it is kept for the measurement only.
+        accelerator: of the run.
     """
     settings, rollout = config.teacher, config.rollout
     if settings is None or models.teacher is None:
         return None
     if settings.quantization is Quantization.none or settings.audit_prompts == 0:
         return None
-    full = placed_teacher(load(), replace(settings, quantization=Quantization.none), models.student.device)
+    full = _prepare_teacher(config, resolved, train, accelerator)
+    full = placed_teacher(full, replace(settings, quantization=Quantization.none), models.student.device)
     rollouts = student_rollouts(
         models.student,
         Sampler(models.codec, Sampling(rollout.temperature, rollout.top_p, rollout.top_k)),
@@ -167,65 +173,46 @@ def audit_teacher(
     )
     values = kl_between(full, models.teacher, rollouts, config.trainer.head_chunk_tokens, models.codec.vocabulary)
     kl = estimate(values, config.evaluation.bootstrap_samples, seed=0)
-    return TeacherAudit(settings.dtype, settings.quantization, kl)
-
-
-log = logging.getLogger(__name__)
-
-
-def prepare_models(config: Config, task: Task, train: list[Example], accelerator: Accelerator) -> build.Models:
-    """Teacher and student, each loaded, reused from the cache, or trained on the references."""
-    settings = config.teacher
-    own_teacher = has_weights(settings)
-    codec, own = build.build_codecs(config, settings if own_teacher else None, task, accelerator.device)
-    server = build_server(config, codec)
-    teacher, endpoint = None, None
-    if settings is not None and settings.endpoint is not None:
-        endpoint = build_endpoint(settings.endpoint, codec, train[0])
-    elif settings is not None and own_teacher:
-        full = _prepare_model(config, settings, "teacher", own or codec, train, accelerator)
-        full.codec = own
-        teacher = placed_teacher(full, settings, accelerator.device)
-    student = _prepare_model(config, config.student, "student", codec, train, accelerator).to(accelerator.device)
-    if config.adapter is None:
-        initial = copy.deepcopy(student).requires_grad_(False).eval()
-    else:
-        student = attach_adapter(config, student.model)
-        initial = InitialView(student)
-    critic = build.build_critic(config, student)
-    return build.Models(student, teacher, initial, codec, critic, endpoint=endpoint, server=server)
-
-
-def audit_of(
-    config: Config, models: build.Models, train: list[Example], held_out: list[Example], accelerator: Accelerator
-) -> TeacherAudit | None:
-    """What quantising the teacher cost, on rollouts of held-out prompts."""
-    settings = config.teacher
-
-    def load() -> HiddenStateModel:
-        assert settings is not None and models.teacher is not None
-        own = models.teacher.codec
-        codec = own if isinstance(own, TextCodec) else models.codec
-        full = _prepare_model(config, settings, "teacher", codec, train, accelerator)
-        full.codec = own
-        return full
-
-    audit = audit_teacher(config, models, held_out, load)
-    if audit is not None:
-        log.info("teacher audit: %s", audit)
+    audit = TeacherAudit(settings.dtype, settings.quantization, kl)
+    log.info("teacher audit: %s", audit)
     return audit
 
 
+def prepare_models(config: Config, resolved: ResolvedModels, train: list[Example], accelerator: Accelerator) -> Models:
+    """Teacher and student, each loaded, reused from the cache, or trained on the references."""
+    settings, codec = config.teacher, resolved.codec
+    server = build_server(config.rollout, resolved.student.configuration.model_type, codec.device)
+    teacher, endpoint = None, None
+    if settings is not None and settings.endpoint is not None:
+        endpoint = build_endpoint(settings.endpoint, codec, train[0])
+    elif settings is not None and resolved.teacher is not None:
+        full = _prepare_teacher(config, resolved, train, accelerator)
+        teacher = placed_teacher(full, settings, accelerator.device)
+    student = _prepare_model(config, config.student, resolved.student, codec, train, accelerator)
+    student = student.to(accelerator.device)
+    if config.adapter is None:
+        initial = copy.deepcopy(student).requires_grad_(False).eval()
+    else:
+        student = attach_adapter(config, student.model, resolved.student.place)
+        initial = InitialView(student)
+    critic = build_critic(config, student)
+    return Models(student, teacher, initial, codec, critic, endpoint=endpoint, server=server)
+
+
 def with_samples(
-    config: Config, models: build.Models, train: list[Example], prompts: list[Example], cost: CostTotals
-) -> build.Models:
+    config: Config,
+    resolved: ResolvedModels,
+    models: Models,
+    train: list[Example],
+    prompts: list[Example],
+    cost: CostTotals,
+) -> Models:
     """The teacher's completion of every prompt of the run's own stage, where that has steps on them."""
     reads = config.fixed_data.source is FixedSource.teacher and config.lmbda < 1
     if not reads or models.teacher is None or config.teacher is None:
         return models
-    own = models.teacher.codec
-    key = build.model_key(config.teacher, own if isinstance(own, TextCodec) else models.codec, train)
-    folder = build.samples_cache(config, key, models.codec, prompts)
+    key = model_key(config.teacher, resolved.codec_of_teacher, train)
+    folder = samples_cache(config, key, models.codec, prompts)
     sampler = Sampler(models.codec, Sampling(config.fixed_data.temperature))
     start = time.perf_counter()
     with progress(len(prompts), "teacher: samples", "row") as bar:
@@ -234,32 +221,48 @@ def with_samples(
             bar.update(done - bar.n)
 
         seed = config.fixed_data.seed
-        ids = write_samples(folder, models.teacher, sampler, prompts, seed, after_chunk=after_chunk)
+        ids = generate_teacher_samples(folder, models.teacher, sampler, prompts, seed, after_chunk=after_chunk)
     cost.add({"time/teacher_samples": time.perf_counter() - start})
     log.info("teacher: samples in %s", folder)
     return replace(models, samples=TeacherSamples(models.teacher, ids))
 
 
+def _prepare_teacher(
+    config: Config, resolved: ResolvedModels, train: list[Example], accelerator: Accelerator
+) -> HiddenStateModel:
+    """The teacher at full precision, after its supervised stage."""
+    settings, checkpoint = config.teacher, resolved.teacher
+    assert settings is not None and checkpoint is not None
+    model = _prepare_model(config, settings, checkpoint, resolved.codec_of_teacher, train, accelerator)
+    model.codec = resolved.teacher_codec
+    return model
+
+
 def _prepare_model(
-    config: Config, settings: ModelConfig, key: str, codec: TextCodec, train: list[Example], accelerator: Accelerator
+    config: Config,
+    settings: ModelConfig,
+    checkpoint: Checkpoint,
+    codec: TextCodec,
+    train: list[Example],
+    accelerator: Accelerator,
 ) -> HiddenStateModel:
     """One model after its supervised stage, on the CPU or where it was trained; of several runs, one trains it.
 
     A student with an adapter trains one in that stage, which is merged at its end.
     """
+    key = checkpoint.key
     adapter = config.adapter if key == "student" else None
     if settings.sft is None:
-        return HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key))
-    folder = build.supervised_cache(config, build.model_key(settings, codec, train, adapter))
+        return HiddenStateModel(load_checkpoint(checkpoint))
+    folder = supervised_cache(config, model_key(settings, codec, train, adapter))
     with entry_lock(folder) if is_main_process() and not folder.is_dir() else nullcontext():
-        if all(from_all(folder.is_dir())):
+        if all(gather_objects(folder.is_dir())):
             log.info("%s: reused the supervised model %s", key, folder)
-            stored = build.load_model(str(folder), None, getattr(torch, settings.dtype.value), f"{key} (cached)")
-            return HiddenStateModel(stored)
-        torch.manual_seed(own_seed(settings.seed))  # of dropout; what other models drew is no part of this one
-        model = HiddenStateModel(build.fresh_model(settings, codec.tokenizer, key)).to(accelerator.device)
+            return HiddenStateModel(load_model(locate(str(folder), None, f"{key} (cached)"), checkpoint.dtype))
+        torch.manual_seed(rank_seed(settings.seed))  # of dropout; what other models drew is no part of this one
+        model = HiddenStateModel(load_checkpoint(checkpoint)).to(accelerator.device)
         if adapter is not None:
-            model = attach_adapter(config, model.model)
+            model = attach_adapter(config, model.model, checkpoint.place)
         trainer = build_supervised_trainer(model, settings, codec, train, accelerator, config.guard.max_skipped)
         with progress(settings.sft.steps, f"{key}: supervised", "step") as bar:
 

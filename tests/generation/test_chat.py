@@ -19,7 +19,7 @@ from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.loading import save_model
 from gkd_rl.pipeline.build import build_task, resolve_models
 from gkd_rl.pipeline.build_trainer import build_evaluator
-from gkd_rl.training.teacher_data import write_samples
+from gkd_rl.training.teacher_data import generate_teacher_samples
 from gkd_rl.types import Example, Projection
 
 CPU = torch.device("cpu")
@@ -118,8 +118,8 @@ def test_its_rollouts_and_samples_are_conditioned_on_its_own_rendering(
     expected = Sampler(own, GREEDY).sample(without_codec(teacher), own.prompts(examples), 2, None)
     assert sampled.ids_BT.tolist() == expected.ids_BT.tolist()
     assert sampled.prompts.ids_PS.tolist() == run.prompts(examples).ids_PS.tolist()  # the student's rendering
-    samples = write_samples(tmp_path / "one", teacher, Sampler(run, Sampling()), examples, 3)
-    assert samples == write_samples(tmp_path / "two", without_codec(teacher), Sampler(own, Sampling()), examples, 3)
+    samples = generate_teacher_samples(tmp_path / "one", teacher, Sampler(run, Sampling()), examples, 3)
+    assert samples == generate_teacher_samples(tmp_path / "two", without_codec(teacher), Sampler(own, Sampling()), examples, 3)
 
 
 @torch.no_grad()

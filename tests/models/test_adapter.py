@@ -20,6 +20,7 @@ from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
 from gkd_rl.merge import merge
 from gkd_rl.models.adapter import AdaptedModel, InitialView
 from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.checkpoint import locate
 from gkd_rl.models.loading import load_model, load_tokenizer, save_model
 from gkd_rl.pipeline.build import Models, attach_adapter
 from gkd_rl.pipeline.build_trainer import build_trainer
@@ -240,12 +241,12 @@ def test_a_saved_adapter_loads_three_ways(
     assert rollout_of(with_peft, codec, rows).texts == text
     if elsewhere:  # a folder that was moved still finds its base
         folder = folder.rename(tmp_path / "moved")
-    ours = HiddenStateModel(load_model(str(folder), None, torch.float32, "student.path"))
+    ours = HiddenStateModel(load_model(locate(str(folder), None, "student.path"), torch.float32))
     assert rollout_of(ours, codec, rows).texts == text
     merge(folder, tmp_path / "merged")
     whole = auto.from_pretrained(tmp_path / "merged")
     assert rollout_of(HiddenStateModel(whole), codec, rows).texts == text
-    assert load_tokenizer(str(tmp_path / "merged"), None, "x").get_vocab() == few_words.get_vocab()
+    assert load_tokenizer(locate(str(tmp_path / "merged"), None, "x")).get_vocab() == few_words.get_vocab()
     with pytest.raises(ModelError, match="exists"):
         merge(folder, tmp_path / "merged")
     with pytest.raises(ModelError, match="holds no adapter_config"):
@@ -256,9 +257,11 @@ def test_names_that_cannot_be_adapted_are_refused(make_model: MakeModel, few_wor
     model = make_model(few_words, model_type="llama", tie_word_embeddings=False).model
     for names, says in ((["nonsense"], "no linear layer"), (["lm_head", "q_proj"], "is the output head")):
         with pytest.raises(ModelError, match=says) as caught:
-            attach_adapter(config_of("adapter=lora", f"adapter.targets=[{','.join(names)}]"), model)
+            attach_adapter(config_of("adapter=lora", f"adapter.targets=[{','.join(names)}]"), model, None)
         assert "q_proj" in str(caught.value)
-    adapted = attach_adapter(config_of("adapter=lora", "adapter.targets=[q_proj,v_proj]", "adapter.rank=2"), model)
+    adapted = attach_adapter(
+        config_of("adapter=lora", "adapter.targets=[q_proj,v_proj]", "adapter.rank=2"), model, None
+    )
     assert {name.split(".")[-4] for name in trained(adapted)} == {"q_proj", "v_proj"}
 
 

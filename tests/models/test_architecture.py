@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel, Pre
 from gkd_rl.errors import ModelError
 from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.models.architecture import ENCODER_DECODERS, HiddenStateModel
+from gkd_rl.models.checkpoint import locate
 from gkd_rl.models.loading import (
     build_model,
     check_same_ends,
@@ -108,7 +109,7 @@ def test_a_saved_model_comes_back_the_same(
     save_model(tmp_path / "model", model.model, few_words, "a card\n")
     for loaded in (
         AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model"),
-        load_model(str(tmp_path / "model"), None, torch.float32, "student.path"),
+        load_model(locate(str(tmp_path / "model"), None, "student.path"), torch.float32),
     ):
         again = HiddenStateModel(loaded).eval()
         assert again.head().scale == pytest.approx(SCALES.get(kind, 1.0))
@@ -121,7 +122,7 @@ def test_a_saved_model_comes_back_the_same(
         }
         torch.testing.assert_close(loaded(**arguments).logits, model.model(**arguments).logits, rtol=0, atol=0)
     assert (tmp_path / "model" / "README.md").read_text(encoding="utf-8") == "a card\n"
-    assert load_tokenizer(str(tmp_path / "model"), None, "student.path").get_vocab() == few_words.get_vocab()
+    assert load_tokenizer(locate(str(tmp_path / "model"), None, "student.path")).get_vocab() == few_words.get_vocab()
 
 
 def test_a_head_of_its_own_survives_the_folder(
@@ -132,7 +133,7 @@ def test_a_head_of_its_own_survives_the_folder(
     tied: Any = model.model
     tied.lm_head.weight = nn.Parameter(tied.lm_head.weight.detach().flip(0).clone())
     save_model(tmp_path / "model", model.model, few_words, "")
-    again = HiddenStateModel(load_model(str(tmp_path / "model"), None, torch.float32, "student.path")).eval()
+    again = HiddenStateModel(load_model(locate(str(tmp_path / "model"), None, "student.path"), torch.float32)).eval()
     torch.testing.assert_close(again.head().weight_VD, tied.lm_head.weight, rtol=0, atol=0)
     torch.testing.assert_close(logp_of(again, rollout), logp_of(model, rollout), rtol=0, atol=0)
 
@@ -230,9 +231,9 @@ def test_an_architecture_that_cannot_be_built_is_refused_by_its_setting(
 
 def test_a_folder_without_a_model_is_refused_by_its_setting(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"student\.path="):
-        load_model(str(tmp_path), None, torch.float32, "student.path")
+        load_model(locate(str(tmp_path), None, "student.path"), torch.float32)
     with pytest.raises(ModelError, match=r"student\.tokenizer="):
-        load_tokenizer(str(tmp_path), None, "student.tokenizer")
+        load_tokenizer(locate(str(tmp_path), None, "student.tokenizer"))
 
 
 def test_models_that_mean_different_things_by_an_id_are_refused(make_tokenizer: MakeTokenizer) -> None:

@@ -18,10 +18,11 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokeniz
 
 from gkd_rl.config import Config, ModelConfig
 from gkd_rl.generation.codec import TextCodec
-from gkd_rl.models import loading as checkpoint
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.loading import cache_key, folder_digest, rows_digest, save_model, source_digest
-from gkd_rl.pipeline.build import model_key, supervised_cache
+from gkd_rl.models.checkpoint import folder_digest
+from gkd_rl.models.loading import save_model
+from gkd_rl.pipeline import cache as checkpoint
+from gkd_rl.pipeline.cache import cache_key, model_key, rows_digest, source_digest, supervised_cache
 from gkd_rl.run import find_config_dir
 from gkd_rl.types import Example
 
@@ -144,7 +145,7 @@ def test_the_cache_key_changes_with_the_source_that_trains(tmp_path: Path, monke
     copy = tmp_path / "gkd_rl"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
     real = source_digest()
-    monkeypatch.setattr(checkpoint, "__file__", str(copy / "models" / "loading.py"))
+    monkeypatch.setattr(checkpoint, "__file__", str(copy / "pipeline" / "cache.py"))
     assert source_digest() == real
     key = cache_key(a=1)
     for name in ("run.py", "outputs/tracking.py", "outputs/tables.py", "cli/command_line.py"):

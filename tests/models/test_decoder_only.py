@@ -23,6 +23,7 @@ from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
 from gkd_rl.losses.divergences import TokenDivergence
 from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.models.architecture import DECODER_ONLY, DecoderOnlyState, HiddenStateModel
+from gkd_rl.models.checkpoint import locate
 from gkd_rl.models.loading import load_model, model_class, save_model
 from gkd_rl.types import Example, Projection, PromptBatch, Rollout, Source, TokenTerms
 
@@ -298,7 +299,7 @@ def test_a_saved_model_comes_back_the_same(
     save_model(tmp_path / "model", model.model, few_words, "a card\n")
     for loaded in (
         AutoModelForCausalLM.from_pretrained(tmp_path / "model"),
-        load_model(str(tmp_path / "model"), None, torch.float32, "student.path"),
+        load_model(locate(str(tmp_path / "model"), None, "student.path"), torch.float32),
     ):
         again = HiddenStateModel(loaded).eval()
         torch.testing.assert_close(logp_of(again, rollout), logp_of(model, rollout), rtol=0, atol=0)
@@ -316,7 +317,7 @@ def test_the_configuration_decides_the_class(
     assert getattr(config, "decoder_start_token_id", None) is None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}))
     with pytest.raises(ModelError, match=r"student\.path=.*no model could be loaded"):
-        load_model(str(tmp_path), None, torch.float32, "student.path")
+        load_model(locate(str(tmp_path), None, "student.path"), torch.float32)
 
 
 BOS, END = 0, 1

@@ -23,9 +23,10 @@ from gkd_rl.generation.sampler import GREEDY, Sampler
 from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.models import checkpoint as model_files
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.checkpoint import LoadOptions, end_ids, read_config
-from gkd_rl.models.loading import folder_digest, load_model, load_tokenizer, save_model
-from gkd_rl.pipeline.build import build_codec, build_codecs, build_task, fresh_model, model_key
+from gkd_rl.models.checkpoint import LoadOptions, end_ids, folder_digest, locate, read_config
+from gkd_rl.models.loading import load_checkpoint, load_model, load_tokenizer, save_model
+from gkd_rl.pipeline.build import build_task, codec_of, resolve_checkpoint, resolve_models
+from gkd_rl.pipeline.cache import model_key
 from gkd_rl.types import Projection, Rollout
 
 CPU = torch.device("cpu")
@@ -60,13 +61,13 @@ def llama(make_model: MakeModel, few_words: PreTrainedTokenizerFast, tmp_path: P
 
 
 def load(folder: Path, **options: Any) -> HiddenStateModel:
-    loaded = load_model(str(folder), None, torch.float32, "student.path", LoadOptions(**options))
+    loaded = load_model(locate(str(folder), None, "student.path", LoadOptions(**options)), torch.float32)
     return HiddenStateModel(loaded).eval()
 
 
 def refused(folder: Path | str, **options: Any) -> str:
     with pytest.raises(ModelError) as caught:
-        load_model(str(folder), None, torch.float32, "student.path", LoadOptions(**options))
+        load_model(locate(str(folder), None, "student.path", LoadOptions(**options)), torch.float32)
     return str(caught.value)
 
 
@@ -191,7 +192,7 @@ def test_a_folder_without_a_tokenizer(
 ) -> None:
     make_model(few_words, model_type="llama").model.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"student\.path=.*no tokenizer could be loaded.*Set student\.tokenizer"):
-        load_tokenizer(str(tmp_path), None, "student.path")
+        load_tokenizer(locate(str(tmp_path), None, "student.path"))
 
 
 # GGUF
@@ -217,7 +218,7 @@ def test_a_gguf_file_by_its_folder_and_by_itself(
     assert pruned.model.config.num_hidden_layers == 1
     save_model(tmp_path / "saved", pruned.model, few_words, "")
     torch.testing.assert_close(logp_of(load(tmp_path / "saved"), rollout), logp_of(pruned, rollout), rtol=0, atol=0)
-    assert end_ids(str(path), None, "student.path") == (1,)
+    assert end_ids(locate(str(path), None, "student.path")) == (1,)
 
 
 def test_a_gguf_file_that_is_missing_broken_or_unreadable(
@@ -245,9 +246,10 @@ def test_ends_come_from_the_tokenizer_then_from_the_configuration(
     llama: Path, few_words: PreTrainedTokenizerFast
 ) -> None:
     task = build_task(config_of())
+    few_words.save_pretrained(llama)
 
     def ends() -> tuple[int, ...]:
-        return build_codec(settings(llama), few_words, task, CPU).eos_ids
+        return codec_of(resolve_checkpoint(settings(llama), "student", task), CPU).eos_ids
 
     (llama / "generation_config.json").unlink(missing_ok=True)
     (llama / "model.safetensors").unlink()  # no weights are read
@@ -273,7 +275,8 @@ def test_a_teacher_of_another_kind_is_refused_and_one_of_the_same_shares_its_end
         assert config.teacher is not None
         run = replace(config, student=settings(student))
         other = replace(config.teacher, path=str(teacher), architecture=None, sft=None)
-        return build_codecs(run, other, task, CPU)
+        found = resolve_models(replace(run, teacher=other), task, CPU)
+        return found.codec, found.teacher_codec
 
     for student, teacher, message in (
         (llama, tmp_path / "t5", "is decoder-only and teacher.*is an encoder-decoder"),
@@ -310,11 +313,13 @@ def test_the_digest_of_a_gguf_file_is_that_of_its_content(tmp_path: Path) -> Non
 
 
 def test_the_settings_reach_the_loader(llama: Path, few_words: PreTrainedTokenizerFast) -> None:
-    model = fresh_model(settings(llama, keep_layers=[1]), few_words, "student")
-    assert model.config.num_hidden_layers == 1
+    few_words.save_pretrained(llama)
+    task = build_task(config_of())
+    resolved = resolve_checkpoint(settings(llama, keep_layers=[1]), "student", task)
+    assert load_checkpoint(resolved).config.num_hidden_layers == 1
     with pytest.raises(ModelError, match=r"student\.gguf_file=none\.gguf"):
-        fresh_model(settings(llama, gguf_file="none.gguf"), few_words, "student")
-    assert read_config(str(llama), None, "student.path").num_hidden_layers == 2
+        resolve_checkpoint(settings(llama, gguf_file="none.gguf"), "student", task)
+    assert read_config(locate(str(llama), None, "student.path")).num_hidden_layers == 2
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from gkd_rl.generation.codec import TextCodec
 from gkd_rl.generation.sampler import GREEDY, Sampler, Sampling
 from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.models.architecture import HiddenStateModel
+from gkd_rl.models.checkpoint import locate
 from gkd_rl.models.configurations import prune
 from gkd_rl.models.loading import load_model, load_tokenizer
 from gkd_rl.types import Example, Projection, Rollout
@@ -58,12 +59,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def codec() -> TextCodec:
-    return TextCodec(load_tokenizer(str(WEIGHTS), None, "student.path"), 64, 16, torch.device("cpu"), decoder_only=True)
+    return TextCodec(
+        load_tokenizer(locate(str(WEIGHTS), None, "student.path")), 64, 16, torch.device("cpu"), decoder_only=True
+    )
 
 
 @pytest.fixture(scope="module")
 def whole() -> PreTrainedModel:
-    return load_model(str(WEIGHTS), None, torch.float32, "student.path")
+    return load_model(locate(str(WEIGHTS), None, "student.path"), torch.float32)
 
 
 @pytest.fixture(scope="module", params=LAYERS)

@@ -22,8 +22,7 @@ from gkd_rl.generation.codec import ChatTemplate, TextCodec
 from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.loading import build_model, save_model
-from gkd_rl.pipeline import machine_checks as machine_checkup
-from gkd_rl.pipeline import model_checks as model_checkup
+from gkd_rl.planning import checks
 from gkd_rl.planning.checks import CheckResult, summary
 from gkd_rl.run import find_config_dir
 from gkd_rl.types import Example, Projection
@@ -179,8 +178,8 @@ NAMES = [
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_server, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr("gkd_rl.data.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
-    monkeypatch.setattr(machine_checkup, "slowdown", lambda device: 9.0)
-    monkeypatch.setattr(machine_checkup.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(checks, "slowdown", lambda device: 9.0)
+    monkeypatch.setattr(checks.constants, "HF_HUB_OFFLINE", True)
 
 
 def states(said: str) -> dict[str, set[str]]:
@@ -226,7 +225,7 @@ def test_no_other_fault_is_left_out(work: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("composed_once", "without_memory")
 def test_large_weights_are_left_alone_unless_they_are_asked_for(work: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(model_checkup, "SMALL_BYTES", 10)
+    monkeypatch.setattr(checks, "SMALL_BYTES", 10)
     assert main(sound(work)) == 0
     said = capsys.readouterr().out
     assert states(said)["teacher"] == {"unknown"} and "--weights reads them" in said

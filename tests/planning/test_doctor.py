@@ -300,7 +300,7 @@ def test_the_doctor_trains_no_reward_model(
     ("arguments", "says"),
     [
         (["alpha=7"], "alpha takes a number >= 0 and <= 1"),
-        (["-m", "alpha=0,1"], "-m: the doctor looks at one run"),
+        (["-m", "alpha=0,1"], "-m: the doctor checks one run"),
     ],
 )
 def test_settings_are_refused(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

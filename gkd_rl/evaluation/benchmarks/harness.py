@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from gkd_rl.errors import BenchmarkError, ModelError
 from gkd_rl.evaluation.benchmarks.settings import BenchmarkConfig
 from gkd_rl.evaluation.benchmarks.suites import Suites
-from gkd_rl.models.checkpoint import base_of, read_config
-from gkd_rl.models.loading import folder_digest, load_model, load_tokenizer
+from gkd_rl.models.checkpoint import folder_digest, locate, read_config
+from gkd_rl.models.loading import load_model, load_tokenizer
 from gkd_rl.outputs.json_files import JsonLines, write_json
 from gkd_rl.outputs.run_record import environment_record
 from gkd_rl.outputs.tables import results_table
@@ -36,9 +37,8 @@ def load(config: BenchmarkConfig) -> HFLM:
     """
     transformers_logging.disable_progress_bar()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that was loaded by somebody else
-    path = config.model
-    shape = read_config(path, None, "model")
-    tokenizer = load_tokenizer(path, None, "model")
+    path, place = config.model, locate(config.model, None, "model")
+    shape, tokenizer = read_config(place), load_tokenizer(place)
     if not shape.is_encoder_decoder and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:  # pyright: ignore
         raise ModelError(
             f"model={path}: its tokenizer puts {tokenizer.eos_token} behind every text, so that prompts would end "
@@ -46,7 +46,7 @@ def load(config: BenchmarkConfig) -> HFLM:
         )
     if config.chat and not tokenizer.chat_template:
         raise ModelError(f"chat=true: the tokenizer of model={path} has no chat template. Set chat=false.")
-    model = load_model(path, None, _dtype(config, path), "model").to(_device(config))  # pyright: ignore
+    model = load_model(place, _dtype(config, shape)).to(_device(config))  # pyright: ignore
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size)  # pyright: ignore
 
 
@@ -69,12 +69,11 @@ def evaluate(lm: HFLM, suites: Suites, config: BenchmarkConfig) -> dict[str, Any
     return dict(results)
 
 
-def _dtype(config: BenchmarkConfig, path: str) -> torch.dtype:
+def _dtype(config: BenchmarkConfig, shape: PreTrainedConfig) -> torch.dtype:
     """The one asked for, else the one that the checkpoint was saved in."""
     if config.dtype is not None:
         return getattr(torch, config.dtype.value)
-    saved = read_config(base_of(path, "model") or path, None, "model").dtype
-    return saved if isinstance(saved, torch.dtype) else torch.float32
+    return shape.dtype if isinstance(shape.dtype, torch.dtype) else torch.float32
 
 
 def _device(config: BenchmarkConfig) -> torch.device:
