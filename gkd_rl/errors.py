@@ -14,6 +14,21 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
+__all__ = [
+    "BenchmarkError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "EndpointError",
+    "GkdRlError",
+    "MemoryShortage",
+    "ModelError",
+    "RewardError",
+    "StorageError",
+    "WorkerError",
+]
+
 
 class GkdRlError(ValueError):
     """Base class of all errors that this package raises on purpose."""

@@ -20,6 +20,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = [
+    "Credits",
+    "Example",
+    "LossTerms",
+    "OutputHead",
+    "PreUpdateTerms",
+    "Projection",
+    "PromptBatch",
+    "Rollout",
+    "Source",
+    "TokenTerms",
+    "TopLogProbs",
+    "completion_mask",
+    "sequence_mean",
+    "sequence_sum",
+]
 FEW_ROWS, LARGE_MATRIX = 8, 2**22  # rows and elements, see `transposed_is_faster`
 
 

@@ -19,8 +19,15 @@ VOCABULARY, STEPS = 500, 40
 def random_llama(width: int, seed: int) -> LlamaForCausalLM:
     """A model with random weights."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.3, **sizes))
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config)
 
 
 def projection(model: LlamaForCausalLM, ids_BT: Tensor) -> Projection:

@@ -1,9 +1,13 @@
 """The configuration: typed schema, named choices and ranges, validation, and the rules between settings.
 
-Read in this order: `choices.py`, `model_schema.py`, `schema.py`, `validation.py`, then the rules by topic. Nothing here
-imports torch: a wrong setting is refused before anything slow starts.
+Read `choices.py`, `model_schema.py`, `schema.py`, `validation.py`, the rules between settings (`rules.py`,
+`model_rules.py`, `run_rules.py`), then `alpha_schedule.py`, `launch.py` (process environment and signals) and
+`moved_targets.py` (code that settings of older runs name). Nothing here imports torch: a wrong setting is refused
+before anything slow starts.
 """
 
+from gkd_rl.config.alpha_schedule import Schedule
+from gkd_rl.config.choices import AlphaSchedule
 from gkd_rl.config.model_schema import (
     AdapterConfig,
     EndpointConfig,
@@ -34,6 +38,7 @@ from gkd_rl.config.schema import (
 
 __all__ = [
     "AdapterConfig",
+    "AlphaSchedule",
     "AlphaScheduleConfig",
     "CheckpointConfig",
     "Config",
@@ -49,6 +54,7 @@ __all__ = [
     "RolloutConfig",
     "SampledKlConfig",
     "ScaleConfig",
+    "Schedule",
     "SftConfig",
     "SweepConfig",
     "TeacherConfig",
