@@ -1,7 +1,7 @@
 """MT-Bench (Zheng et al., arXiv 2306.05685): questions of two turns, answered by the model, graded 1 to 10 by a judge.
 
 As FastChat has it: both turns, the temperature by the question's category, one verdict for each turn, the judge reading
-the reference answer in math, reasoning and coding. The judge and its prompts are in `mt_judge.py`. A model without a
+the reference answer in math, reasoning and coding. The judge and its prompts are in `Judge`. A model without a
 chat template gets `User: ...` and `Assistant: ...`.
 
 MT-Bench's judge: single-answer grading behind an OpenAI-compatible server.
