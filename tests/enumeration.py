@@ -186,7 +186,7 @@ class CompletionSpace:
         self, divergence: TokenDivergence | None, temperature: float, learned: bool, hidden_BTD: Tensor
     ) -> tuple[TokenTerms, PreUpdateTerms]:
         head = FusedHead(divergence, temperature, chunk_tokens=1000, vocabulary=self.vocabulary)
-        models = StepModels(self.student, self.teacher, self.initial, head, credits=True, anchored=True)
+        models = StepModels(self.student, self.teacher, self.initial, head, kd_credit=True, sampled_kl=True)
         alpha = 0.0 if divergence is None else 1.0
         with in_float64():
             critic = Critic(self.value_head, None) if learned else None

@@ -1,6 +1,6 @@
-"""Work that is the same however many processes share it out, done by each of them: `rank_cases.py FOLDER`.
+"""Computations whose result does not depend on the number of processes, run by each of them: `rank_cases.py FOLDER`.
 
-What is sampled depends on the rank, so the completions of a step are decided by their prompt alone here.
+Sampling depends on the rank, so the completions of a step are a function of their prompt here.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ WHOLE = "trainer.max_grad_norm=1e9"
 TOKEN_MEAN = ["divergence.reduction=token_mean", "policy_gradient.reduction=token_mean"]
 CASES = {
     "both terms": [],
-    "cut, token means, whitened": [*TOKEN_MEAN, "policy_gradient.whiten=true", "trainer.micro_batch_size=3"],
-    "compared with the whole step": ["policy_gradient.baseline=batch_mean"],
+    "split, token means, whitened": [*TOKEN_MEAN, "policy_gradient.whiten=true", "trainer.micro_batch_size=3"],
+    "baseline of the whole step": ["policy_gradient.baseline=batch_mean"],
     "divided by the std": ["policy_gradient.baseline=group_mean", "policy_gradient.divide_by_std=true"],
-    "terms apart": ["trainer.diagnose_every=1", "trainer.micro_batch_size=3"],
+    "separate terms": ["trainer.diagnose_every=1", "trainer.micro_batch_size=3"],
     "balanced": ["alpha_schedule.kind=balanced"],
     "value head": ["policy_gradient=ppo"],
     "credit": [*TOKEN_MEAN, "divergence.kd_credit=reward_to_go"],
-    "layers recomputed": ["trainer.gradient_checkpointing=true", "trainer.micro_batch_size=2"],
+    "gradient checkpointing": ["trainer.gradient_checkpointing=true", "trainer.micro_batch_size=2"],
     "references": ["alpha=1", "lmbda=0", "divergence.name=forward_kl"],
     "adapter": ["adapter=lora", "adapter.rank=2", "trainer.micro_batch_size=3"],
-    "adapter, terms apart": ["adapter=lora", "adapter.kind=dora", "adapter.rank=2", "trainer.diagnose_every=1"],
+    "adapter, separate terms": ["adapter=lora", "adapter.kind=dora", "adapter.rank=2", "trainer.diagnose_every=1"],
 }
 KINDS = {"t5": ARCHITECTURE, "llama": LLAMA}
-ENDPOINT = "llama: behind a server"
-LONGEST, TOP = 8, 5
+ENDPOINT = "llama: remote teacher"
+MAX_TOKENS, TOP_K = 8, 5
 Gradients = dict[str, tuple[Tensor, dict[str, float]]]
 
 
-class Given(Sampler):
-    """Completions of one to eight words, decided by the prompt's text and their number."""
+class PromptSampler(Sampler):
+    """Completions of one to eight tokens, a function of the prompt's text and their index."""
 
     def sample(
         self, model: HiddenStateModel, prompts: PromptBatch, per_prompt: int, generator: torch.Generator | None
@@ -67,24 +67,24 @@ class Given(Sampler):
         ids = []
         for example, k in rows:
             draw = random.Random(f"{example.prompt} {k}")
-            ids.append([draw.randrange(3, self.codec.vocabulary) for _ in range(draw.randint(1, LONGEST - 1))] + [1])
+            ids.append([draw.randrange(3, self.codec.vocabulary) for _ in range(draw.randint(1, MAX_TOKENS - 1))] + [1])
         given = self.codec.completions([example for example, _ in rows], ids, Source.student)
         index_B = torch.arange(len(prompts.examples)).repeat_interleave(per_prompt)
         return dataclasses.replace(given, prompts=prompts, prompt_index_B=index_B)
 
 
-class Answering(EndpointTeacher):
-    """A server without the network: what a model says, and of how many completions it was asked."""
+class LocalTeacher(EndpointTeacher):
+    """A remote teacher without a server; records the number of completions of each request."""
 
     def __call__(self, rollout: Rollout) -> TopLogProbs:
-        asked.append(rollout.n_sequences)
+        requests.append(rollout.n_sequences)
         with torch.no_grad():
             model = model_of("llama", 2)
-            best = (model(rollout) @ model.head().weight_VD.T).log_softmax(-1).topk(TOP)
+            best = (model(rollout) @ model.head().weight_VD.T).log_softmax(-1).topk(TOP_K)
         return TopLogProbs(best.indices, best.values)
 
 
-asked: list[int] = []
+requests: list[int] = []
 
 
 def model_of(kind: str, seed: int) -> HiddenStateModel:
@@ -96,11 +96,11 @@ def examples() -> list[Example]:
 
 
 def codec_of(kind: str) -> TextCodec:
-    return TextCodec(build_tokenizer(), 60, LONGEST, torch.device("cpu"), decoder_only=kind == "llama")
+    return TextCodec(build_tokenizer(), 60, MAX_TOKENS, torch.device("cpu"), decoder_only=kind == "llama")
 
 
 def built(kind: str, config: Config) -> Models:
-    """Student and teacher of random weights, with an adapter that has learnt something where there is one."""
+    """Student and teacher of random weights, with with an adapter of random weights where it is configured."""
     student = model_of(kind, 1)
     models = models_of(student, model_of(kind, 2).requires_grad_(False).eval(), codec_of(kind))
     if config.adapter is not None:
@@ -115,12 +115,12 @@ def built(kind: str, config: Config) -> Models:
 def trainer_of(config: Config, models: Models) -> Trainer:
     stream = PromptStream(examples(), config.trainer.prompts_per_step, 0)
     trainer = build_trainer(config, models, reward(), stream, Accelerator(cpu=True))
-    trainer.sampler = Given(models.codec, trainer.sampler.sampling)
+    trainer.sampler = PromptSampler(models.codec, trainer.sampler.sampling)
     return trainer
 
 
 def reward() -> Composite:
-    """Differs between any two texts of a step."""
+    """Different for any two completions of a step."""
 
     def share_of_letters(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
         return share_of_a(prompts, [" ".join(text) for text in completions])
@@ -129,7 +129,7 @@ def reward() -> Composite:
 
 
 def gradients() -> Gradients:
-    """Case -> the gradient of student and value head, and the step's numbers."""
+    """Case -> the gradient of student and value head, and the step's metrics."""
     found = {}
     for kind in KINDS:
         for name, overrides in CASES.items():
@@ -142,16 +142,16 @@ def gradients() -> Gradients:
         "alpha=0.5", WHOLE, "teacher=endpoint", "teacher.endpoint.model=any", "trainer.micro_batch_size=3"
     )
     codec = codec_of("llama")
-    server = Answering("http://nowhere", "any", TOP, codec.vocabulary, timeout=1.0, parallel=1)
+    server = LocalTeacher("http://nowhere", "any", TOP_K, codec.vocabulary, timeout=1.0, parallel=1)
     models = dataclasses.replace(built("llama", config), teacher=None, endpoint=server)
-    asked.clear()
+    requests.clear()
     gradient, record = gradient_of(trainer_of(config, models))
     found[ENDPOINT] = (gradient, record.metrics)
     return found
 
 
 def evaluation() -> Evaluation:
-    """Of 13 rows, 7 of them sampled, 3 for Self-BLEU: no number of processes shares them out evenly."""
+    """Of 13 rows, 7 of them sampled, 3 for Self-BLEU: no number of processes divides them evenly."""
     config = config_of("evaluation.rollout_prompts=7", "evaluation.self_bleu_prompts=3", "evaluation.batch_size=2")
     models = built("llama", config)
     return build_evaluator(config, models, reward(), examples()).evaluate(models.student, "student")
@@ -160,12 +160,14 @@ def evaluation() -> Evaluation:
 def samples(folder: Path) -> list[list[int]]:
     """Of 13 rows in chunks of 3."""
     codec = codec_of("llama")
-    return generate_teacher_samples(folder / "samples", model_of("llama", 3), Sampler(codec, Sampling()), examples(), 0, 3)
+    return generate_teacher_samples(
+        folder / "samples", model_of("llama", 3), Sampler(codec, Sampling()), examples(), 0, 3
+    )
 
 
 def everything(folder: Path) -> dict[str, Any]:
     found = gradients()
-    return {"gradients": found, "asked": sum(asked), "evaluation": evaluation(), "samples": samples(folder)}
+    return {"gradients": found, "requests": sum(requests), "evaluation": evaluation(), "samples": samples(folder)}
 
 
 if __name__ == "__main__":

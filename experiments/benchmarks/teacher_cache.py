@@ -50,7 +50,7 @@ class CacheBench(Bench):
 
         def run() -> Work:
             number = next(steps)
-            trainer.models.outputs = _outputs(folder / str(number))
+            trainer.models.output_cache = _outputs(folder / str(number))
             work = _step(trainer, number)
             trainer.models.close()
             return work
@@ -60,11 +60,11 @@ class CacheBench(Bench):
     def warm(self, folder: Path, count: int) -> Callable[[], Work]:
         """The first `count` steps again, with their outputs in the cache."""
         trainer, steps = self.on_references(), itertools.count()
-        trainer.models.outputs = _outputs(folder)
+        trainer.models.output_cache = _outputs(folder)
         for number in range(count):
             _step(trainer, number)
         trainer.models.close()
-        trainer.models.outputs = _outputs(folder)
+        trainer.models.output_cache = _outputs(folder)
         return lambda: _step(trainer, next(steps))
 
 

@@ -1,6 +1,8 @@
-"""Optimisers and learning-rate schedules, from the libraries that keep them.
+"""Gradients and updates: gradient checkpointing, separate gradients of the two terms, optimiser and schedule.
 
-How a step's gradients are taken: layers recomputed to save memory, both terms apart for norms, cosine and share.
+`TermGradients` computes the gradients g_r and g_D of the two terms of paper Eq. 5 separately, where their norms and
+cosine are logged (`trainer.diagnose_every`) or decide alpha (`alpha_schedule=balanced`). All other steps have one
+backward pass through the weighted loss. Optimisers and schedules are those of torch and transformers.
 """
 
 from __future__ import annotations
@@ -19,59 +21,13 @@ from gkd_rl.config.choices import Decay, OptimizerName
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.types import LossTerms
 
-SCHEDULES = {
-    Decay.constant: "constant_with_warmup",
-    Decay.linear: "linear",
-    Decay.cosine: "cosine",
-    Decay.cooldown: "warmup_stable_decay",
-}
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """What decides an optimiser step; see conf/trainer."""
-
-    steps: int
-    name: OptimizerName
-    learning_rate: float
-    weight_decay: float
-    warmup_steps: int
-    decay: Decay
-    cooldown_steps: int = 0
-
-    def build(
-        self, parameters: Iterable[nn.Parameter], extra: Sequence[tuple[Iterable[nn.Parameter], float]] = ()
-    ) -> tuple[Optimizer, LRScheduler]:
-        """Optimiser and schedule: linear warm-up from 0, then constant, or to 0 at `steps` as `decay` says.
-
-        Args:
-            parameters: at the learning rate of the settings; those without gradient are left out.
-            extra: further parameters with learning rates of their own, on the same schedule.
-        """
-        groups = [(parameters, self.learning_rate), *extra]
-        trainable = [{"params": [one for one in some if one.requires_grad], "lr": rate} for some, rate in groups]
-        # torch's Adafactor multiplies the rate by each tensor's own scale, as T5's training did.
-        from transformers import get_scheduler  # imports peft and bitsandbytes, which takes seconds
-
-        kind = AdamW if self.name is OptimizerName.adamw else Adafactor
-        optimizer = kind(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)
-        cooldown = {"num_decay_steps": self.cooldown_steps, "decay_type": "linear"}
-        schedule = get_scheduler(
-            SCHEDULES[self.decay],
-            optimizer,
-            num_warmup_steps=self.warmup_steps,
-            num_training_steps=self.steps,
-            scheduler_specific_kwargs=cooldown if self.decay is Decay.cooldown else None,
-        )
-        return optimizer, schedule
-
 
 @contextmanager
 def recomputed_layers(model: HiddenStateModel, on: bool) -> Iterator[None]:
-    """Gradient checkpointing inside the block: layers keep their input alone and run again in the backward pass.
+    """Gradient checkpointing inside the block: layers save their inputs only and run again in the backward pass.
 
-    The gradient is the same. Non-reentrant, so that frozen embeddings under adapters need no gradient of their own. The
-    backward pass belongs into the block.
+    The gradient is the same. Non-reentrant, because with adapters the frozen embeddings have no gradient. The backward
+    pass has to be inside the block.
     """
     if not on:
         yield
@@ -84,7 +40,7 @@ def recomputed_layers(model: HiddenStateModel, on: bool) -> Iterator[None]:
 
 
 class TermGradients:
-    """Sums the gradient of each term over micro-batches, then writes the weighted sum into the parameters."""
+    """Sums the gradient of each term over micro-batches, then sets the parameters' gradients to the weighted sum."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
         self._parameters = [one for one in parameters if one.requires_grad]
@@ -92,7 +48,7 @@ class TermGradients:
         self._sums: dict[str, list[Tensor]] = {}
 
     def backward(self, losses: LossTerms) -> None:
-        """Backward through each term of a micro-batch."""
+        """Backward pass through each term of a micro-batch."""
         terms = {"reward": losses.reward, "divergence": losses.divergence}
         present = {name: term for name, term in terms.items() if term is not None}
         for left, (name, term) in enumerate(present.items(), start=1 - len(present)):
@@ -103,15 +59,15 @@ class TermGradients:
             self._sums[name] = gradient
 
     def set_gradients(self, alpha: float, balanced: bool) -> dict[str, float]:
-        """Set every parameter's gradient to (1 - a) g_r + a g_D and describe the two.
+        """Set every parameter's gradient to (1 - a) g_r + a g_D.
 
         Args:
-            alpha: the weight a; with `balanced`, the share a|g_D| / ((1-a)|g_r| + a|g_D|) that a is chosen for. A
-                step in which one of the two is 0 has nothing to balance and takes a = alpha.
+            alpha: the weight a; with `balanced`, a is chosen so that a|g_D| / ((1-a)|g_r| + a|g_D|) = alpha. In a step
+                where one of the two gradients is 0, a = alpha.
             balanced: see alpha.
 
         Returns:
-            gradient/reward_norm, gradient/divergence_norm, and where both exist gradient/cosine,
+            Metrics: gradient/reward_norm, gradient/divergence_norm, and where both exist gradient/cosine,
             gradient/divergence_share and alpha_effective = a.
         """
         for name, gradient in self._sums.items():
@@ -140,3 +96,50 @@ class TermGradients:
 
 def _norm(gradient: list[Tensor]) -> Tensor:
     return torch.stack([one.float().norm() for one in gradient]).norm()
+
+
+SCHEDULES = {
+    Decay.constant: "constant_with_warmup",
+    Decay.linear: "linear",
+    Decay.cosine: "cosine",
+    Decay.cooldown: "warmup_stable_decay",
+}
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Settings of the optimiser and its schedule; see conf/trainer."""
+
+    steps: int
+    name: OptimizerName
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    decay: Decay
+    cooldown_steps: int = 0
+
+    def build(
+        self, parameters: Iterable[nn.Parameter], extra: Sequence[tuple[Iterable[nn.Parameter], float]] = ()
+    ) -> tuple[Optimizer, LRScheduler]:
+        """Optimiser and schedule: linear warm-up from 0, then constant or a decay to 0 at `steps`.
+
+        Args:
+            parameters: with the learning rate of the settings; frozen ones are left out.
+            extra: further parameters with their own learning rates, on the same schedule.
+        """
+        groups = [(parameters, self.learning_rate), *extra]
+        trainable = [{"params": [one for one in some if one.requires_grad], "lr": rate} for some, rate in groups]
+        # torch's Adafactor multiplies the learning rate by each tensor's scale, as in T5's training
+        from transformers import get_scheduler  # imports peft and bitsandbytes, which takes seconds
+
+        kind = AdamW if self.name is OptimizerName.adamw else Adafactor
+        optimizer = kind(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)
+        cooldown = {"num_decay_steps": self.cooldown_steps, "decay_type": "linear"}
+        schedule = get_scheduler(
+            SCHEDULES[self.decay],
+            optimizer,
+            num_warmup_steps=self.warmup_steps,
+            num_training_steps=self.steps,
+            scheduler_specific_kwargs=cooldown if self.decay is Decay.cooldown else None,
+        )
+        return optimizer, schedule

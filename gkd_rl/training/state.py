@@ -1,14 +1,12 @@
-"""Tensors and facts in a folder of their own: written beside and renamed, with a checksum of every file.
+"""A trainer's state on disk: snapshots for an exact resume, and the last batch of a run that diverged.
 
-A folder that exists is whole; one that was damaged since is told by its checksums. safetensors and JSON, no pickle.
+A resumed run continues bit-identically. Data order, rollouts, mixing and alpha are functions of (seed, step, rank) and
+need no state. The snapshot has the trained weights, the value head, optimiser and learning-rate schedule, the random
+states of every rank (dropout uses them), cached rewards (computed again in another batch they are rounded
+differently), and the guard's state.
 
-All that a trainer has changed since its run began, as tensors and JSON, and back into a trainer that was just built.
-
-Data order, rollouts, mixing and alpha are functions of (seed, step, rank) and need no state. Kept are the weights that
-are trained, the value head, optimiser, learning-rate schedule, the random numbers of every rank (dropout draws from
-them), rewards that are kept by text (computed again in another batch they round otherwise), and what the guard saw.
-
-What is left of a run that stopped on numbers that are not finite: the last batch, its numbers, the weights.
+A snapshot is a folder with safetensors, JSON and a checksum of every file; no pickle. It is written under a temporary
+name and renamed: a folder that exists is complete, and later damage is detected by the checksums.
 """
 
 from __future__ import annotations
@@ -38,16 +36,18 @@ from gkd_rl.training.processes import gather_objects
 from gkd_rl.training.trainer import StepRecord, Trainer
 
 TENSORS, FACTS, INDEX = "tensors.safetensors", "facts.json", "index.json"
-BESIDE = ".writing-"
+TEMPORARY = ".writing-"  # prefix of folders that are not complete
+POST_MORTEM = "post_mortem"
+SCALARS = "scalars"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one folder holds.
+    """The content of one folder.
 
     Attributes:
         tensors: by name, on the CPU.
-        facts: JSON; floats come back bit for bit.
+        facts: JSON; floats are restored bit for bit.
     """
 
     tensors: dict[str, Tensor]
@@ -55,55 +55,56 @@ class Snapshot:
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, label: Mapping[str, Any]) -> None:
-    """Write `snapshot` to `folder`; what was there is replaced.
+    """Write a snapshot, replacing an existing one.
 
     Args:
-        folder: its parent is made.
-        snapshot: what to write.
-        label: JSON that `read_label` gives back without reading the rest.
+        folder: of the snapshot; its parent is created.
+        snapshot: to be written.
+        label: JSON for `read_label`, which does not read the rest.
 
     Raises:
-        OSError: it cannot be written; nothing of it is left.
+        OSError: it cannot be written; no partial folder is left.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=BESIDE, dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     try:
-        save_file({name: one.detach().cpu().contiguous() for name, one in snapshot.tensors.items()}, beside / TENSORS)
-        (beside / FACTS).write_text(json.dumps(snapshot.facts), encoding="utf-8")  # NaN stays NaN between us
-        sums = {name: _checksum(beside / name) for name in (TENSORS, FACTS)}
-        write_json(beside / INDEX, {"label": dict(label), "sha256": sums})
+        tensors = {name: one.detach().cpu().contiguous() for name, one in snapshot.tensors.items()}
+        save_file(tensors, temporary / TENSORS)
+        (temporary / FACTS).write_text(json.dumps(snapshot.facts), encoding="utf-8")  # with NaN, which json reads
+        checksums = {name: _checksum(temporary / name) for name in (TENSORS, FACTS)}
+        write_json(temporary / INDEX, {"label": dict(label), "sha256": checksums})
         for name in (TENSORS, FACTS, INDEX, "."):
-            _to_disk(beside / name)
+            _fsync(temporary / name)
         if folder.exists():
             shutil.rmtree(folder)
-        os.replace(beside, folder)
-        _to_disk(folder.parent)
-    except SafetensorError as error:  # it has a full disk in its text only
+        os.replace(temporary, folder)
+        _fsync(folder.parent)
+    except SafetensorError as error:  # safetensors reports a full disk in the message only
         raise OSError(str(error)) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_label(folder: Path) -> dict[str, Any]:
-    """The label that `folder` was written with.
+    """The label of a snapshot.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: the index is missing or damaged.
     """
     return _index(folder)["label"]
 
 
 def read_snapshot(folder: Path) -> Snapshot:
-    """What was written to `folder`.
+    """Read a snapshot and verify its checksums.
 
     Raises:
-        CheckpointError: a file is missing, or is not as it was written.
+        CheckpointError: a file is missing or damaged.
     """
     for name, wanted in _index(folder)["sha256"].items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing")
         if _checksum(folder / name) != wanted:
-            raise CheckpointError(f"{folder / name} is damaged: its checksum is another one")
+            raise CheckpointError(f"{folder / name} is damaged: its checksum does not match")
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         return Snapshot(load_file(folder / TENSORS), facts)
@@ -112,9 +113,9 @@ def read_snapshot(folder: Path) -> Snapshot:
 
 
 def remove_unfinished(parent: Path) -> None:
-    """Remove what a process that died while writing left in `parent`."""
-    for beside in parent.glob(f"{BESIDE}*"):
-        shutil.rmtree(beside, ignore_errors=True)
+    """Remove the incomplete folders of interrupted processes from `parent`."""
+    for temporary in parent.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -133,8 +134,8 @@ def _checksum(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _to_disk(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, would outlive a power cut."""
+def _fsync(path: Path) -> None:
+    """Flush a file or folder to the device, so that it survives a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -142,12 +143,9 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-SCALARS = "scalars"
-
-
-def state_of(trainer: Trainer) -> Snapshot:
-    """The state after a step; every rank has to ask."""
-    tensors = {name: parameter.data for name, parameter in trained(trainer)}
+def trainer_state(trainer: Trainer) -> Snapshot:
+    """The state after a step; a collective call of all ranks."""
+    tensors = {name: parameter.data for name, parameter in trained_parameters(trainer)}
     optimizer = trainer.optimizer.state_dict()
     scalars: dict[str, dict[str, Any]] = {}
     for index, entries in optimizer["state"].items():
@@ -156,27 +154,27 @@ def state_of(trainer: Trainer) -> Snapshot:
                 tensors[f"optimizer/{index}/{name}"] = value
             else:
                 scalars.setdefault(str(index), {})[name] = value
-    numbers = gather_objects(_random_numbers())
-    for number, (drawn, _) in enumerate(numbers):
-        tensors |= {f"random/{number}/{name}": value for name, value in drawn.items()}
+    states = gather_objects(_random_states())
+    for number, (generators, _) in enumerate(states):
+        tensors |= {f"random/{number}/{name}": value for name, value in generators.items()}
     reward = trainer.reward
     facts = {
         "optimizer": {"groups": optimizer["param_groups"], SCALARS: scalars},
         "schedule": trainer.schedule.state_dict(),
-        "random": [facts for _, facts in numbers],
+        "random": [facts for _, facts in states],
         "guard": trainer.guard.state(),
         "rewards": None if reward is None else gather_objects(reward.cached_rewards()),
     }
     return Snapshot(tensors, facts)
 
 
-def restore(trainer: Trainer, snapshot: Snapshot) -> None:
-    """Put a state into a trainer of the same run that has not taken a step."""
+def restore_trainer(trainer: Trainer, snapshot: Snapshot) -> None:
+    """Restore a `trainer_state` in a new trainer of the same run."""
     facts = snapshot.facts
     restore_weights(trainer, snapshot)
     fresh, groups = trainer.optimizer.state_dict(), facts["optimizer"]["groups"]
-    for group, kept in zip(fresh["param_groups"], groups, strict=True):
-        group |= {name: tuple(value) if isinstance(group.get(name), tuple) else value for name, value in kept.items()}
+    for group, saved in zip(fresh["param_groups"], groups, strict=True):  # JSON has lists in place of tuples
+        group |= {name: tuple(value) if isinstance(group.get(name), tuple) else value for name, value in saved.items()}
     state: dict[int, dict[str, Any]] = {
         int(index): dict(entries) for index, entries in facts["optimizer"][SCALARS].items()
     }
@@ -190,19 +188,21 @@ def restore(trainer: Trainer, snapshot: Snapshot) -> None:
     if trainer.reward is not None and facts["rewards"] is not None:
         trainer.reward.restore_cache(facts["rewards"][rank()])
     prefix = f"random/{rank()}/"
-    drawn = {name.removeprefix(prefix): value for name, value in snapshot.tensors.items() if name.startswith(prefix)}
-    _set_random_numbers(drawn, facts["random"][rank()])
+    generators = {
+        name.removeprefix(prefix): value for name, value in snapshot.tensors.items() if name.startswith(prefix)
+    }
+    _set_random_states(generators, facts["random"][rank()])
 
 
 @torch.no_grad()
 def restore_weights(trainer: Trainer, snapshot: Snapshot) -> None:
-    """The trained weights alone, where they lie: the optimiser and wrappers know them by their place."""
-    for name, parameter in trained(trainer):
+    """Restore the trained weights only, in place: optimiser and wrappers refer to the same tensors."""
+    for name, parameter in trained_parameters(trainer):
         parameter.copy_(snapshot.tensors[name])
 
 
-def trained(trainer: Trainer) -> Iterator[tuple[str, nn.Parameter]]:
-    """Weights that the trainer changes, by name."""
+def trained_parameters(trainer: Trainer) -> Iterator[tuple[str, nn.Parameter]]:
+    """The trained parameters of student and value head, by name."""
     modules: dict[str, nn.Module] = {"student": trainer.student}
     if trainer.critic is not None:
         modules["critic"] = trainer.critic.head
@@ -213,7 +213,7 @@ def trained(trainer: Trainer) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def weights_digest(model: HiddenStateModel) -> str:
-    """Hash of all weights of a model, by name; what another device or place offloads is named only."""
+    """SHA-256 of all weights of a model, by name; of offloaded weights only name, shape and type are included."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -223,35 +223,32 @@ def weights_digest(model: HiddenStateModel) -> str:
     return digest.hexdigest()
 
 
-def _random_numbers() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State of torch's generators (CPU and every CUDA device), Python's and numpy's."""
-    drawn = {"torch": torch.get_rng_state()}
+def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """States of torch's generators (CPU and every CUDA device) as tensors, and of Python's and numpy's as JSON."""
+    generators = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        drawn |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        generators |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     name, keys, *rest = np.random.get_state()
-    return drawn, {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}
+    return generators, {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}
 
 
-def _set_random_numbers(drawn: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """The same, back."""
-    torch.set_rng_state(drawn["torch"])
-    devices = [drawn[name] for name in sorted(drawn, key=lambda key: (len(key), key)) if name.startswith("cuda")]
-    if devices:
-        torch.cuda.set_rng_state_all(devices)
-    version, words, following = facts["python"]
-    random.setstate((version, tuple(words), following))
+def _set_random_states(generators: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Restore `_random_states`."""
+    torch.set_rng_state(generators["torch"])
+    names = [name for name in sorted(generators, key=lambda key: (len(key), key)) if name.startswith("cuda")]
+    if names:
+        torch.cuda.set_rng_state_all([generators[name] for name in names])
+    version, state, gauss_next = facts["python"]
+    random.setstate((version, tuple(state), gauss_next))
     name, keys, *rest = facts["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
 
 
-FOLDER = "post_mortem"
-
-
 def write_post_mortem(run_folder: Path, step: int, record: StepRecord, trainer: Trainer) -> Path:
-    """Write the step's ids, masks, texts, rewards and numbers, and the weights that it was taken with.
+    """Write the last step of a diverged run: ids, masks, texts, rewards, metrics and the weights of the step.
 
     Returns:
-        The folder: tensors.safetensors and facts.json.
+        The folder, a snapshot: tensors.safetensors and facts.json.
     """
     rollout, prompts = record.rollout, record.rollout.prompts
     tensors = {
@@ -260,7 +257,7 @@ def write_post_mortem(run_folder: Path, step: int, record: StepRecord, trainer: 
         "prompt_index_B": rollout.prompt_index_B,
         "prompts.ids_PS": prompts.ids_PS,
         "prompts.mask_PS": prompts.mask_PS,
-        **{f"weights/{name}": parameter.data for name, parameter in trained(trainer)},
+        **{f"weights/{name}": parameter.data for name, parameter in trained_parameters(trainer)},
     }
     facts = {
         "step": step,
@@ -271,5 +268,5 @@ def write_post_mortem(run_folder: Path, step: int, record: StepRecord, trainer: 
         "completions": list(rollout.texts),
         "rewards": None if record.scores is None else record.scores.components,
     }
-    write_snapshot(run_folder / FOLDER, Snapshot(tensors, plain(facts)), {"step": step})
-    return run_folder / FOLDER
+    write_snapshot(run_folder / POST_MORTEM, Snapshot(tensors, plain(facts)), {"step": step})
+    return run_folder / POST_MORTEM

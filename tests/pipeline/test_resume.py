@@ -23,7 +23,7 @@ from gkd_rl.outputs.tracking import Listing, Tracker
 from gkd_rl.pipeline.checkpoints import Checkpoints, steps_in
 from gkd_rl.pipeline.experiment import _train
 from gkd_rl.training.cost import CostTotals
-from gkd_rl.training.state import Snapshot, read_snapshot, trained, write_snapshot
+from gkd_rl.training.state import Snapshot, read_snapshot, trained_parameters, write_snapshot
 from gkd_rl.training.trainer import StepRecord, Trainer
 
 STEPS = 5
@@ -98,7 +98,7 @@ def untimed(run: Path) -> list[dict[str, Any]]:
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in trained(trainer)}
+    return {name: parameter.detach().clone() for name, parameter in trained_parameters(trainer)}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Two processes take the step of one: the same gradient and the same numbers, one output folder, clear refusals."""
+"""Two processes compute the step of one: the same gradient and metrics, one output folder, clear error messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gkd_rl.cli.command_line import check_command_line
 from gkd_rl.cli.single_run import ending_together, find_config_dir
 from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError
-from gkd_rl.training import processes as ranks_module
+from gkd_rl.training import processes as processes_module
 from gkd_rl.training.processes import merge_rank_shares, rank_seed, rank_share
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,14 +74,14 @@ def free_port() -> str:
 
 def start_ranks(*arguments: str, cwd: Path, before: str = "") -> list[Started]:
     """Two processes with the variables of `accelerate launch`, without its imports and those of new interpreters."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    place |= {"GKD_RL_CACHE": str(cwd / "cache")}
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    variables |= {"GKD_RL_CACHE": str(cwd / "cache")}
     ranks = [{"RANK": number, "LOCAL_RANK": number} for number in "01"]
-    return [start_forked(list(arguments), cwd, before, **place, **rank) for rank in ranks]
+    return [start_forked(list(arguments), cwd, before, **variables, **rank) for rank in ranks]
 
 
 def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` of two processes with the configuration that is shipped."""
+    """`accelerate launch` of two processes with the package's configuration."""
     config = find_config_dir() / "accelerate" / "ddp.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}", "--num_processes=2"]
     command += [f"--main_process_port={free_port()}", *arguments]
@@ -113,26 +113,26 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_two_processes_have_the_gradient_of_one(case: str, alone: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
     expected, metrics = alone["gradients"][case]
     kind, _, name = case.partition(": ")
-    cut = any("micro_batch_size=3" in one for one in CASES.get(name, []))
-    # a cut through a prompt's completions reads it twice, and a decoder-only model lays out each batch in its own way
-    passed_over = ("time/", "padding_share", *(("flops/",) if cut or "llama" in kind else ()))
+    split = any("micro_batch_size=3" in one for one in CASES.get(name, []))
+    # a prompt whose completions are split is computed twice, and decoder-only models choose a layout for each batch
+    ignored = ("time/", "padding_share", *(("flops/",) if split or "llama" in kind else ()))
     for rank in ranks:
         found, others = rank["gradients"][case]
         assert_close(found, expected, 5e-5)
         assert others.keys() == metrics.keys()
         for key, value in metrics.items():
-            if not key.startswith(passed_over):
+            if not key.startswith(ignored):
                 assert others[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
     assert torch.equal(ranks[0]["gradients"][case][0], ranks[1]["gradients"][case][0])  # the weights stay the same
 
 
 @pytest.mark.slow
-def test_ranks_share_out_the_questions_to_a_server(alone: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
-    assert [rank["asked"] for rank in ranks] == [alone["asked"] // 2] * 2
+def test_ranks_divide_the_requests_to_a_remote_teacher(alone: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
+    assert [rank["requests"] for rank in ranks] == [alone["requests"] // 2] * 2
 
 
 @pytest.mark.slow
-def test_ranks_share_out_teacher_samples_and_evaluation(alone: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
+def test_ranks_divide_teacher_samples_and_evaluation(alone: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
     expected = alone["evaluation"]
     assert [len(expected.values[key]) for key in ("rouge2", "sampled/reward", "self_bleu")] == [13, 7, 3]
     assert len(set(expected.completions)) > 6 and len(set(map(tuple, alone["samples"]))) > 6
@@ -143,7 +143,7 @@ def test_ranks_share_out_teacher_samples_and_evaluation(alone: dict[str, Any], r
         assert found.values.keys() == expected.values.keys()
         for key, numbers in expected.values.items():
             assert found.values[key].shape == numbers.shape
-            if not key.startswith(("sampled/", "self_bleu")):  # of greedy text
+            if not key.startswith(("sampled/", "self_bleu")):  # of greedy completions
                 np.testing.assert_allclose(found.values[key], numbers, rtol=1e-6)
     assert "sampled/divergence" in expected.by_position
     for name in expected.by_position:
@@ -190,7 +190,7 @@ def test_a_killed_rank_ends_the_others(launched: tuple[Path, subprocess.Complete
 
 
 @pytest.mark.slow
-def test_what_cannot_be_shared_out_is_refused_once_and_before_anything(tmp_path: Path) -> None:
+def test_an_indivisible_batch_is_refused_once_before_anything_starts(tmp_path: Path) -> None:
     first, second = start_ranks(*SMALL, "trainer.prompts_per_step=5", cwd=tmp_path)
     done = first.finish()
     second.process.kill()  # as the launcher does; it waits for the first
@@ -204,26 +204,26 @@ def test_what_cannot_be_shared_out_is_refused_once_and_before_anything(tmp_path:
 def test_an_error_of_one_rank_ends_all_with_one_message(tmp_path: Path) -> None:
     ended = [one.finish() for one in start_ranks("-m", "seed=7,8", cwd=tmp_path, before=FAILING)]
     assert [done.returncode for done in ended] == [1, 1]
-    told = "".join(done.stderr for done in ended)
-    assert told.count("reward of seed 7 is unusable") == 1
-    assert "Traceback" not in told, told
-    assert "seed 8" not in told and "closed by peer" not in told
+    printed = "".join(done.stderr for done in ended)
+    assert printed.count("reward of seed 7 is unusable") == 1
+    assert "Traceback" not in printed, printed
+    assert "seed 8" not in printed and "closed by peer" not in printed
     assert [done.stdout.count("spoken") for done in ended] == [1, 0]
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_bug_is_told_with_its_traceback_by_the_first_rank(
+def test_the_first_rank_prints_the_traceback_of_a_bug(
     first: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_rank(monkeypatch, 1, 2)
-    monkeypatch.setattr(ranks_module, "is_first_failure", lambda: first)
+    monkeypatch.setattr(processes_module, "is_first_failure", lambda: first)
     with pytest.raises(SystemExit, match="1"), ending_together():
         raise KeyError("a bug")
-    told = capsys.readouterr().err
-    assert ("Traceback" in told and "KeyError: 'a bug'" in told) if first else told == ""
+    printed = capsys.readouterr().err
+    assert ("Traceback" in printed and "KeyError: 'a bug'" in printed) if first else printed == ""
 
 
-def test_the_file_for_accelerate_is_no_setting() -> None:
+def test_the_configuration_of_accelerate_is_not_a_setting() -> None:
     with pytest.raises(
         ConfigError, match=r"accelerate=ddp is not a setting of a run .* accelerate launch --config_file"
     ):
@@ -232,17 +232,17 @@ def test_the_file_for_accelerate_is_no_setting() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [0, 1, 4, 7])
-def test_shares_come_together_again(size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_ranks_are_merged_in_order(size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, parts = list(range(size)), []
     for rank in range(count):
         as_rank(monkeypatch, rank, count)
         parts.append(rank_share(rows))
     assert len({len(part) for part in parts}) == 1
-    assert sum(map(len, parts)) < size + count  # no row comes twice but to fill up
+    assert sum(map(len, parts)) < size + count  # rows are repeated only to fill up
     assert merge_rank_shares(parts, size) == rows
 
 
-def test_every_rank_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rank_has_its_own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rank_seed(3) == 3
     seeds = []
     for rank in range(4):
@@ -252,7 +252,7 @@ def test_every_rank_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("variables", "overrides", "says"),
+    ("variables", "overrides", "texts"),
     [
         ({}, ["trainer.prompts_per_step=5"], ["trainer.prompts_per_step=5", "a multiple of 2, e.g. 6"]),
         ({}, ["student.sft.batch_size=7"], ["student.sft.batch_size=7", "divisor of 7"]),
@@ -267,8 +267,8 @@ def test_every_rank_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, [], ["mixed_precision=bf16", "student.dtype=bfloat16"]),
     ],
 )
-def test_what_is_not_served_is_refused(
-    variables: dict[str, str], overrides: list[str], says: list[str], monkeypatch: pytest.MonkeyPatch
+def test_unsupported_settings_are_refused(
+    variables: dict[str, str], overrides: list[str], texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(*overrides)
     validate(config)
@@ -278,16 +278,16 @@ def test_what_is_not_served_is_refused(
     with pytest.raises(ConfigError) as caught:
         validate(config)
     (problem,) = caught.value.problems
-    for words in says:
-        assert words in problem
+    for text in texts:
+        assert text in problem
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     as_rank(monkeypatch, 0, 2)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match=r"2 processes on a machine of 1 devices.*--num_processes to 1 or less"):
-        ranks_module.start_processes()
+    with pytest.raises(ConfigError, match=r"2 processes on a machine with 1 devices.*--num_processes to 1 or less"):
+        processes_module.start_processes()
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same gradient, layers that really run twice, and a model that is left as it was."""
+"""Gradient checkpointing: the same gradient, layers that run twice, and a model whose setting is restored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ON = "trainer.gradient_checkpointing=true"
 
 
 def count_layer_calls(trainer: Trainer) -> list[int]:
-    """A list that grows with every product of a layer while gradients are recorded."""
+    """A list that gets one element for each call of a layer with gradients enabled."""
     calls: list[int] = []
 
     def count(*_: object) -> None:
@@ -24,7 +24,9 @@ def count_layer_calls(trainer: Trainer) -> list[int]:
             calls.append(1)
 
     for module in trainer.student.modules():
-        if isinstance(module, GradientCheckpointingLayer):  # whose own hooks stay outside the recomputation
+        if isinstance(
+            module, GradientCheckpointingLayer
+        ):  # hooks of the layer itself are not called in the recomputation
             next(one for one in module.modules() if isinstance(one, nn.Linear)).register_forward_pre_hook(count)
     return calls
 
@@ -34,14 +36,14 @@ def count_layer_calls(trainer: Trainer) -> list[int]:
     "extra",
     [
         [],
-        ["trainer.diagnose_every=1", "trainer.micro_batch_size=3"],  # both terms through one graph
+        ["trainer.diagnose_every=1", "trainer.micro_batch_size=3"],  # two backward passes through one graph
         ["policy_gradient=ppo"],
         ["divergence.kd_credit=reward_to_go", "trainer.head_chunk_tokens=5"],
     ],
-    ids=["both terms", "terms apart", "ppo", "credit"],
+    ids=["both terms", "separate terms", "ppo", "credit"],
 )
-def test_the_gradient_stays_and_layers_run_again(kind: str, extra: list[str], make_trainer: MakeTrainer) -> None:
-    """With an adapter, nothing that enters a layer has a gradient; reentrant checkpointing would give none."""
+def test_the_gradient_is_the_same_and_layers_run_again(kind: str, extra: list[str], make_trainer: MakeTrainer) -> None:
+    """With an adapter the inputs of the layers have no gradient; reentrant checkpointing would compute none."""
     plain, saving = (make_trainer("alpha=0.5", *extra, *more, kind=kind) for more in ([], [ON]))
     plain_calls, calls = count_layer_calls(plain), count_layer_calls(saving)
     expected, _ = gradient_of(plain)
@@ -49,7 +51,7 @@ def test_the_gradient_stays_and_layers_run_again(kind: str, extra: list[str], ma
     assert_close(found, expected)
     assert len(calls) > len(plain_calls) > 0
     assert all(one.grad is None for one in saving.student.parameters() if not one.requires_grad)
-    assert not saving.student.model.is_activation_checkpointing, "the model is left as it was"
+    assert not saving.student.model.is_activation_checkpointing, "the setting is not restored"
     assert record.metrics["grad_norm"] > 0
 
 
@@ -63,10 +65,10 @@ def test_dropout_is_the_same_when_a_layer_runs_again(kind: str, make_trainer: Ma
     assert_close(gradient(ON), gradient())
 
 
-@pytest.mark.parametrize(("word", "times"), [("true", 2), ("false", 1)])
-def test_the_supervised_stage_takes_its_own_setting(word: str, times: int, make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize(("value", "times"), [("true", 2), ("false", 1)])
+def test_the_supervised_stage_has_its_own_setting(value: str, times: int, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("alpha=0.5")
-    config = config_of(f"student.sft.gradient_checkpointing={word}", "student.sft.batch_size=2")
+    config = config_of(f"student.sft.gradient_checkpointing={value}", "student.sft.batch_size=2")
     rows = list(trainer.stream.examples)
     supervised = build_supervised_trainer(trainer.student, config.student, trainer.codec, rows, Accelerator(cpu=True))
     calls = count_layer_calls(supervised)

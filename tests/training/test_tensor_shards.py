@@ -1,4 +1,4 @@
-"""Tensors on disk: what was written is what is read, whoever wrote it; damage and a full disk cost what they hold."""
+"""TensorShards: tensors are read as they were written, by any process; damage and a full disk lose only their part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gkd_rl.training import teacher_data as tensor_shards
+from gkd_rl.training import teacher_data
 from gkd_rl.training.teacher_data import TensorShards
 
 MIB = 2**20
@@ -23,7 +23,7 @@ def tensor_of(i: int, dtype: torch.dtype = torch.float32, length: int = 5) -> Te
 
 
 def filled(folder: Path, numbers: Iterable[int], limit: int = MIB, buffer: int = MIB) -> TensorShards:
-    """Tensors `numbers`, added and written."""
+    """Shards with the tensors `numbers`, written."""
     shards = TensorShards(folder, limit, buffer)
     for i in numbers:
         shards.add(f"{i:032x}", tensor_of(i))
@@ -31,8 +31,8 @@ def filled(folder: Path, numbers: Iterable[int], limit: int = MIB, buffer: int =
     return shards
 
 
-def held(shards: TensorShards, numbers: Iterable[int]) -> set[int]:
-    """Which of the tensors can be read; they are what was added."""
+def readable(shards: TensorShards, numbers: Iterable[int]) -> set[int]:
+    """Which of the tensors can be read; checks that they are unchanged."""
     found = shards.read([f"{i:032x}" for i in numbers])
     for name, tensor in found.items():
         assert torch.equal(tensor, tensor_of(int(name, 16)))
@@ -46,9 +46,9 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_another_process_reads_what_was_written(dtype: torch.dtype, tmp_path: Path) -> None:
     writer = TensorShards(tmp_path / "a" / "b", MIB)
-    part_of, first_two = tensor_of(0, dtype), tensor_of(0, dtype)[:2]
-    writer.add("x", part_of[:2])
-    part_of.zero_()
+    tensor, first_two = tensor_of(0, dtype), tensor_of(0, dtype)[:2]
+    writer.add("x", tensor[:2])
+    tensor.zero_()
     assert torch.equal(writer.read(["x", "y"])["x"], first_two) and not writer.on_disk("x")
     writer.write()
     assert writer.on_disk("x")
@@ -57,21 +57,21 @@ def test_another_process_reads_what_was_written(dtype: torch.dtype, tmp_path: Pa
     assert torch.equal(found["x"], first_two)
 
 
-def test_a_full_buffer_is_written_by_itself(tmp_path: Path) -> None:
-    shards = TensorShards(tmp_path, MIB, buffer=4 * (5 * 16 * 4 + tensor_shards.HEADER_BYTES))
+def test_a_full_buffer_is_written(tmp_path: Path) -> None:
+    shards = TensorShards(tmp_path, MIB, buffer=4 * (5 * 16 * 4 + teacher_data.HEADER_BYTES))
     counts = []
     for i in range(9):
         shards.add(f"{i:032x}", tensor_of(i))
         counts.append(len(files(tmp_path)))
     assert counts == [0, 0, 0, 1, 1, 1, 1, 2, 2]
-    assert held(shards, range(9)) == set(range(9))
-    assert held(TensorShards(tmp_path, MIB), range(9)) == set(range(8))
+    assert readable(shards, range(9)) == set(range(9))
+    assert readable(TensorShards(tmp_path, MIB), range(9)) == set(range(8))
 
 
 def spoil(shard: Path, damage: str) -> None:
     content = shard.read_bytes()
     changed = {
-        "cut": content[:-9],
+        "truncated": content[:-9],
         "empty": b"",
         "other": b"no tensors in here",
         "bit": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
@@ -79,59 +79,59 @@ def spoil(shard: Path, damage: str) -> None:
     shard.write_bytes(changed[damage])
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other", "bit", "foreign", "gone"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "bit", "no checksums", "missing"])
 @pytest.mark.parametrize("opened", [True, False])
-def test_damaged_shards_are_passed_over(
+def test_damaged_shards_are_ignored(
     damage: str, opened: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two of three are damaged, before the folder is opened or later; one of their tensors stands elsewhere too."""
+    """Two of three are damaged, before the folder is opened or later; one of their tensors is in the third as well."""
     filled(tmp_path, range(3))
     filled(tmp_path, range(3, 6))
-    bad = files(tmp_path)
+    damaged = files(tmp_path)
     whole = {*range(6, 9), 1}
     copy = filled(tmp_path / "copy", whole)
     files(copy.folder)[0].rename(tmp_path / "0.safetensors")
     shards = TensorShards(tmp_path, MIB) if opened else None
-    for shard in bad:
-        if damage == "gone":
+    for shard in damaged:
+        if damage == "missing":
             shard.unlink()
-        elif damage == "foreign":
+        elif damage == "no checksums":
             save_file({f"{i:032x}": tensor_of(i) for i in range(6)}, shard)
         else:
             spoil(shard, damage)
     shards = TensorShards(tmp_path, MIB) if shards is None else shards
-    assert held(shards, range(9)) == whole
-    assert held(shards, range(9)) == whole
-    named = [str(shard) for shard in bad if any(str(shard) in record.message for record in caplog.records)]
-    if damage != "gone":
-        assert named == [str(shard) for shard in bad] and len(caplog.records) == 2
+    assert readable(shards, range(9)) == whole
+    assert readable(shards, range(9)) == whole
+    named = [str(shard) for shard in damaged if any(str(shard) in record.message for record in caplog.records)]
+    if damage != "missing":
+        assert named == [str(shard) for shard in damaged] and len(caplog.records) == 2
         assert all("cannot be read" in record.message for record in caplog.records)
     for i in range(9):
         if i not in whole:
             shards.add(f"{i:032x}", tensor_of(i))
     shards.write()
-    assert held(TensorShards(tmp_path, MIB), range(9)) == set(range(9))
+    assert readable(TensorShards(tmp_path, MIB), range(9)) == set(range(9))
 
 
 @pytest.mark.parametrize("buffer", [1, 3000, MIB])
-def test_a_full_folder_takes_nothing_more(buffer: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_added_to_a_full_folder(buffer: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     limit = 10_000
     shards = filled(tmp_path, range(100), limit, buffer)
     size = sum(file.stat().st_size for file in files(tmp_path))
     assert 0.5 * limit < size <= limit
-    kept = held(shards, range(100))
+    kept = readable(shards, range(100))
     assert kept == set(range(len(kept))) and 8 < len(kept) < 100
     (record,) = caplog.records
     assert str(tmp_path) in record.message and record.levelno == logging.WARNING
     caplog.clear()
-    assert held(filled(tmp_path, range(100, 200), limit, buffer), range(200)) >= kept
+    assert readable(filled(tmp_path, range(100, 200), limit, buffer), range(200)) >= kept
     assert sum(file.stat().st_size for file in files(tmp_path)) <= limit
     assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("added", [10, 18])  # 17 fit
-def test_what_others_write_meanwhile_counts(added: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is said once, whether the folder is full before one's own are written, by them, or both."""
+def test_shards_of_other_processes_count(added: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning, whether the other process, this one or both fill the folder."""
     first, second = (TensorShards(tmp_path, 10_000) for _ in range(2))
     for i in range(10):
         first.add(f"{i:032x}", tensor_of(i))
@@ -141,10 +141,10 @@ def test_what_others_write_meanwhile_counts(added: int, tmp_path: Path, caplog: 
         second.add(f"{i:032x}", tensor_of(i))
     second.write()
     assert len(files(tmp_path)) == 1 and len(caplog.records) == 1
-    assert held(second, range(30)) == set(range(10))
+    assert readable(second, range(30)) == set(range(10))
 
 
-def test_what_another_wrote_is_not_written_again(tmp_path: Path) -> None:
+def test_tensors_of_another_process_are_not_written_again(tmp_path: Path) -> None:
     first, second = (TensorShards(tmp_path, MIB) for _ in range(2))
     for i in range(6):
         first.add(f"{i:032x}", tensor_of(i))
@@ -152,7 +152,7 @@ def test_what_another_wrote_is_not_written_again(tmp_path: Path) -> None:
     first.write()
     second.write()
     assert len(files(tmp_path)) == 1
-    assert held(second, range(6)) == set(range(6)) and second.on_disk(f"{0:032x}")
+    assert readable(second, range(6)) == set(range(6)) and second.on_disk(f"{0:032x}")
 
 
 def test_many_writers_share_a_folder(tmp_path: Path) -> None:
@@ -160,17 +160,17 @@ def test_many_writers_share_a_folder(tmp_path: Path) -> None:
         shards = TensorShards(tmp_path, 10 * MIB, buffer=2000)
         for i in range(40):
             one = (7 * number + i) % 60
-            if one not in held(shards, [one]):
+            if one not in readable(shards, [one]):
                 shards.add(f"{one:032x}", tensor_of(one))
         shards.write()
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(6)))
-    assert held(TensorShards(tmp_path, MIB), range(60)) == set(range(60))
+    assert readable(TensorShards(tmp_path, MIB), range(60)) == set(range(60))
     assert {file.suffix for file in files(tmp_path)} == {".safetensors"}
 
 
-def test_a_disk_that_takes_nothing_ends_no_run(
+def test_a_full_disk_does_not_end_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = filled(tmp_path, range(3))
@@ -179,7 +179,7 @@ def test_a_disk_that_takes_nothing_ends_no_run(
         file.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensor_shards, "save_file", refuse)
+    monkeypatch.setattr(teacher_data, "save_file", refuse)
     for i in range(3, 9):
         shards.add(f"{i:032x}", tensor_of(i))
     shards.write()
@@ -187,4 +187,4 @@ def test_a_disk_that_takes_nothing_ends_no_run(
     shards.write()
     (record,) = caplog.records
     assert "No space left" in record.message and str(tmp_path) in record.message
-    assert held(shards, range(11)) == {0, 1, 2} and len(files(tmp_path)) == 1
+    assert readable(shards, range(11)) == {0, 1, 2} and len(files(tmp_path)) == 1

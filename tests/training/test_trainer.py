@@ -1,4 +1,4 @@
-"""The step: what it computes, how often it asks whom, and that neither the cut nor the padding changes its gradient."""
+"""The step: its gradient and metrics, the number of forward passes, independence of micro-batches and padding."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from reward_models.composite import Composite
 
 
 class Changed(Sampler):
-    """The same rollouts, written otherwise."""
+    """The same rollouts in another layout."""
 
     def __init__(self, sampler: Sampler, change: Callable[[Rollout], Rollout]) -> None:
         super().__init__(sampler.codec, sampler.sampling)
@@ -71,17 +71,19 @@ def backwards(rollout: Rollout) -> Rollout:
     """Prompts from the last to the first, and the completions of each."""
     prompts = rollout.prompts
     last = len(prompts.examples) - 1
-    turned = PromptBatch(prompts.examples[::-1], prompts.ids_PS.flip(0), prompts.mask_PS.flip(0))
+    reversed_prompts = PromptBatch(prompts.examples[::-1], prompts.ids_PS.flip(0), prompts.mask_PS.flip(0))
     fields = {name: getattr(rollout, name).flip(0) for name in ("ids_BT", "mask_BT", "truncated_B")}
     index_B = last - rollout.prompt_index_B.flip(0)
-    return dataclasses.replace(rollout, prompts=turned, prompt_index_B=index_B, texts=rollout.texts[::-1], **fields)
+    return dataclasses.replace(
+        rollout, prompts=reversed_prompts, prompt_index_B=index_B, texts=rollout.texts[::-1], **fields
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("divergence", "surrogate"), [*zip(DivergenceReduction, SurrogateReduction, strict=True)], ids=lambda one: one.value
 )
-def test_neither_cut_nor_order_nor_padding_changes_the_gradient(
+def test_the_gradient_is_independent_of_micro_batches_order_and_padding(
     divergence: DivergenceReduction,
     surrogate: SurrogateReduction,
     kind: str,
@@ -101,37 +103,37 @@ def test_neither_cut_nor_order_nor_padding_changes_the_gradient(
     )
     sampler = trainer.sampler
 
-    def cut_into(size: int, change: Callable[[Rollout], Rollout] = lambda same: same) -> tuple[Tensor, StepRecord]:
+    def split_into(size: int, change: Callable[[Rollout], Rollout] = lambda same: same) -> tuple[Tensor, StepRecord]:
         trainer.micro_batcher = dataclasses.replace(trainer.micro_batcher, max_completions=size)
         trainer.sampler = Changed(sampler, change)
         return gradient_of(trainer)
 
-    whole, record = cut_into(8)
+    whole, record = split_into(8)
     lengths = record.rollout.mask_BT.sum(dim=1).tolist()
     assert len(lengths) == 8
     assert len(set(lengths)) > 2
     assert record.scores is not None
     assert len(set(record.scores.total)) > 2
     for size in (4, 3, 1):
-        part, part_record = cut_into(size)
+        part, part_record = split_into(size)
         assert part_record.rollout.ids_BT.tolist() == record.rollout.ids_BT.tolist()
         assert_close(part, whole)
         for name in ("loss", "divergence", "policy_gradient", "entropy"):
             assert part_record.metrics[name] == pytest.approx(record.metrics[name], rel=1e-4, abs=1e-6)
-    part, part_record = cut_into(3, backwards)
+    part, part_record = split_into(3, backwards)
     assert part_record.rollout.texts == record.rollout.texts[::-1]
     assert_close(part, whole)
     for size, left, right, trim in ((8, 0, 5, True), (3, 5, 0, True), (8, 2, 3, False), (3, 5, 1, False)):
         if not trim:
             monkeypatch.setattr("gkd_rl.types._used_width", lambda mask: mask.shape[1])
-        part, part_record = cut_into(size, wider(left, right))
+        part, part_record = split_into(size, wider(left, right))
         assert part_record.rollout.ids_BT.shape[1] == record.rollout.ids_BT.shape[1] + 3
         assert_close(part, whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_the_gradient_keeps_its_direction(kind: str, make_trainer: MakeTrainer) -> None:
-    """Rounding each weight and state by 2^-9 at most turns it by a few hundredths."""
+    """Rounding weights and states by at most 2^-9 changes the direction by a few hundredths."""
     trainer = make_trainer("alpha=0.5", "trainer.max_grad_norm=1e9", kind=kind)
     expected, record = gradient_of(trainer)
     trainer.sampler = Changed(trainer.sampler, lambda _: record.rollout)
@@ -149,20 +151,20 @@ PACKED = ("trainer.micro_batch_size=null", "trainer.tokens_per_micro_batch=70", 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("per_prompt", "cut"),
+    ("per_prompt", "batches"),
     [(PER_PROMPT, ("trainer.micro_batch_size=3",)), (3, PACKED), (5, PACKED), (8, PACKED)],
     ids=["rows", "3", "5", "8"],
 )
 def test_the_step_takes_the_gradient_of_the_objective(
-    kind: str, per_prompt: int, cut: tuple[str, ...], make_trainer: MakeTrainer
+    kind: str, per_prompt: int, batches: tuple[str, ...], make_trainer: MakeTrainer
 ) -> None:
-    """(1 - alpha) REINFORCE + alpha JSD on transformers' logits, written out without the package's functions."""
+    """(1 - alpha) REINFORCE + alpha JSD on transformers' logits, without the package's functions."""
     alpha, beta = 0.3, 0.9
     trainer = make_trainer(
         f"alpha={alpha}",
         f"divergence.beta={beta}",
         f"rollout.per_prompt={per_prompt}",
-        *cut,
+        *batches,
         "trainer.max_grad_norm=1e9",
         "rollout.temperature=1.2",
         "divergence.temperature=1.5",
@@ -173,8 +175,8 @@ def test_the_step_takes_the_gradient_of_the_objective(
     rollout = record.rollout
     rewards = torch.tensor(share_of_a([], list(rollout.texts))).view(PROMPTS, per_prompt)
     others = (rewards.sum(1, keepdim=True) - rewards) / (per_prompt - 1)
-    advantages = (rewards - others).flatten()  # each against the other rollouts of its prompt
-    if cut is PACKED:
+    advantages = (rewards - others).flatten()  # leave-one-out
+    if batches is PACKED:
         assert len(trainer.micro_batcher(rollout)) > 1
     logits = logits_of(trainer.student, rollout)
     with torch.no_grad():
@@ -215,8 +217,8 @@ def test_the_supervised_stage_minimises_transformers_loss(
     rollout = record.rollout
     assert rollout.source is Source.dataset
     assert list(rollout.texts) == [trainer.stream.examples[row].reference for row in trainer.stream.rows(0)]
-    words = logits_of(student, rollout)[rollout.mask_BT]
-    loss = torch.nn.functional.cross_entropy(words, rollout.ids_BT[rollout.mask_BT])
+    logits = logits_of(student, rollout)[rollout.mask_BT]
+    loss = torch.nn.functional.cross_entropy(logits, rollout.ids_BT[rollout.mask_BT])
     assert_close(gradient, derivative(loss, student))
     assert record.metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert not [name for name in record.metrics if name.startswith("reward")]
@@ -224,7 +226,7 @@ def test_the_supervised_stage_minimises_transformers_loss(
 
 
 class Calls:
-    """Who was asked what during a step."""
+    """Records the forward passes and rollouts of a step."""
 
     def __init__(self, trainer: Trainer, teacher: HiddenStateModel | None = None) -> None:
         self.student: list[Rollout] = []
@@ -264,7 +266,7 @@ class CountingReward:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pure_distillation_never_asks_the_reward(kind: str, make_trainer: MakeTrainer) -> None:
+def test_at_alpha_1_the_reward_is_not_called(kind: str, make_trainer: MakeTrainer) -> None:
     reward = CountingReward()
     trainer = make_trainer("alpha=1", reward=reward, kind=kind)
     calls = Calls(trainer)
@@ -280,7 +282,7 @@ def test_pure_distillation_never_asks_the_reward(kind: str, make_trainer: MakeTr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pure_reward_never_asks_the_teacher(
+def test_at_alpha_0_the_teacher_is_not_called(
     kind: str, make_student: MakeStudent, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
     student, teacher, codec = make_student(kind, few_words), make_student(kind, few_words), codec_of(kind, few_words)
@@ -315,11 +317,11 @@ def test_one_rollout_and_one_forward_serve_both_terms(kind: str, make_trainer: M
     assert all(one is other for one, other in zip(calls.student, calls.teacher, strict=True))
     assert sorted(text for part in calls.student for text in part.texts) == sorted(record.rollout.texts)
     if not trainer.codec.decoder_only:
-        assert calls.encoder_rows == [PROMPTS, 1, 1, 1, 1]  # the prompts of the sampling, and of each part
+        assert calls.encoder_rows == [PROMPTS, 1, 1, 1, 1]  # sampling, then each micro-batch
 
 
 @pytest.mark.parametrize("kind", ["t5", "t5 with LoRA"])
-def test_the_encoder_reads_each_prompt_once_for_all_its_rollouts(kind: str, make_trainer: MakeTrainer) -> None:
+def test_the_encoder_computes_each_prompt_once_for_all_its_rollouts(kind: str, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("alpha=0.5", "rollout.per_prompt=5", kind=kind)
     calls = Calls(trainer)
     record = trainer.step(0)
@@ -338,7 +340,7 @@ def test_without_student_data_nothing_is_sampled(make_trainer: MakeTrainer) -> N
     assert "divergence" in record.metrics
 
 
-def test_a_step_without_student_text_has_no_reward(make_trainer: MakeTrainer) -> None:
+def test_a_step_without_student_rollouts_has_no_reward(make_trainer: MakeTrainer) -> None:
     reward = CountingReward()
     trainer = make_trainer("alpha=0.5", "lmbda=0.5", reward=reward)
     records = [trainer.step(step) for step in range(8)]
@@ -357,8 +359,8 @@ def test_a_step_without_student_text_has_no_reward(make_trainer: MakeTrainer) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_seed_decides_the_metrics(kind: str, make_trainer: MakeTrainer) -> None:
-    def metrics_of(seed: int, outside: int) -> list[dict[str, float]]:
-        torch.manual_seed(outside)
+    def metrics_of(seed: int, global_seed: int) -> list[dict[str, float]]:
+        torch.manual_seed(global_seed)
         trainer = make_trainer("alpha=0.5", "lmbda=0.7", f"seed={seed}", seed=seed, kind=kind)
         records = [trainer.step(step) for step in range(3)]
         assert {"time/rollout", "time/teacher", "time/student", "time/update"} <= set(records[0].metrics)
@@ -372,7 +374,7 @@ def test_the_seed_decides_the_metrics(kind: str, make_trainer: MakeTrainer) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_student_learns_in_training_mode_also_after_an_evaluation(
+def test_the_student_is_in_training_mode_also_after_an_evaluation(
     kind: str, make_trainer: MakeTrainer, make_examples: MakeExamples
 ) -> None:
     trainer = make_trainer("alpha=0.5", dropout=0.5, kind=kind)
@@ -384,7 +386,7 @@ def test_the_student_learns_in_training_mode_also_after_an_evaluation(
     build_evaluator(config, models, trainer.reward, make_examples(4)).evaluate(trainer.student, "student")
     calls.training.clear()
     trainer.step(1)
-    assert calls.training == [True], "dropout stays off once the student was evaluated"
+    assert calls.training == [True], "dropout stays off after an evaluation"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -396,7 +398,7 @@ def test_the_log_probability_is_that_of_the_sampled_distribution(
     make_rollout: MakeRollout,
     few_words: PreTrainedTokenizerFast,
 ) -> None:
-    """Published T5s have 32,128 embeddings and 32,100 words: what the sampler never draws has no probability."""
+    """T5 has 32,128 embeddings for 32,100 tokens: ids that are never sampled have no probability."""
     student, codec = make_student(kind, few_words), codec_of(kind, few_words)
     student.model.resize_token_embeddings(len(codec.tokenizer) + 24, mean_resizing=False)
     trainer = build_trainer(
@@ -406,15 +408,15 @@ def test_the_log_probability_is_that_of_the_sampled_distribution(
         PromptStream(make_examples(4), PROMPTS, 0),
         Accelerator(cpu=True),
     )
-    words = len(codec.tokenizer)
-    every_word = make_rollout(make_prompts([[3, 4]]), [[word] for word in range(words)], per_prompt=words)
-    own = Projection(student(every_word), student.head())
-    terms = trainer.models.head(own, None, every_word.ids_BT, every_word.mask_BT)
+    vocabulary = len(codec.tokenizer)
+    every_token = make_rollout(make_prompts([[3, 4]]), [[token] for token in range(vocabulary)], per_prompt=vocabulary)
+    own = Projection(student(every_token), student.head())
+    terms = trainer.models.head(own, None, every_token.ids_BT, every_token.mask_BT)
     assert terms.logp_BT.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_reward_climbs_and_the_divergence_falls(kind: str, make_trainer: MakeTrainer) -> None:
+def test_the_reward_increases_and_the_divergence_decreases(kind: str, make_trainer: MakeTrainer) -> None:
     quick = ("trainer.warmup_steps=0", "trainer.learning_rate=0.02")
     rewards, divergences = (
         [trainer.step(step).metrics[name] for step in range(16)]
@@ -437,7 +439,7 @@ def test_the_gradient_is_clipped_and_its_norm_logged_before(kind: str, make_trai
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_do_not_pile_up(kind: str, make_trainer: MakeTrainer) -> None:
+def test_gradients_do_not_accumulate_over_steps(kind: str, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("alpha=0.5", "trainer.max_grad_norm=1e9", kind=kind)
     first, _ = gradient_of(trainer)
     again, _ = gradient_of(trainer)
@@ -458,7 +460,7 @@ def test_run_counts_steps_from_one(make_trainer: MakeTrainer) -> None:
     assert rates == pytest.approx([0.0, 0.005, 0.01])
 
 
-def test_the_reward_sees_each_completion_with_its_own_row(make_prompts: MakePrompts, make_rollout: MakeRollout) -> None:
+def test_the_reward_gets_each_completion_with_its_own_row(make_prompts: MakePrompts, make_rollout: MakeRollout) -> None:
     seen: list[tuple[str, str, str, str]] = []
 
     def reward(
@@ -477,7 +479,7 @@ def test_the_reward_sees_each_completion_with_its_own_row(make_prompts: MakeProm
     ]
 
 
-def test_an_unusable_reward_is_named(make_trainer: MakeTrainer) -> None:
+def test_an_unusable_reward_is_an_error(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("alpha=0.5", reward=lambda prompts, completions, **_: [float("nan")] * len(completions))
     with pytest.raises(RewardError, match="'stub' returned nan"):
         trainer.step(0)

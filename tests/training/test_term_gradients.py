@@ -1,4 +1,4 @@
-"""The gradients of the two terms: kept apart they are the ordinary step's, and what is measured on them is right."""
+"""Separate gradients of the two terms: their sum is the gradient of an ordinary step, and their metrics are right."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def measured(metrics: dict[str, float]) -> set[str]:
     return {name for name in metrics if name.startswith(MEASURED)}
 
 
-def at(trainer: Trainer, alpha: float, every: int, kind: AlphaSchedule = AlphaSchedule.constant) -> Trainer:
+def with_alpha(trainer: Trainer, alpha: float, every: int, kind: AlphaSchedule = AlphaSchedule.constant) -> Trainer:
     trainer.alpha = Schedule(kind, alpha, trainer.alpha.steps)
     trainer.settings = dataclasses.replace(trainer.settings, diagnose_every=every)
     return trainer
@@ -40,29 +40,31 @@ def at(trainer: Trainer, alpha: float, every: int, kind: AlphaSchedule = AlphaSc
         pytest.param("policy_gradient=ppo policy_gradient.epochs=1", "reward_to_go", marks=pytest.mark.exhaustive),
     ],
 )
-def test_apart_they_add_up_to_the_ordinary_step(kind: str, method: str, credit: str, make_trainer: MakeTrainer) -> None:
-    """With both terms and with one."""
+def test_separate_gradients_add_up_to_the_ordinary_step(
+    kind: str, method: str, credit: str, make_trainer: MakeTrainer
+) -> None:
+    """At alpha = 0.3, with both terms, and at 0 and 1 with one."""
     trainer = make_trainer(
         "alpha=0.5", *FREE, *method.split(), f"divergence.kd_credit={credit}", reward=letters, kind=kind
     )
     for alpha in (0.3, 0.0, 1.0):
-        ordinary, plain = gradient_of(at(trainer, alpha, every=0))
-        apart, record = gradient_of(at(trainer, alpha, every=1))
+        ordinary, plain = gradient_of(with_alpha(trainer, alpha, every=0))
+        separate, record = gradient_of(with_alpha(trainer, alpha, every=1))
         if ordinary.norm() == 0:
-            assert apart.norm() == 0
+            assert separate.norm() == 0
             continue
-        assert_close(apart, ordinary, 1e-6)
+        assert_close(separate, ordinary, 1e-6)
         assert not measured(plain.metrics)
         shared = {name for name in plain.metrics if not name.startswith(("time/", "flops/"))}
         assert {name: record.metrics[name] for name in shared} == pytest.approx({n: plain.metrics[n] for n in shared})
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_norms_and_cosine_are_of_the_two_gradients(kind: str, make_trainer: MakeTrainer) -> None:
+def test_norms_and_cosine_are_those_of_the_two_gradients(kind: str, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("alpha=0.5", *FREE, reward=letters, kind=kind)
-    reward, _ = gradient_of(at(trainer, 0.0, every=0))
-    divergence, _ = gradient_of(at(trainer, 1.0, every=0))
-    whole, record = gradient_of(at(trainer, 0.3, every=1))
+    reward, _ = gradient_of(with_alpha(trainer, 0.0, every=0))
+    divergence, _ = gradient_of(with_alpha(trainer, 1.0, every=0))
+    whole, record = gradient_of(with_alpha(trainer, 0.3, every=1))
     metrics = record.metrics
     assert metrics["gradient/reward_norm"] == pytest.approx(float(reward.norm()), rel=1e-5)
     assert metrics["gradient/divergence_norm"] == pytest.approx(float(divergence.norm()), rel=1e-5)
@@ -75,10 +77,10 @@ def test_norms_and_cosine_are_of_the_two_gradients(kind: str, make_trainer: Make
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_one_term_there_is_nothing_to_compare(kind: str, make_trainer: MakeTrainer) -> None:
+def test_with_one_term_there_is_only_its_norm(kind: str, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("alpha=0.5", *FREE, reward=letters, kind=kind)
     for alpha, term in ((0.0, "reward"), (1.0, "divergence")):
-        _, record = gradient_of(at(trainer, alpha, every=1))
+        _, record = gradient_of(with_alpha(trainer, alpha, every=1))
         found = {name for name in measured(record.metrics) if not name.startswith("kl_to")}
         assert found == {f"gradient/{term}_norm"}
 
@@ -101,32 +103,32 @@ def test_balanced_alpha_is_the_share_of_the_norm_at_every_step(alpha: float, mak
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_balanced_alpha_takes_the_gradient_that_it_names(kind: str, make_trainer: MakeTrainer) -> None:
+def test_balanced_alpha_uses_the_weight_that_it_logs(kind: str, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("alpha=0.4", *FREE, reward=letters, kind=kind)
-    reward, _ = gradient_of(at(trainer, 0.0, every=0))
-    divergence, _ = gradient_of(at(trainer, 1.0, every=0))
-    whole, record = gradient_of(at(trainer, 0.4, every=0, kind=AlphaSchedule.balanced))
+    reward, _ = gradient_of(with_alpha(trainer, 0.0, every=0))
+    divergence, _ = gradient_of(with_alpha(trainer, 1.0, every=0))
+    whole, record = gradient_of(with_alpha(trainer, 0.4, every=0, kind=AlphaSchedule.balanced))
     a = record.metrics["alpha_effective"]
     assert_close(whole, (1 - a) * reward + a * divergence)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_rewards_leave_nothing_to_balance(kind: str, make_trainer: MakeTrainer) -> None:
-    """The reward's gradient is 0: the divergence keeps the weight alpha instead of one that is divided by 0."""
+def test_equal_rewards_leave_alpha_unchanged(kind: str, make_trainer: MakeTrainer) -> None:
+    """The gradient of the reward term is 0: the divergence term keeps the weight alpha."""
 
     def equal(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
         return [1.0] * len(completions)
 
     trainer = make_trainer("alpha=0.4", "alpha_schedule=balanced", *FREE, reward=equal, kind=kind)
     whole, record = gradient_of(trainer)
-    divergence, _ = gradient_of(at(trainer, 1.0, every=0))
+    divergence, _ = gradient_of(with_alpha(trainer, 1.0, every=0))
     assert record.metrics["alpha_effective"] == 0.4
     assert record.metrics["gradient/reward_norm"] == 0
     assert "gradient/cosine" not in record.metrics
     assert_close(whole, 0.4 * divergence)
 
 
-def test_measured_every_few_steps_and_at_the_last(make_trainer: MakeTrainer) -> None:
+def test_diagnosed_steps_are_every_few_steps_and_the_last(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("alpha=0.5", *FREE, "trainer.diagnose_every=3", "trainer.steps=6")
     metrics = [trainer.step(step).metrics for step in range(6)]
     every = {"gradient/reward_norm", "gradient/divergence_norm", "gradient/cosine", "gradient/divergence_share"}
@@ -138,7 +140,7 @@ def test_measured_every_few_steps_and_at_the_last(make_trainer: MakeTrainer) -> 
     assert all(metrics[step]["kl_to_teacher"] > 0.01 for step in (0, 3, 5))
 
 
-def test_distances_are_only_of_the_students_own_text(make_trainer: MakeTrainer) -> None:
+def test_kls_are_logged_for_student_rollouts_only(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("alpha=0.5", "lmbda=0.5", *FREE, "trainer.diagnose_every=1")
     sources = set()
     for step in range(6):
@@ -152,8 +154,8 @@ def test_distances_are_only_of_the_students_own_text(make_trainer: MakeTrainer) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_distances_are_the_reverse_kls_per_token(kind: str, make_trainer: MakeTrainer) -> None:
-    """Σ_v q (log q - log p) on transformers' logits, a mean over the step's tokens, before the update."""
+def test_kls_are_reverse_kls_per_token(kind: str, make_trainer: MakeTrainer) -> None:
+    """Σ_v q (log q - log p) from transformers' logits, mean over the tokens of the step, before the update."""
     trainer = make_trainer(
         "alpha=0.5", *FREE, "trainer.diagnose_every=1", "trainer.learning_rate=0.02", reward=letters, kind=kind
     )
@@ -177,6 +179,6 @@ def test_distances_are_the_reverse_kls_per_token(kind: str, make_trainer: MakeTr
             assert record.metrics[name] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_without_a_teacher_the_distance_to_the_initial_student_remains(make_trainer: MakeTrainer) -> None:
+def test_without_a_teacher_the_kl_to_the_initial_student_is_logged(make_trainer: MakeTrainer) -> None:
     metrics = make_trainer("experiment=rl", *FREE, "trainer.diagnose_every=1").step(0).metrics
     assert measured(metrics) == {"gradient/reward_norm", "kl_to_initial"}

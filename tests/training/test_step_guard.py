@@ -1,4 +1,4 @@
-"""Numbers that go wrong: skipped, counted, warned of, and in the end the run stops; a sound run has no warning."""
+"""The guard: steps that are not finite are skipped, warnings are counted, a diverging run stops with a post-mortem."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gkd_rl.outputs.tracking import Listing, Tracker
 from gkd_rl.pipeline.checkpoints import Checkpoints
 from gkd_rl.pipeline.experiment import _train
 from gkd_rl.training.cost import CostTotals
-from gkd_rl.training.state import trained
+from gkd_rl.training.state import trained_parameters
 from gkd_rl.training.step_metrics import Guard, GuardLimits, all_finite, guard_metrics, ratio_error
 from gkd_rl.training.trainer import StepRecord, Trainer
 from reward_models.composite import Composite, Scores
@@ -44,14 +44,14 @@ LIMITS = GuardLimits(
 PPO = ("policy_gradient=ppo", "policy_gradient.epochs=2", "policy_gradient.value.hidden_size=4", "alpha=0")
 
 
-def looked(*changes: dict[str, float], limits: GuardLimits = LIMITS) -> tuple[Guard, list[float]]:
-    """A guard after steps with these numbers, and how many warnings each step is one for."""
+def checked(*changes: dict[str, float], limits: GuardLimits = LIMITS) -> tuple[Guard, list[float]]:
+    """A guard after steps with these metrics, and the number of warnings of each step."""
     guard = Guard(limits)
     return guard, [guard.check(step, SOUND | one)["guard/warnings"] for step, one in enumerate(changes, start=1)]
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "text"),
     [
         ({"divergence": -2e-4}, "the divergence is below 0"),
         ({"guard/empty_share": 0.25}, "completions without any token"),
@@ -62,57 +62,59 @@ def looked(*changes: dict[str, float], limits: GuardLimits = LIMITS) -> tuple[Gu
         ({"guard/skipped": 1.0, "grad_norm": math.nan}, "an update was skipped"),
     ],
 )
-def test_each_warning_at_its_limit(change: dict[str, float], says: str, caplog: pytest.LogCaptureFixture) -> None:
-    guard, warnings = looked({}, {}, {}, change, {}, change)
+def test_each_warning_at_its_limit(change: dict[str, float], text: str, caplog: pytest.LogCaptureFixture) -> None:
+    guard, warnings = checked({}, {}, {}, change, {}, change)
     assert warnings == [0, 0, 0, 1, 0, 1]
-    (record,) = caplog.records  # said once
-    assert record.levelno == logging.WARNING and says in record.message and record.message.startswith("step 4: ")
+    (record,) = caplog.records  # logged once
+    assert record.levelno == logging.WARNING and text in record.message and record.message.startswith("step 4: ")
     (line,) = guard.summary_lines(6)
-    assert says in line and line.endswith("2 of 6 steps, first in step 4")
+    assert text in line and line.endswith("2 of 6 steps, first in step 4")
 
 
 def test_at_the_limits_there_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     edge = {"divergence": -1e-4, "guard/ratio_error": 0.1, "entropy": 0.2, "completion_tokens": 30.0}
-    guard, warnings = looked({}, {}, edge)
+    guard, warnings = checked({}, {}, edge)
     assert warnings == [0, 0, 0] and not caplog.records and guard.summary_lines(3) == []
 
 
-def test_without_limits_only_what_is_never_right_is_said() -> None:
+def test_without_limits_there_are_no_warnings_of_limits() -> None:
     wrong = {"divergence": -9.0, "guard/ratio_error": 9.0, "entropy": 0.0, "completion_tokens": 900.0}
-    assert looked({}, {}, wrong, limits=GuardLimits())[1] == [0, 0, 0]
+    assert checked({}, {}, wrong, limits=GuardLimits())[1] == [0, 0, 0]
 
 
-def test_the_baseline_is_of_student_rollouts_and_of_finite_numbers() -> None:
+def test_the_baseline_is_of_student_rollouts_with_finite_metrics() -> None:
     data = {"student_data": 0.0, "entropy": 0.01, "completion_tokens": 99.0}
-    guard, warnings = looked(data, {"entropy": math.nan}, {"entropy": 1.0}, {"entropy": 3.0}, data, {"entropy": 0.1})
+    guard, warnings = checked(data, {"entropy": math.nan}, {"entropy": 1.0}, {"entropy": 3.0}, data, {"entropy": 0.1})
     assert warnings == [0, 0, 0, 0, 0, 1]
     assert guard.baseline["entropy"] == [1.0, 3.0]
 
 
 def test_skipped_steps_in_a_row_end_the_stage() -> None:
     skipped = {"guard/skipped": 1.0}
-    guard, _ = looked(skipped, {}, skipped)
+    guard, _ = checked(skipped, {}, skipped)
     guard.stop_if_exhausted(3, "")
     guard.check(4, SOUND | {"guard/skipped": 2.0})
     with pytest.raises(DivergedError, match=r"steps 3 to 4 .* \(guard.max_skipped=2\). It is here. Lower the learning"):
         guard.stop_if_exhausted(4, "It is here. ")
     assert guard.skipped == 3
-    assert not looked(*[skipped] * 9, limits=GuardLimits())[0].exhausted
+    assert not checked(*[skipped] * 9, limits=GuardLimits())[0].exhausted
 
 
-def test_a_guard_goes_on_from_its_state() -> None:
-    guard, _ = looked({}, {"guard/skipped": 1.0})
+def test_a_guard_is_restored_from_its_state() -> None:
+    guard, _ = checked({}, {"guard/skipped": 1.0})
     other = Guard(LIMITS)
     other.load(json.loads(json.dumps(guard.state())))
     assert other == guard
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_an_update_needs_finite_numbers(value: float) -> None:
+def test_an_update_needs_a_finite_loss_and_gradient(value: float) -> None:
     assert all_finite(1.0, 2.0) and not all_finite(value, 1.0) and not all_finite(1.0, 1.0, value)
 
 
-def test_empty_completions_and_rewards_outside(make_prompts: MakePrompts, make_rollout: MakeRollout) -> None:
+def test_empty_completions_and_rewards_outside_their_range(
+    make_prompts: MakePrompts, make_rollout: MakeRollout
+) -> None:
     rollout = make_rollout(make_prompts([[3], [4]]), [[3, 1], [4], [], [5]], per_prompt=2)
     assert guard_metrics(rollout, None, {"r": (0, 1)}) == {"guard/empty_share": 0.25}
     scores = Scores([0.0] * 4, {"r": [0.0, 1.0 + 1e-9, 1.1, -0.1], "free": [9.0] * 4}, [False, False, False, True])
@@ -132,10 +134,10 @@ def test_components_declare_their_bounds() -> None:
 
 
 def test_the_ratio_is_a_mean_over_valid_tokens() -> None:
-    written = torch.tensor([[0.0, -1.0], [-2.0, 5.0]])
-    trained_BT = written + torch.tensor([[math.log(1.5), math.log(0.5)], [0.0, 9.0]])
+    sampling_BT = torch.tensor([[0.0, -1.0], [-2.0, 5.0]])
+    training_BT = sampling_BT + torch.tensor([[math.log(1.5), math.log(0.5)], [0.0, 9.0]])
     mask = torch.tensor([[True, True], [True, False]])
-    assert ratio_error(written, trained_BT, mask)["guard/ratio_error"] == pytest.approx(1 / 3)
+    assert ratio_error(sampling_BT, training_BT, mask)["guard/ratio_error"] == pytest.approx(1 / 3)
 
 
 # --- in a trainer ----------------------------------------------------------------------------------------------------
@@ -145,27 +147,27 @@ def test_the_ratio_is_a_mean_over_valid_tokens() -> None:
 def test_the_ratio_of_the_first_epoch_is_one_without_dropout_and_not_with_it(
     kind: str, make_trainer: MakeTrainer
 ) -> None:
-    still = make_trainer("trainer.diagnose_every=1", kind=kind, reward=letters).step(0).metrics
-    assert still["guard/ratio_error"] < 1e-5 and still["guard/warnings"] == 0
-    moved = make_trainer("trainer.diagnose_every=1", kind=kind, reward=letters, dropout=0.5).step(0).metrics
-    assert moved["guard/ratio_error"] > 0.1 and moved["guard/warnings"] == 1
+    without_dropout = make_trainer("trainer.diagnose_every=1", kind=kind, reward=letters).step(0).metrics
+    assert without_dropout["guard/ratio_error"] < 1e-5 and without_dropout["guard/warnings"] == 0
+    with_dropout = make_trainer("trainer.diagnose_every=1", kind=kind, reward=letters, dropout=0.5).step(0).metrics
+    assert with_dropout["guard/ratio_error"] > 0.1 and with_dropout["guard/warnings"] == 1
 
 
 def weights(trainer: Trainer) -> list[Tensor]:
-    return [parameter.detach().clone() for _, parameter in trained(trainer)]
+    return [parameter.detach().clone() for _, parameter in trained_parameters(trainer)]
 
 
 def spoil(trainer: Trainer, steps: set[int], what: str) -> None:
     """Make the loss, or the student's or value head's gradient, of some steps (from 0) NaN."""
-    take, accumulate = trainer.step, trainer._accumulate
+    take, accumulate = trainer.step, trainer._accumulate_gradients
     now = [0]
 
     def counted(step: int) -> StepRecord:
         now[0] = step
         return take(step)
 
-    def spoilt(work: Any, keep: bool) -> tuple[Tensor, dict[str, float]]:
-        first, sums = accumulate(work, keep)
+    def spoiled(batch: Any, keep_teacher: bool) -> tuple[Tensor, dict[str, float]]:
+        first, sums = accumulate(batch, keep_teacher)
         if now[0] in steps:
             if what == "loss":
                 sums["loss"] = math.inf
@@ -176,11 +178,11 @@ def spoil(trainer: Trainer, steps: set[int], what: str) -> None:
                 parameter.grad.view(-1)[0] = math.nan  # pyright: ignore[reportOptionalMemberAccess]
         return first, sums
 
-    trainer.step, trainer._accumulate = counted, spoilt
+    trainer.step, trainer._accumulate_gradients = counted, spoiled
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "value gradient"])
-def test_what_is_not_finite_is_not_learnt_from(what: str, make_trainer: MakeTrainer) -> None:
+def test_a_step_that_is_not_finite_is_skipped(what: str, make_trainer: MakeTrainer) -> None:
     changes = PPO if what == "value gradient" else ("trainer.warmup_steps=0",)
     trainer = make_trainer(*changes, "trainer.warmup_steps=0", reward=letters)
     spoil(trainer, {1}, what)
@@ -209,7 +211,7 @@ def make(make_trainer: MakeTrainer, tmp_path: Path) -> Make:
     return build
 
 
-def test_a_run_that_cannot_go_on_leaves_its_last_batch(make: Make) -> None:
+def test_a_diverged_run_writes_its_last_batch(make: Make) -> None:
     kept, config = make(), config_of("trainer.steps=9")
     spoil(kept.trainer, {1, 3, 4}, "loss")
     with pytest.raises(DivergedError, match=r"steps 4 to 5 .*The last batch is in .*post_mortem"):
@@ -220,7 +222,7 @@ def test_a_run_that_cannot_go_on_leaves_its_last_batch(make: Make) -> None:
     tensors = load_file(kept.run_folder / "post_mortem" / "tensors.safetensors")
     assert facts["step"] == 5 and facts["metrics"]["loss"] == "inf"
     assert len(facts["completions"]) == len(tensors["ids_BT"]) == len(facts["rewards"]["stub"])
-    for name, parameter in trained(kept.trainer):
+    for name, parameter in trained_parameters(kept.trainer):
         assert torch.equal(tensors[f"weights/{name}"], parameter)
 
 

@@ -1,4 +1,4 @@
-"""Optimisers and schedules: both descend, and the learning rate is the one that was configured at every step."""
+"""Optimisers descend, and the learning rate follows the configured schedule."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_optimizers_descend(name: OptimizerName) -> None:
 
 
 @pytest.mark.parametrize("name", list(OptimizerName))
-def test_further_parameters_have_a_rate_of_their_own_on_the_same_schedule(name: OptimizerName) -> None:
+def test_extra_parameters_have_their_own_rate_on_the_same_schedule(name: OptimizerName) -> None:
     student, head = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     frozen = torch.nn.Parameter(torch.ones(1), requires_grad=False)
     settings = OptimizerSettings(6, name, 0.1, 0.0, 2, Decay.linear)
@@ -62,7 +62,7 @@ def test_further_parameters_have_a_rate_of_their_own_on_the_same_schedule(name: 
         assert torch.equal(before, head) is (shape == 0)
 
 
-def test_the_rate_of_further_parameters_leaves_the_first_alone() -> None:
+def test_the_rate_of_extra_parameters_does_not_affect_the_others() -> None:
     def trained(*extra: float) -> torch.Tensor:
         parameter, other = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
         settings = OptimizerSettings(4, OptimizerName.adamw, 0.1, 0.01, 0, Decay.cosine)

@@ -1,4 +1,4 @@
-"""What a teacher said of fixed text: the same numbers with a cold and a warm cache, and one forward to check it."""
+"""The teacher output cache: the same metrics without, with a new and with a filled cache, and one verifying pass."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ SETTINGS = ("alpha=1", "divergence=jsd", "divergence.beta=0.5", "reward=none", "
 Metrics = list[dict[str, float]]
 
 
-def outputs_in(folder: Path, limit: int = 64 * MIB) -> TeacherOutputCache:
+def cache_in(folder: Path, limit: int = 64 * MIB) -> TeacherOutputCache:
     return TeacherOutputCache(TensorShards(folder, limit), TOLERANCE)
 
 
-def trained(trainer: Trainer) -> tuple[Metrics, list[Rollout]]:
-    """The metrics of a run but for its seconds, and what its teacher read."""
+def train(trainer: Trainer) -> tuple[Metrics, list[Rollout]]:
+    """The metrics of a run without its seconds, and the rollouts that its teacher computed."""
     metrics: Metrics = []
-    read: list[Rollout] = []
+    computed: list[Rollout] = []
     assert trainer.models.teacher is not None
-    hook = trainer.models.teacher.register_forward_hook(lambda _, args, __: read.append(args[0]))
+    hook = trainer.models.teacher.register_forward_hook(lambda _, args, __: computed.append(args[0]))
     trainer.run(STEPS, lambda _, record: metrics.append(record.metrics))
     hook.remove()
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics], read
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics], computed
 
 
 def assert_same_run(one: Metrics, other: Metrics) -> None:
-    """All numbers but those of the cache."""
-    apart = {"flops/teacher", "teacher_cache/hit_share"}
+    """All metrics except those of the cache."""
+    own = {"flops/teacher", "teacher_cache/hit_share"}
     for row, expected in zip(one, other, strict=True):
-        assert row.keys() - apart == expected.keys() - apart
-        for name in row.keys() - apart:
+        assert row.keys() - own == expected.keys() - own
+        for name in row.keys() - own:
             assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
 
 
@@ -74,7 +74,7 @@ def assert_same_run(one: Metrics, other: Metrics) -> None:
         pytest.param("llama with LoRA", 0.5, "references", marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_cold_and_a_warm_cache_change_no_number(
+def test_a_new_and_a_filled_cache_change_no_metric(
     kind: str, lmbda: float, source: str, make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
     samples = [[3 + row % 5, 4, 1][: 1 + row % 3] for row in range(12)] if source == "teacher_samples" else None
@@ -82,23 +82,26 @@ def test_a_cold_and_a_warm_cache_change_no_number(
 
     def run(outputs: TeacherOutputCache | None) -> tuple[Metrics, list[Rollout]]:
         trainer = make_trainer(*settings, kind=kind, samples=samples)
-        trainer.models.outputs = outputs
-        return trained(trainer)
+        trainer.models.output_cache = outputs
+        return train(trainer)
 
-    plain, all_read = run(None)
-    cold, cold_read = run(outputs_in(tmp_path))
-    warm, warm_read = run(outputs_in(tmp_path))
+    plain, plain_computed = run(None)
+    cold, cold_computed = run(cache_in(tmp_path))
+    warm, warm_computed = run(cache_in(tmp_path))
     assert_same_run(cold, plain)
     assert_same_run(warm, plain)
 
     fixed = [not row["student_data"] for row in plain]
     assert any(fixed) and (all(fixed) is (lmbda == 0))
-    of_fixed = [[one for one in read if one.source is not Source.student] for read in (all_read, cold_read, warm_read)]
-    of_student = [sum(one.source is Source.student for one in read) for read in (all_read, cold_read, warm_read)]
+    runs = (plain_computed, cold_computed, warm_computed)
+    of_fixed = [[one for one in computed if one.source is not Source.student] for computed in runs]
+    of_student = [sum(one.source is Source.student for one in computed) for computed in runs]
     assert of_student[0] == of_student[1] == of_student[2] and (of_student[0] > 0) is (lmbda > 0)
-    assert len(of_fixed[0]) == 2 * sum(fixed) and len(of_fixed[2]) == 1, "a warm run reads what it checks"
+    assert len(of_fixed[0]) == 2 * sum(fixed) and len(of_fixed[2]) == 1, (
+        "a run with a filled cache computes only what it verifies"
+    )
     assert sum(one.n_sequences for one in of_fixed[1]) <= 12 and of_fixed[2][0].n_sequences == 2
-    assert len(held(tmp_path)) == len({key for one in of_fixed[0] for key in keys_of(one)})
+    assert len(stored_keys(tmp_path)) == len({key for one in of_fixed[0] for key in keys_of(one)})
 
     for row in plain:
         assert "teacher_cache/hit_share" not in row and row["flops/teacher"] > 0
@@ -126,8 +129,8 @@ def keys_of(rollout: Rollout) -> list[tuple[int, ...]]:
     ]
 
 
-def held(folder: Path) -> set[str]:
-    return set(TensorShards(folder, MIB)._places)
+def stored_keys(folder: Path) -> set[str]:
+    return set(TensorShards(folder, MIB)._shard_of)
 
 
 @pytest.fixture(params=["t5", "llama"])
@@ -145,36 +148,36 @@ def rollout(make_prompts: MakePrompts, make_rollout: MakeRollout) -> Rollout:
     return replace(make_rollout(prompts, completions, per_prompt=2), source=Source.dataset)
 
 
-def computing(teacher: HiddenStateModel, read: list[Rollout]) -> Callable[[Rollout], Tensor]:
+def computing(teacher: HiddenStateModel, computed: list[Rollout]) -> Callable[[Rollout], Tensor]:
     def compute(missing: Rollout) -> Tensor:
-        read.append(missing)
+        computed.append(missing)
         return teacher(missing)
 
     return compute
 
 
-def warmed(folder: Path, teacher: HiddenStateModel, text: Rollout, checked: bool = False) -> TeacherOutputCache:
-    """Opened anew, with what the teacher says of a text on disk."""
-    first = outputs_in(folder)
+def filled_cache(folder: Path, teacher: HiddenStateModel, text: Rollout, checked: bool = False) -> TeacherOutputCache:
+    """A new instance, with the teacher's outputs on a rollout on disk."""
+    first = cache_in(folder)
     first(teacher, text, teacher.forward)
     first.shards.write()
-    return replace(outputs_in(folder), checked=checked)
+    return replace(cache_in(folder), checked=checked)
 
 
 @pytest.mark.parametrize("known", [[], [0], [3], [1, 2, 4], [0, 1, 2, 3, 4, 5]])
 @pytest.mark.parametrize("left", [0, 2])
-def test_only_what_is_missing_is_read(
+def test_only_missing_completions_are_computed(
     known: list[int], left: int, teacher: HiddenStateModel, rollout: Rollout, tmp_path: Path
 ) -> None:
-    """Whatever else stands in the micro-batch, and however wide its padding is."""
-    outputs, read = outputs_in(tmp_path), []
+    """Independent of the rest of the micro-batch and of its padding."""
+    outputs, computed = cache_in(tmp_path), []
     if known:
-        outputs = warmed(tmp_path, teacher, rollout.rows(torch.tensor(known)), checked=True)
+        outputs = filled_cache(tmp_path, teacher, rollout.rows(torch.tensor(known)), checked=True)
     wide = replace(rollout, prompts=padded(rollout.prompts, left, 1)).rows(torch.arange(6))
-    hidden_BTD, hits = outputs(teacher, wide, computing(teacher, read))
+    hidden_BTD, hits = outputs(teacher, wide, computing(teacher, computed))
     assert hits == len(known)
     missing = [key for row, key in enumerate(keys_of(rollout)) if row not in known]
-    assert [keys_of(one) for one in read] == ([missing] if missing else [])
+    assert [keys_of(one) for one in computed] == ([missing] if missing else [])
     expected_BTD = teacher(rollout)
     assert hidden_BTD.shape == expected_BTD.shape and hidden_BTD.dtype == expected_BTD.dtype
     mask_BT = rollout.mask_BT
@@ -182,25 +185,25 @@ def test_only_what_is_missing_is_read(
     assert (hidden_BTD[~mask_BT] == 0).all()
 
 
-def test_the_first_states_from_the_disk_are_computed_again(
+def test_the_first_stored_states_are_computed_again(
     teacher: HiddenStateModel, rollout: Rollout, tmp_path: Path
 ) -> None:
-    """Once, and not those that this run has just computed."""
-    outputs, read = warmed(tmp_path, teacher, rollout.rows(torch.tensor([0, 1]))), []
-    compute = computing(teacher, read)
+    """Once, and not states that this run has just computed."""
+    outputs, computed = filled_cache(tmp_path, teacher, rollout.rows(torch.tensor([0, 1]))), []
+    compute = computing(teacher, computed)
     last, first, whole = (rollout.rows(torch.tensor(rows)) for rows in ([4, 5], [0], range(6)))
-    for micro, computed, hits in ((last, 2, 0), (last, 0, 2), (whole, 6, 4), (first, 0, 1), (whole, 0, 6)):
-        read.clear()
+    for micro, count, hits in ((last, 2, 0), (last, 0, 2), (whole, 6, 4), (first, 0, 1), (whole, 0, 6)):
+        computed.clear()
         assert outputs(teacher, micro, compute)[1] == hits
-        assert sum(one.n_sequences for one in read) == computed
+        assert sum(one.n_sequences for one in computed) == count
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("noise", "fine"), [(0.0, True), (0.3, True), (3.0, False), (float("nan"), False)])
-def test_states_that_rounding_does_not_explain_are_refused(
-    noise: float, fine: bool, dtype: torch.dtype, teacher: HiddenStateModel, rollout: Rollout, tmp_path: Path
+@pytest.mark.parametrize(("noise", "accepted"), [(0.0, True), (0.3, True), (3.0, False), (float("nan"), False)])
+def test_states_that_differ_by_more_than_rounding_are_refused(
+    noise: float, accepted: bool, dtype: torch.dtype, teacher: HiddenStateModel, rollout: Rollout, tmp_path: Path
 ) -> None:
-    """Noise in units of the tolerance; one completion of six has it."""
+    """One completion of six gets noise, in units of the tolerance."""
     tolerance = 1e-3 if dtype is torch.float32 else 5e-2
     hidden_BTD = teacher.to(dtype)(rollout)
     other_BTD = hidden_BTD.clone()
@@ -208,11 +211,11 @@ def test_states_that_rounding_does_not_explain_are_refused(
     length = int(rollout.mask_BT[4].sum())
     scale = hidden_BTD[4, :length].float().norm() / direction_TD[:length].norm()
     other_BTD[4] += (direction_TD * scale * noise * tolerance).to(dtype)
-    stored = outputs_in(tmp_path)
+    stored = cache_in(tmp_path)
     stored(teacher, rollout, lambda _: other_BTD)
     stored.shards.write()
     outputs = TeacherOutputCache(TensorShards(tmp_path, MIB), tolerance)
-    if fine:
+    if accepted:
         assert torch.equal(
             outputs(teacher, rollout, lambda _: hidden_BTD)[0][rollout.mask_BT], hidden_BTD[rollout.mask_BT]
         )
@@ -227,71 +230,74 @@ def test_another_teacher_of_the_same_folder_is_refused(
 ) -> None:
     def trainer_with_cache() -> Trainer:
         trainer = make_trainer(*SETTINGS, "lmbda=0")
-        trainer.models.outputs = outputs_in(tmp_path)
+        trainer.models.output_cache = cache_in(tmp_path)
         return trainer
 
-    trained(trainer_with_cache())
+    train(trainer_with_cache())
     trainer = trainer_with_cache()
-    for width, says in ((24, r"states of a completion are \S+ of their norm away"), (16, "are inf of their norm")):
+    for width, text in (
+        (24, r"states of a completion differ by \S+ of their norm"),
+        (16, "differ by inf of their norm"),
+    ):
         trainer.models.teacher = make_model(few_words, seed=29, lively=True, d_model=width).eval()
-        with pytest.raises(ModelError, match=says) as caught:
-            trained(trainer)
+        with pytest.raises(ModelError, match=text) as caught:
+            train(trainer)
         assert str(tmp_path) in str(caught.value)
 
 
-def test_a_run_that_fails_keeps_what_was_computed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_a_failing_run_keeps_its_outputs(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(*SETTINGS, "lmbda=0")
-    trainer.models.outputs = outputs_in(tmp_path)
+    trainer.models.output_cache = cache_in(tmp_path)
 
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         trainer.run(STEPS, fail)
-    assert len(held(tmp_path)) == 4
+    assert len(stored_keys(tmp_path)) == 4
 
 
-def test_a_small_or_damaged_cache_changes_no_number(
+def test_a_small_or_damaged_cache_changes_no_metric(
     make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def run(limit: int | None) -> tuple[Metrics, list[Rollout]]:
         trainer = make_trainer(*SETTINGS, "lmbda=0")
-        trainer.models.outputs = None if limit is None else outputs_in(tmp_path, limit)
-        return trained(trainer)
+        trainer.models.output_cache = None if limit is None else cache_in(tmp_path, limit)
+        return train(trainer)
 
     plain, _ = run(None)
-    small, read = run(3000)
+    small, computed = run(3000)
     assert_same_run(small, plain)
-    kept = len(held(tmp_path))
-    assert 0 < kept < 12 and 0 <= sum(one.n_sequences for one in read) - 24 + kept <= 2  # the check
+    kept = len(stored_keys(tmp_path))
+    assert 0 < kept < 12 and 0 <= sum(one.n_sequences for one in computed) - 24 + kept <= 2  # those verified
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 3000
     (record,) = caplog.records
-    assert "nothing is added" in record.message
+    assert "nothing more is added" in record.message
     (shard,) = tmp_path.iterdir()
     shard.write_bytes(shard.read_bytes()[:-5])
     caplog.clear()
     assert_same_run(run(64 * MIB)[0], plain)
     (record,) = caplog.records
     assert str(shard) in record.message
-    _, read = run(64 * MIB)
-    assert len(read) == 1, "what was damaged is there again"
+    _, computed = run(64 * MIB)
+    assert len(computed) == 1, "the damaged outputs are stored again"
 
 
-def test_keys_are_of_what_the_teacher_reads(
+def test_keys_are_hashes_of_the_teachers_inputs(
     teacher: HiddenStateModel, rollout: Rollout, make_prompts: MakePrompts
 ) -> None:
     keys = completion_keys(teacher, rollout)
     assert len(set(keys)) == 6
     assert completion_keys(teacher, replace(rollout, prompts=padded(rollout.prompts, 3, 2)).extended()) == keys
     assert completion_keys(teacher, rollout.rows(torch.tensor([2, 5]))) == [keys[2], keys[5]]
-    others = replace(rollout, prompts=make_prompts([[3, 4, 4, 6], [6], [3, 3]]))  # as long as these
+    others = replace(rollout, prompts=make_prompts([[3, 4, 4, 6], [6], [3, 3]]))  # of the same lengths
     assert set(completion_keys(teacher, others)).isdisjoint(keys)
     moved = make_prompts([[3, 4, 5, 6, 1], [7], [5, 3]])
-    moved.ids_PS[0, -1] = 3  # the prompt's end and the completion's first word: the same ids in all, cut elsewhere
-    cut = replace(rollout, prompts=moved, ids_BT=rollout.ids_BT.clone(), mask_BT=rollout.mask_BT.clone())
-    cut.ids_BT[0, :3] = torch.tensor([4, 1, 0])
-    cut.mask_BT[0, 2] = False
-    assert completion_keys(teacher, cut)[0] not in keys and completion_keys(teacher, cut)[2:] == keys[2:]
+    moved.ids_PS[0, -1] = 3  # the completion's first token moves to the prompt: the same ids together
+    shifted = replace(rollout, prompts=moved, ids_BT=rollout.ids_BT.clone(), mask_BT=rollout.mask_BT.clone())
+    shifted.ids_BT[0, :3] = torch.tensor([4, 1, 0])
+    shifted.mask_BT[0, 2] = False
+    assert completion_keys(teacher, shifted)[0] not in keys and completion_keys(teacher, shifted)[2:] == keys[2:]
 
     class Own:
         def prompts(self, examples: list[Example]) -> PromptBatch:
@@ -301,7 +307,7 @@ def test_keys_are_of_what_the_teacher_reads(
     assert set(completion_keys(teacher, rollout)).isdisjoint(keys)
 
 
-def test_the_builder_wires_a_folder_for_each_teacher(
+def test_the_builder_uses_one_folder_for_each_teacher(
     make_model: MakeModel,
     make_examples: MakeExamples,
     few_words: PreTrainedTokenizerFast,
@@ -323,7 +329,7 @@ def test_the_builder_wires_a_folder_for_each_teacher(
     assert folder.parent == tmp_path / "teacher_outputs" and outputs.shards._limit == 2**29
     assert outputs.tolerance == 1e-3
     trainer = build_trainer(config_of(*base), models, None, PromptStream(rows, 4, 0), Accelerator(cpu=True))
-    assert trainer.models.outputs is outputs
+    assert trainer.models.output_cache is outputs
     same = ("alpha=0.5", "lmbda=0.5", "divergence=reverse_kl", "seed=3", "divergence.temperature=2", "student.seed=9")
     for one in (*same, "teacher.output_cache_gib=7", "teacher.audit_prompts=3"):
         assert built(one)[0].shards.folder == folder, one
@@ -354,7 +360,7 @@ ENDPOINT = ["teacher=endpoint", "teacher.endpoint.model=m"]
         (["lmbda=0", "teacher.prompts=shuffled"], "teacher.prompts=own"),
     ],
 )
-def test_a_cache_of_nothing_is_refused(overrides: list[str], instead: str) -> None:
+def test_a_cache_without_use_is_refused(overrides: list[str], instead: str) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(configured("alpha=1", *overrides, CACHE))
     (problem,) = [one for one in caught.value.problems if "output_cache_gib" in one]
@@ -363,13 +369,13 @@ def test_a_cache_of_nothing_is_refused(overrides: list[str], instead: str) -> No
 
 
 def test_without_a_divergence_there_is_one_error() -> None:
-    """alpha = 0 with fixed data is refused by itself."""
+    """alpha = 0 with fixed data is refused anyway."""
     for lmbda in (0, 0.5):
         with pytest.raises(ConfigError, match="alpha=0"):
             validate(configured("alpha=0", f"lmbda={lmbda}", CACHE))
 
 
-def test_a_size_is_above_nothing() -> None:
+def test_the_size_is_positive() -> None:
     with pytest.raises(ConfigError, match=r"teacher.output_cache_gib=0.* is out of range"):
         validate(configured("alpha=1", "lmbda=0", "teacher.output_cache_gib=0"))
     validate(configured("alpha=1", "lmbda=0", CACHE))
