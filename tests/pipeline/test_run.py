@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import yaml
 from command_runs import SMALL, lines
 from forked import run_forked
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from gkd_rl import ConfigError, GkdRlError, run_experiment
 
 pytestmark = pytest.mark.slow
 
@@ -84,21 +87,23 @@ def test_the_saved_model_writes_the_reported_summaries(folder: Path) -> None:
     assert "AutoModelForSeq2SeqLM" in card and "JSD(0.9), unit scale" in card
 
 
+def untimed(values: dict) -> dict:
+    return {key: value for key, value in values.items() if not key.startswith("time/")}
+
+
+def numbers(path: Path) -> list[dict]:
+    results = json.loads((path / "eval.json").read_text(encoding="utf-8"))
+    results["cost"] = untimed(results["cost"])
+    assert results.pop("memory")["peak_bytes"] > 0
+    return [*map(untimed, lines(path / "metrics.jsonl")), results]
+
+
 def test_the_same_seed_twice_at_once_is_the_same_run_in_two_folders(folder: Path) -> None:
     with ThreadPoolExecutor() as pool:
         outputs = list(pool.map(lambda _: run_again(folder, "alpha=0.5", "tracking=none"), range(2)))
     assert all(output.count("reused the supervised model") == 2 for output in outputs)
     found = sorted((folder / "outputs" / "xsum_rl").iterdir())
     assert len(found) == 2
-
-    def untimed(values: dict) -> dict:
-        return {key: value for key, value in values.items() if not key.startswith("time/")}
-
-    def numbers(path: Path) -> list[dict]:
-        results = json.loads((path / "eval.json").read_text(encoding="utf-8"))
-        results["cost"] = untimed(results["cost"])
-        assert results.pop("memory")["peak_bytes"] > 0
-        return [*map(untimed, lines(path / "metrics.jsonl")), results]
 
     for path in found:
         assert numbers(path) == numbers(folder / "first")
@@ -120,3 +125,51 @@ def test_the_supervised_control_needs_neither_teacher_nor_rollouts_nor_wandb(fol
     row = lines(folder / "control" / "metrics.jsonl")[0]
     assert "reward/mean" not in row and "policy_gradient" not in row
     assert row["tokens/student_generated"] == 0 and row["tokens/teacher_scored"] == 0 and row["divergence"] > 0
+
+
+def test_the_run_of_python_is_the_run_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GKD_RL_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+    loggers = {name: logging.getLogger(name) for name in ("gkd_rl", "reward_models")}
+    before = {name: (logger.level, logger.propagate, list(logger.handlers)) for name, logger in loggers.items()}
+    results = run_experiment([*SMALL, "alpha=0.5", "tracking=none"], "python")
+    assert {name: (one.level, one.propagate, one.handlers) for name, one in loggers.items()} == before
+    python = folder / "python"
+    assert results.folder == python and numbers(python) == numbers(folder / "first")
+    stored = json.loads((python / "eval.json").read_text(encoding="utf-8"))
+    assert results.objective(0.5) == stored["objective"]
+    assert results.estimates()["student after"]["rouge2"].mean == stored["student after"]["rouge2"]["mean"]
+    for name in ("run.json", "command.json", "gkd_rl.log", ".hydra/overrides.yaml", ".hydra/config.yaml"):
+        assert (python / name).is_file(), name
+    assert "the supervised model" in (python / "gkd_rl.log").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="that run is finished"):
+        run_experiment(["resume=python"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["alpha=2"], ["alpha=2.0", ">= 0 and <= 1"]),
+        (["alpha=2", "lmbda=3"], ["alpha=2.0", "lmbda=3.0"]),
+        (["alpha=0,1"], ["alpha=0,1"]),
+        (["sweep=alpha"], ["one run"]),
+        (["sweep.resume=s"], ["one run"]),
+        (["-m", "alpha=1"], ["one run"]),
+        (["task.data_files={train: no.jsonl, validation: no.jsonl, test: no.jsonl}"], ["no.jsonl"]),
+    ],
+    ids=lambda values: values[0],
+)
+def test_python_is_refused_what_the_command_is(
+    overrides: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GkdRlError) as refused:
+        run_experiment(overrides, tmp_path / "run")
+    for part in parts:
+        assert part in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_overrides_are_a_list() -> None:
+    with pytest.raises(TypeError, match="overrides is a list"):
+        run_experiment("alpha=0.5")
