@@ -1,8 +1,7 @@
-"""Which rows a step trains on, decided by (seed, step, rank): shuffled epochs, nothing to save for a resume.
+"""The order of training data: the rows of each step, and whose completions the step trains on.
 
-lambda: whose completions a step trains on (GKD paper, Algorithm 1).
-
-One coin per optimiser step, as in the paper, decided by (seed, step) alone: the same on every rank and after a resume.
+Both are functions of (seed, step), and rows also of the rank. There is no state: a resumed run continues with the same
+rows, and all ranks agree.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from gkd_rl.types import Example, Source
 
 @dataclass(frozen=True)
 class PromptStream:
-    """An endless shuffled stream over the rows.
+    """An endless stream of rows in shuffled epochs.
 
     Attributes:
         examples: all training rows.
-        per_step: rows per optimiser step over all ranks; an equal share goes to each rank.
-        seed: of the shuffles; epoch e is shuffled by (seed, e).
+        per_step: rows per optimiser step over all ranks; each rank gets an equal share.
+        seed: of the shuffling; epoch e is shuffled by (seed, e).
     """
 
     examples: Sequence[Example]
@@ -30,25 +29,40 @@ class PromptStream:
     seed: int
 
     def rows(self, step: int, rank: int = 0, world: int = 1) -> list[int]:
-        """Indices of the rows of one rank in step `step` (from 0)."""
+        """Indices into `examples` of one rank's rows, [per_step / world].
+
+        Args:
+            step: optimiser step, from 0.
+            rank: of this process.
+            world: number of processes.
+        """
         share = self.per_step // world
         first = step * self.per_step + rank * share
         return [self._row(position) for position in range(first, first + share)]
 
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.examples))
-        return _shuffled(len(self.examples), self.seed, epoch)[offset]
+        return _epoch_order(len(self.examples), self.seed, epoch)[offset]
 
 
 @functools.lru_cache(maxsize=4)
-def _shuffled(size: int, seed: int, epoch: int) -> list[int]:
-    """The order of one epoch."""
+def _epoch_order(size: int, seed: int, epoch: int) -> list[int]:
+    """The shuffled row indices of one epoch."""
     order = list(range(size))
     random.Random(f"order {seed} {epoch}").shuffle(order)
     return order
 
 
 def choose_source(lmbda: float, seed: int, step: int, otherwise: Source = Source.dataset) -> Source:
-    """Student rollouts with probability `lmbda`, `otherwise` (references or teacher samples) with the rest."""
-    coin = random.Random(f"mixing {seed} {step}").random()
-    return Source.student if coin < lmbda else otherwise
+    """Source of a step's completions: the student with probability λ, else `otherwise` (GKD paper, Algorithm 1).
+
+    One draw per optimiser step, as in the paper.
+
+    Args:
+        lmbda: student data fraction λ, in [0, 1].
+        seed: of the run.
+        step: optimiser step, from 0.
+        otherwise: references of the data set, or samples of the teacher.
+    """
+    draw = random.Random(f"mixing {seed} {step}").random()
+    return Source.student if draw < lmbda else otherwise

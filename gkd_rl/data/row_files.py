@@ -1,7 +1,7 @@
-"""Files and Hub data sets, row by row: every row with its number, or with what keeps it from being read.
+"""Files and Hub data sets row by row: every row with its number, or with the reason why it cannot be read.
 
-jsonl counts lines, the other kinds count rows from 1 (a csv's header is none). A byte that is no UTF-8 spoils its own
-row only: in csv and json it becomes a lone surrogate, which `Row.text` refuses.
+jsonl counts lines, the other formats count rows from 1 without the header. A byte that is not UTF-8 affects its own row
+only: in csv and json it becomes a lone surrogate, which `Row.text` refuses.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ NumberedRow = tuple[int, "dict[str, Any] | RowProblem"]
 
 
 class RowProblem(ValueError):
-    """One row cannot be used; the text is the reason, without the row's number, so that equal ones can be counted."""
+    """One row cannot be used; the message is the reason without the row's number, so that equal reasons are counted."""
 
 
 def file_rows(path: str, key: str) -> Iterator[NumberedRow]:
     """The rows of one file.
 
+    Args:
+        path: the file; its ending is a key of `READERS`.
+        key: setting that names it, for messages.
+
     Raises:
-        DataError: the file is missing, of an unknown kind or unreadable as a whole; `key` is the setting that named it.
+        DataError: the file is missing, of an unknown format, or unreadable as a whole.
     """
     file = Path(path).expanduser()
     if file.suffix not in READERS:
@@ -40,10 +44,15 @@ def file_rows(path: str, key: str) -> Iterator[NumberedRow]:
 
 
 def hub_rows(hub_id: str, split: str, name: str | None = None) -> Iterator[NumberedRow]:
-    """The rows of one split of a Hub data set; `name` chooses one of its configurations, where it has several.
+    """The rows of one split of a Hub data set.
+
+    Args:
+        hub_id: the data set.
+        split: its split.
+        name: its configuration, if it has several.
 
     Raises:
-        DataError: it cannot be reached or has no such split.
+        DataError: it cannot be loaded or has no such split.
     """
     from datasets import load_dataset
 
@@ -52,7 +61,7 @@ def hub_rows(hub_id: str, split: str, name: str | None = None) -> Iterator[Numbe
     except Exception as error:  # network, authentication and naming errors have no common class
         raise DataError(
             f"task.hub_id={hub_id}: split {split!r} could not be loaded ({_first_line(error)}). "
-            "Without a Hub use task.data=files and task.data_files."
+            "Without access to the Hub use task.data=files and task.data_files."
         ) from error
     yield from enumerate(rows, start=1)
 
@@ -62,7 +71,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _jsonl(file: Path) -> Iterator[NumberedRow]:
-    """Lines; blank ones are no rows."""
+    """One JSON object a line; blank lines are skipped."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -79,11 +88,11 @@ def _line(line: bytes) -> dict[str, Any] | RowProblem:
 
 
 def _object(value: Any) -> dict[str, Any] | RowProblem:
-    return value if isinstance(value, dict) else RowProblem("no JSON object")
+    return value if isinstance(value, dict) else RowProblem("not a JSON object")
 
 
 def _json(file: Path) -> Iterator[NumberedRow]:
-    """An array of objects; a file that starts otherwise has an object on each line."""
+    """An array of objects, or, if the file does not start with `[`, one object a line."""
     with file.open("rb") as start:
         head = start.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head.startswith(b"["):
@@ -94,8 +103,8 @@ def _json(file: Path) -> Iterator[NumberedRow]:
 
 
 def _csv(file: Path) -> Iterator[NumberedRow]:
-    """Rows below a header, with commas and double quotes."""
-    limit = csv.field_size_limit(sys.maxsize)  # how long a text may be is a setting of the task
+    """Rows below a header, separated by commas, with double quotes."""
+    limit = csv.field_size_limit(sys.maxsize)  # the limit is task.max_characters
     try:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             reader = csv.reader(lines, strict=True)
@@ -111,11 +120,11 @@ def _csv(file: Path) -> Iterator[NumberedRow]:
 
 
 def _next_fields(reader: Iterator[list[str]]) -> list[str] | RowProblem | None:
-    """The next row, None at the end."""
+    """The fields of the next row; None at the end."""
     try:
         return next(reader, None)
     except csv.Error as error:
-        lost = "a quote is not closed, rows behind it are lost" if "end of data" in str(error) else error
+        lost = "a quote is not closed, the rows after it are lost" if "end of data" in str(error) else error
         return RowProblem(f"broken CSV ({lost})")
 
 

@@ -1,6 +1,7 @@
-"""Rows of files and Hub data sets -> examples; rows that cannot be used are dropped and reported, or refused.
+"""Rows of files and Hub data sets as examples. Rows that cannot be used are dropped and reported, or refused.
 
-A task says where its rows are (`TaskRows`) and how one of them becomes an example (a function of a `Row`).
+A task defines where its rows are (`TaskRows`) and how one becomes an example (a function of `Row`). `RowRules` states
+which rows cannot be used and what happens to them, `RowReport` which ones they were.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ from gkd_rl.types import Example
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-SHOWN = 5  # row numbers of each reason that a message names
+MAX_NUMBERS_SHOWN = 5  # row numbers in a message, for each reason
 ON_MALFORMED = ("drop", "refuse")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and the limit of its texts.
+    """One row, with the limit on its texts.
 
     Attributes:
-        columns: the row as it was read.
-        max_characters: longer texts are refused.
+        columns: column -> value.
+        max_characters: longer texts cannot be used.
     """
 
     columns: Mapping[str, Any]
     max_characters: int
 
     def text(self, column: str) -> str:
-        """The text of a column; `translation.de` is what stands under `de` in the column `translation`.
+        """The text of a column; `translation.de` is the field `de` of the column `translation`.
 
         Raises:
-            RowProblem: it is missing, empty, too long or no text.
+            RowProblem: it is missing, empty, too long, not text, or not valid Unicode.
         """
         value = self._value(column)
         if value is None or (isinstance(value, str) and not value.strip()):
@@ -51,7 +52,7 @@ class Row:
         return value
 
     def optional_text(self, column: str) -> str:
-        """As `text`, with nothing for a column that is missing or empty."""
+        """As `text`, but "" for a column that is missing or empty."""
         try:
             value = self._value(column)
         except RowProblem:
@@ -59,7 +60,7 @@ class Row:
         return "" if value is None or value == "" else self.text(column)
 
     def identifier(self, column: str) -> str:
-        """What tells the row from others, as text.
+        """The value of a column that identifies the row, as text.
 
         Raises:
             RowProblem: it is missing or empty.
@@ -81,12 +82,16 @@ class Row:
 
 @dataclass(frozen=True)
 class RowRules:
-    """What is done with rows that cannot be used.
+    """Which rows cannot be used, and what happens to them.
 
     Attributes:
-        on_malformed: "drop" leaves them out and says so; "refuse" stops.
-        max_characters: of one text; longer ones make their row unusable.
-        id_column: rows that repeat an earlier row's value in it are unusable; None looks for no duplicates.
+        on_malformed: "drop" omits and reports them; "refuse" raises.
+        max_characters: a row with a longer text cannot be used, >= 1.
+        id_column: a row that repeats an earlier row's value in this column cannot be used; None: duplicates are not
+            searched for.
+
+    Raises:
+        DataError: a value is out of range.
     """
 
     on_malformed: str
@@ -102,12 +107,12 @@ class RowRules:
 
 @dataclass(frozen=True)
 class RowReport:
-    """What became of the rows that were read.
+    """Which rows of a split could not be used.
 
     Attributes:
         source: the file, or the data set and its split.
-        read: how many.
-        problems: reason -> numbers of the rows that were unusable for it.
+        read: number of rows that were read.
+        problems: reason -> numbers of the rows that could not be used for it.
     """
 
     source: str
@@ -116,27 +121,30 @@ class RowReport:
 
     @property
     def unusable(self) -> int:
-        """How many rows could not be used."""
+        """Number of rows that could not be used."""
         return sum(map(len, self.problems.values()))
 
     def reasons(self) -> str:
         """E.g. `column 'document' is empty: row 7; invalid UTF-8: 12 rows, 3, 5, 8, 9, 11, ...`."""
-        return "; ".join(f"{reason}: {_places(rows)}" for reason, rows in self.problems.items())
+        return "; ".join(f"{reason}: {_row_numbers(rows)}" for reason, rows in self.problems.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON: counts, and the first row numbers of each reason."""
-        found = {reason: {"rows": len(rows), "first": list(rows[:SHOWN])} for reason, rows in self.problems.items()}
+        """For JSON: counts, and the first row numbers of each reason."""
+        found = {
+            reason: {"rows": len(rows), "first": list(rows[:MAX_NUMBERS_SHOWN])}
+            for reason, rows in self.problems.items()
+        }
         return {"source": self.source, "read": self.read, "dropped": self.unusable, "reasons": found}
 
     def __str__(self) -> str:
         return f"{self.source}: {self.unusable:,} of {self.read:,} rows dropped: {self.reasons()}"
 
 
-def _places(rows: tuple[int, ...]) -> str:
-    shown = ", ".join(map(str, rows[:SHOWN]))
+def _row_numbers(rows: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, rows[:MAX_NUMBERS_SHOWN]))
     if len(rows) == 1:
         return f"row {shown}"
-    return f"rows {shown}" if len(rows) <= SHOWN else f"{len(rows):,} rows, {shown}, ..."
+    return f"rows {shown}" if len(rows) <= MAX_NUMBERS_SHOWN else f"{len(rows):,} rows, {shown}, ..."
 
 
 @dataclass(frozen=True)
@@ -144,12 +152,12 @@ class TaskRows:
     """The rows of a task's splits.
 
     Attributes:
-        data_files: split -> file, read in place of the Hub where there are any.
+        data_files: split -> file; None or empty reads the Hub.
         hub_id: data set on the Hub.
-        hub_config: its configuration, where it has several.
-        rules: what is done with unusable rows.
-        columns: setting -> column that it names, for messages.
-        reports: split -> what became of its rows, of the splits that were read.
+        hub_config: its configuration, if it has several.
+        rules: which rows cannot be used, and what happens to them.
+        columns: setting -> name of the column that it selects, for messages.
+        reports: split -> report, for the splits that were read.
     """
 
     data_files: Mapping[str, str] | None
@@ -160,19 +168,19 @@ class TaskRows:
     reports: dict[str, RowReport] = field(default_factory=dict, compare=False)
 
     def source(self, split: str) -> str:
-        """Where the rows of a split are."""
+        """The file of a split, or the data set and the split."""
         return self.data_files[split] if self.data_files else f"{self.hub_id}:{split}"
 
     def examples(self, split: str, parse: Callable[[Row], Example], limit: int | None = None) -> list[Example]:
-        """The first `limit` usable rows of a split; those that are not are reported in the log and in `reports`.
+        """The first `limit` usable rows of a split; the others are reported in the log and in `reports`.
 
         Args:
             split: a key of `data_files`, or a split of the data set on the Hub.
             parse: row -> example; it raises RowProblem for a row that cannot be used.
-            limit: the most that are taken; None takes all.
+            limit: largest number of examples; None: all.
 
         Raises:
-            DataError: the rows cannot be read, none is usable, or one is not and `rules` refuse that.
+            DataError: the rows cannot be read, none is usable, or one is not usable and `rules` refuse it.
         """
         examples: list[Example] = []
         problems: dict[str, list[int]] = {}
@@ -189,13 +197,13 @@ class TaskRows:
                 names |= dict.fromkeys(columns)
                 row = Row(columns, self.rules.max_characters)
                 example = parse(row)
-                self._check_new(row, seen)
+                self._check_duplicate(row, seen)
             except RowProblem as problem:
                 problems.setdefault(str(problem), []).append(number)
             else:
                 examples.append(example)
         report = RowReport(self.source(split), read, {reason: tuple(rows) for reason, rows in problems.items()})
-        self._judge(report, bool(examples), split, list(map(str, names)))
+        self._check_usable(report, bool(examples), split, list(map(str, names)))
         if problems and self.reports.get(split) != report:
             log.warning(str(report))
         self.reports[split] = report
@@ -206,8 +214,12 @@ class TaskRows:
             return file_rows(self.data_files[split], f"task.data_files.{split}")
         return hub_rows(self.hub_id, split, self.hub_config)
 
-    def _check_new(self, row: Row, seen: set[str]) -> None:
-        """No earlier usable row has this one's identifier."""
+    def _check_duplicate(self, row: Row, seen: set[str]) -> None:
+        """Add the row's identifier to `seen`.
+
+        Raises:
+            RowProblem: an earlier usable row has the same identifier.
+        """
         if self.rules.id_column is None:
             return
         identifier = row.identifier(self.rules.id_column)
@@ -215,16 +227,17 @@ class TaskRows:
             raise RowProblem(f"duplicate in column {self.rules.id_column!r}")
         seen.add(identifier)
 
-    def _judge(self, report: RowReport, usable: bool, split: str, names: list[str]) -> None:
+    def _check_usable(self, report: RowReport, usable: bool, split: str, names: list[str]) -> None:
+        """Raise DataError for a split without a usable row, or with an unusable one that the rules refuse."""
         key = f"task.data_files.{split}" if self.data_files else "task.hub_id"
         if report.read == 0:
             raise DataError(f"{key}={report.source}: there are no rows in it.")
         if not usable:
             settings = " and ".join(f"{one}={column}" for one, column in self.columns.items())
-            there = f"{settings} name what is read; the columns are {', '.join(names)}." if names else ""
+            there = f"{settings} must name columns of the rows, which are {', '.join(names)}." if names else ""
             raise DataError(f"{key}={report.source}: no row can be used: {report.reasons()}. {there}".rstrip())
         if report.problems and self.rules.on_malformed == "refuse":
             raise DataError(
                 f"{key}={report.source}: {report.unusable:,} of {report.read:,} rows cannot be used: "
-                f"{report.reasons()}. Mend them, or leave them out with task.on_malformed=drop."
+                f"{report.reasons()}. Fix them, or drop them with task.on_malformed=drop."
             )

@@ -1,8 +1,8 @@
-"""The contract of a task; a new task is one file with these members and one YAML.
+"""The contract of a task, the base of tasks with several sources, and the report on the data of a run.
 
-What tasks have in common whose rows are generated, or come from local files or the Hub.
-
-What became of a run's data: rows that were dropped, prompts and references that the limits cut.
+A task is one file in `tasks/` with the members of `Task`, and one YAML file in conf/task. Tasks whose rows are
+generated or come from local files or the Hub derive from `DataSource`. `data_facts` reports what eval.json says about
+the data: rows that were dropped, and texts that the token limits truncate.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from gkd_rl.errors import DataError
 from gkd_rl.generation.codec import TextCodec
 from gkd_rl.types import Example
 
+log = logging.getLogger(__name__)
+
+MEASURED_ROWS = 2048  # rows of a split whose lengths are measured
+
 
 class Task(Protocol):
     """Rows of one data set, as prompts and references."""
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Longer prompts are cut."""
+        """Longer prompts are truncated at their end."""
         ...
 
     @property
@@ -36,42 +40,49 @@ class Task(Protocol):
         ...
 
     def examples(self, split: str) -> list[Example]:
-        """The rows of "train", "validation" or "test"."""
+        """The rows of "train", "validation" or "test".
+
+        Raises:
+            DataError: the split is unknown, or its rows cannot be used.
+        """
         ...
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer that comes with the data; None when the checkpoint must bring its own."""
+        """The tokenizer that belongs to the data; None if the checkpoint's is used."""
         ...
 
 
 @runtime_checkable
-class ReadTask(Protocol):
-    """A task that also tells what became of the rows of files or the Hub."""
+class ReportsRows(Protocol):
+    """A task that reports which rows of files or the Hub it dropped."""
 
     @property
     def row_reports(self) -> Mapping[str, RowReport]:
-        """Split -> report, of the splits that were read."""
+        """Split -> report, for the splits that were read."""
         ...
 
 
 def row_reports(task: Task) -> Mapping[str, RowReport]:
-    """A task's reports; none of one that generates its rows."""
-    return task.row_reports if isinstance(task, ReadTask) else {}
+    """Reports of a task by split; empty for a task whose rows are generated."""
+    return task.row_reports if isinstance(task, ReportsRows) else {}
 
 
 @dataclass(frozen=True)
 class DataSource(ABC):
-    """Where rows come from, how many are taken, and what becomes of those that cannot be used.
+    """Base of tasks whose rows are generated, or come from local files or the Hub.
 
     Attributes:
-        data: where rows come from without `data_files`.
-        train_size: generated train rows; for files and the Hub the most that are taken (likewise the other sizes).
-        data_files: split -> file, read in place of `data`.
-        hub_id: data set, for data=hub.
-        hub_config: its configuration, where it has several.
-        id_column: column that no two rows share; None looks for no duplicates.
-        on_malformed: rows that cannot be used: "drop" or "refuse".
+        data: source of the rows unless `data_files` are given: embedded (generated), files or hub.
+        train_size: rows of the train split that are generated, or the most that are read; likewise the other sizes.
+        data_files: split -> file; replaces `data`.
+        hub_id: data set on the Hub, for data=hub.
+        hub_config: its configuration, if it has several.
+        id_column: column whose values must differ between rows; None: duplicates are not searched for.
+        on_malformed: what happens to rows that cannot be used: "drop" or "refuse".
         max_characters: rows with a longer text cannot be used.
+
+    Raises:
+        DataError: the settings contradict each other, or a value is out of range.
     """
 
     FILES: ClassVar[tuple[str, ...]] = SPLITS  # splits that need a file of their own
@@ -104,16 +115,16 @@ class DataSource(ABC):
                 f"task.data_files.{split}={files[split]}: there is no such split; task.data_files takes "
                 f"{', '.join(SPLITS)}."
             )
-        _ = self.rows  # its settings are refused here
+        _ = self.rows  # checks the settings of rows
 
     @property
     @abstractmethod
     def columns(self) -> dict[str, str]:
-        """Setting -> column that it names."""
+        """Setting -> name of the column that it selects, for messages."""
 
     @property
     def origin(self) -> str:
-        """Where rows come from: the files that are given, else what `data` says."""
+        """Source of the rows: "files" if `data_files` are given, else `data`."""
         return "files" if self.data_files else self.data
 
     @cached_property
@@ -124,11 +135,11 @@ class DataSource(ABC):
 
     @property
     def row_reports(self) -> dict[str, RowReport]:
-        """Split -> what became of its rows, of the splits that were read from files or the Hub."""
+        """Split -> report, for the splits that were read from files or the Hub."""
         return self.rows.reports
 
     def size(self, split: str) -> int:
-        """How many rows of a split are taken.
+        """Number of rows of a split.
 
         Raises:
             DataError: the split is unknown.
@@ -139,19 +150,14 @@ class DataSource(ABC):
         return sizes[split]
 
 
-log = logging.getLogger(__name__)
-
-ROWS = 2048  # of a split, whose lengths are looked at
-
-
 @dataclass(frozen=True)
 class TextLengths:
-    """TextLengths of one kind of text, in tokens.
+    """Lengths of prompts or of references, in tokens.
 
     Attributes:
-        limit: longer texts are cut.
-        longest: before anything was cut.
-        cut: how many are longer than the limit.
+        limit: longer texts are truncated.
+        longest: length of the longest text before truncation.
+        cut: number of texts longer than the limit.
     """
 
     limit: int
@@ -160,13 +166,13 @@ class TextLengths:
 
 
 @dataclass(frozen=True)
-class CutReport:
-    """How many of the rows that were looked at are cut.
+class TruncationReport:
+    """How many texts of a split the token limits truncate.
 
     Attributes:
-        rows: the first so many of the split.
-        prompts: theirs.
-        references: theirs, with their end.
+        rows: measured rows, the first ones of the split.
+        prompts: lengths of their prompts.
+        references: lengths of their references, end-of-sequence tokens included.
     """
 
     rows: int
@@ -181,34 +187,38 @@ class CutReport:
         )
 
     def advice(self) -> str:
-        """The settings that would leave every text whole."""
+        """The settings with which no text is truncated."""
         limits = {"prompt": self.prompts, "completion": self.references}
-        cut = [f"task.max_{name}_tokens={one.longest}" for name, one in limits.items() if one.cut]
-        return f"Nothing is cut at {' and '.join(cut)}" if cut else "Nothing is cut"
+        raised = [f"task.max_{name}_tokens={one.longest}" for name, one in limits.items() if one.cut]
+        return f"Nothing is truncated with {' and '.join(raised)}" if raised else "Nothing is truncated"
 
 
-def cut_report(codec: TextCodec, examples: Sequence[Example]) -> CutReport:
-    """Look at the first rows of a split."""
-    rows = examples[:ROWS]
+def truncation_report(codec: TextCodec, examples: Sequence[Example]) -> TruncationReport:
+    """Measure the first `MEASURED_ROWS` rows of a split."""
+    rows = examples[:MEASURED_ROWS]
     prompts, references = codec.lengths(rows)
 
-    def of(lengths: list[int], limit: int) -> TextLengths:
+    def lengths_of(lengths: list[int], limit: int) -> TextLengths:
         return TextLengths(limit, max(lengths), sum(length > limit for length in lengths))
 
-    return CutReport(len(rows), of(prompts, codec.max_prompt_tokens), of(references, codec.max_completion_tokens))
+    return TruncationReport(
+        len(rows),
+        lengths_of(prompts, codec.max_prompt_tokens),
+        lengths_of(references, codec.max_completion_tokens),
+    )
 
 
 def data_facts(task: Task, codec: TextCodec, splits: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
-    """What eval.json says about the data; texts that are cut are a warning.
+    """The entry "data" of eval.json: dropped rows and lengths by split. Truncated texts are logged as a warning.
 
     Args:
-        task: has read the splits.
+        task: the task, after it has read the splits.
         codec: of the student.
         splits: name -> rows.
     """
-    lengths = {name: cut_report(codec, examples) for name, examples in splits.items()}
+    lengths = {name: truncation_report(codec, examples) for name, examples in splits.items()}
     for name, report in lengths.items():
         if report.prompts.cut or report.references.cut:
-            log.warning("%s: %s: they are cut at their end. %s.", name, report, report.advice())
+            log.warning("%s: %s: they are truncated at their end. %s.", name, report, report.advice())
     rows = {name: report.as_dict() for name, report in row_reports(task).items()}
     return {"rows": rows, "lengths": {name: asdict(report) for name, report in lengths.items()}}

@@ -1,4 +1,4 @@
-"""What became of the data: lengths before anything is cut, the warning, and what eval.json says."""
+"""The report on the data: lengths before truncation, the warning, and the entry of eval.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import MakeExamples
 from test_tasks import files_task, write
 from transformers import PreTrainedTokenizerFast
 
-from gkd_rl.data.task import ROWS, cut_report, data_facts
+from gkd_rl.data.task import MEASURED_ROWS, data_facts, truncation_report
 from gkd_rl.generation.codec import ChatTemplate, TextCodec
 from gkd_rl.outputs.json_files import write_json
 from gkd_rl.types import Example
@@ -33,7 +33,7 @@ def codecs(few_words: PreTrainedTokenizerFast, prompt: int, completion: int) -> 
 
 
 @pytest.mark.parametrize("kind", range(4))
-def test_lengths_are_those_of_what_is_read_uncut(
+def test_lengths_are_measured_before_truncation(
     kind: int, few_words: PreTrainedTokenizerFast, make_examples: MakeExamples
 ) -> None:
     examples = make_examples(40)
@@ -41,15 +41,15 @@ def test_lengths_are_those_of_what_is_read_uncut(
     prompts = whole.prompts(examples).mask_PS.sum(dim=1).tolist()
     references = whole.references(examples).mask_BT.sum(dim=1).tolist()
     assert cut.lengths(examples) == whole.lengths(examples) == (prompts, references)
-    report = cut_report(cut, examples)
+    report = truncation_report(cut, examples)
     assert report.rows == 40 and report.prompts.longest == max(prompts) and report.references.longest == max(references)
     shorter = cut.prompts(examples).mask_PS.sum(dim=1).tolist(), cut.references(examples).mask_BT.sum(dim=1).tolist()
     assert report.prompts.cut == sum(a != b for a, b in zip(prompts, shorter[0], strict=True))
     assert report.references.cut == sum(a != b for a, b in zip(references, shorter[1], strict=True)) > 0
-    assert cut_report(whole, examples).advice() == "Nothing is cut"
+    assert truncation_report(whole, examples).advice() == "Nothing is truncated"
 
 
-def test_what_eval_json_says(
+def test_the_entry_of_eval_json(
     few_words: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [
@@ -66,16 +66,16 @@ def test_what_eval_json_says(
     assert facts["rows"]["train"]["reasons"] == {"column 'document' is empty": {"rows": 1, "first": [2]}}
     lengths = {"rows": 2, "prompts": {"limit": 3, "longest": 5, "cut": 1}}
     assert facts["lengths"]["test"] == lengths | {"references": {"limit": 4, "longest": 2, "cut": 0}}
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and said[0].startswith(
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2 and messages[0].startswith(
         "train: of 2 rows 1 prompts are longer than 3 tokens (longest 5), and 0"
     )
-    assert said[0].endswith("they are cut at their end. Nothing is cut at task.max_prompt_tokens=5.")
+    assert messages[0].endswith("they are truncated at their end. Nothing is truncated with task.max_prompt_tokens=5.")
     caplog.clear()
     data_facts(task, TextCodec(few_words, 5, 4, CPU), splits)
     assert not caplog.records
 
 
-def test_few_rows_of_a_large_split_are_looked_at(few_words: PreTrainedTokenizerFast) -> None:
-    rows = [Example("a", "b", {})] * (ROWS + 5)
-    assert cut_report(TextCodec(few_words, 5, 5, CPU), rows).rows == ROWS
+def test_only_the_first_rows_of_a_large_split_are_measured(few_words: PreTrainedTokenizerFast) -> None:
+    rows = [Example("a", "b", {})] * (MEASURED_ROWS + 5)
+    assert truncation_report(TextCodec(few_words, 5, 5, CPU), rows).rows == MEASURED_ROWS

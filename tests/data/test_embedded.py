@@ -23,7 +23,7 @@ from gkd_rl.data.embedded.news import (
     NewsItem,
     Verdict,
     generate,
-    read,
+    parse,
     render,
     stated_facts,
     vocabulary,
@@ -167,7 +167,7 @@ def test_stated_facts_are_those_that_the_generator_wrote(monkeypatch: pytest.Mon
 def test_distractors_hold_other_values_than_the_article_states() -> None:
     for item in generate("train", 300, 2):
         facts = stated_facts(item.article)
-        distracting = [one for sentence in sentences(item.article) if (one := read(DISTRACTORS, sentence))]
+        distracting = [one for sentence in sentences(item.article) if (one := parse(DISTRACTORS, sentence))]
         assert len(distracting) == news.DISTRACTOR_SENTENCES
         for slots in distracting:
             assert not {slot for slot in ("surname", "object", *DETAILS) if slots.get(slot, "") == facts.get(slot)}
@@ -311,20 +311,20 @@ def test_the_truth_is_not_always_the_usual() -> None:
     rng = random.Random(0)
     drawn = [news._facts(rng) for _ in range(6000)]
     for detail, share in news.USUAL.items():
-        guessed = sum(facts[detail] == news.usual(detail, facts) for facts in drawn) / len(drawn)
+        guessed = sum(facts[detail] == news.usual_value(detail, facts) for facts in drawn) / len(drawn)
         assert guessed == pytest.approx(share + (1 - share) / len(VALUES[detail]), abs=0.025)
 
 
 def test_templates_are_read_back_as_they_were_written() -> None:
     for templates in (SUMMARIES, LEADS, *STATEMENTS.values(), DISTRACTORS):
         for template in templates:
-            slots = read((template,), render(template, CLAIMS))
+            slots = parse((template,), render(template, CLAIMS))
             assert slots is not None
             assert slots.items() <= CLAIMS.items()
             assert set(slots) == {slot for slot in CLAIMS if f"{{{slot}}}" in template}
     core = {slot: CLAIMS[slot] for slot in ("surname", "participle", "object")}
     assert render(SUMMARIES[0], core) == "evans has opened the bridge ."
-    assert read(SUMMARIES, "evans has opened the bridge .") == core
+    assert parse(SUMMARIES, "evans has opened the bridge .") == core
     with pytest.raises(KeyError):
         render(SUMMARIES[0], {"surname": "evans"})
 

@@ -40,7 +40,7 @@ def test_rows_are_distinct_repeatable_and_of_one_split(name: str) -> None:
 
 
 def test_a_generator_says_when_it_has_no_more() -> None:
-    with pytest.raises(ValueError, match=r"finds [0-9]+ train rows of this kind and no more, not 50"):
+    with pytest.raises(ValueError, match=r"has [0-9]+ distinct train rows of this kind, and 50 are needed"):
         distinct(lambda rng: (str(rng.randrange(9)), lambda: 1), lambda item: item, "train", 50, 0)
 
 
@@ -139,7 +139,7 @@ def test_wrong_walks(answer: str, progress: float) -> None:
 
 
 def test_a_prompt_that_is_no_walk() -> None:
-    with pytest.raises(ValueError, match="is no walk"):
+    with pytest.raises(ValueError, match="is not the prompt of a walk"):
         WalkChecker()("go home", "+1 4")
 
 

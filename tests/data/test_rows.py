@@ -52,7 +52,7 @@ def test_every_problem_of_json_lines_has_its_line_number(tmp_path: Path, caplog:
     assert report.problems == {
         "invalid UTF-8": (3,),
         "broken JSON": (4, 12),
-        "no JSON object": (5,),
+        "not a JSON object": (5,),
         "column 'text' is missing": (6,),
         "column 'text' is empty": (7,),
         "column 'text' is int, not text": (8,),
@@ -72,7 +72,7 @@ def test_json_is_an_array_or_lines(tmp_path: Path) -> None:
     path.write_bytes(b'\n [{"text": "one"}, {"text": "caf\xe9"}, 3, {"text": "four"}]')
     rows = rows_of(path)
     assert read(rows) == ["one", "four"]
-    assert rows.reports["train"].problems == {"invalid UTF-8 in column 'text'": (2,), "no JSON object": (3,)}
+    assert rows.reports["train"].problems == {"invalid UTF-8 in column 'text'": (2,), "not a JSON object": (3,)}
     path.write_bytes(GOOD + b"{\n" + GOOD)
     rows = rows_of(path)
     assert read(rows) == ["words é", "words é"]
@@ -96,7 +96,7 @@ def test_csv(tmp_path: Path) -> None:
         "1 fields for 2 columns": (3,),
         "3 fields for 2 columns": (5,),
         "broken CSV (',' expected after '\"')": (6,),
-        "broken CSV (a quote is not closed, rows behind it are lost)": (10,),
+        "broken CSV (a quote is not closed, the rows after it are lost)": (10,),
         "column 'text' is empty": (7,),
         "column 'text' is longer than 50,000 characters": (8,),
     }
@@ -153,7 +153,7 @@ def test_nothing_that_can_be_used_is_an_error(tmp_path: Path) -> None:
         read(rows_of(path))
     path.write_bytes(b'{"document": "a", "title": "b"}\n{"id": 1}\n')
     with pytest.raises(
-        DataError, match=r"task\.text_column=text name what is read; the columns are document, title, id"
+        DataError, match=r"task\.text_column=text must name columns of the rows, which are document, title, id"
     ):
         read(rows_of(path))
 

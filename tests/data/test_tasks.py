@@ -132,7 +132,7 @@ def test_a_column_that_is_not_there_is_named_with_its_setting_and_those_that_are
     with pytest.raises(DataError) as caught:
         files_task(path, **{f"{column}_column": "text"}).examples("train")
     says = [f"task.data_files.train={path}: no row can be used: column 'text' is missing: rows 1, 2, 3."]
-    for words in [*says, f"task.{column}_column=text", "the columns are document, summary."]:
+    for words in [*says, f"task.{column}_column=text", "which are document, summary."]:
         assert words in str(caught.value)
 
 

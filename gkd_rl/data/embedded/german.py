@@ -1,16 +1,12 @@
-"""English phrases and the German ones that mean the same, from libraries: no word of them is translated by hand.
+"""Generator of English sentences with their German translations, all of which are known.
 
-Numbers in words are num2words'; dates, times, countries, languages, currencies and units are Babel's, that is, the
-Unicode CLDR's. A phrase is drawn in English together with every German way of saying it that counts as right; the first
-of them is the reference.
+Phrases come from libraries, so that none is translated by hand: numbers in words from num2words; dates, times,
+countries, languages, currencies and units from Babel, that is, the Unicode CLDR. A phrase has its English form and
+every accepted German form, the reference first.
 
-Generator of English sentences with their German translations.
-
-The words that matter come from `phrases.py`; the sentences around them are such that any phrase fits, whatever its
-gender or number, so that every pair is correct. German puts times and verbs elsewhere than English does.
-
-All German sentences that say the same in other words of the CLDR (a date in digits, a number in digits) are known, so
-that a translation can be checked exactly.
+Sentences are frames with slots for phrases. Any phrase fits its slot, whatever its gender or number, so that every pair
+is correct; the order of words differs between the languages. The accepted translations are all combinations of the
+accepted phrases (a date in digits, a number in digits), so that a translation can be checked exactly.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ from gkd_rl.data.embedded.splits import distinct
 
 EN, DE = Locale("en", "US"), Locale("de", "DE")
 LARGEST = 999
-# Those that German names without an article, so that any of them fits into a sentence as it is.
+# Countries without an article in German, so that any of them fits a frame.
 COUNTRIES = words_of(
     "FR DE IT ES PT AT BE DK SE NO FI PL GR HU RO BG HR IE IS EE LV LT RU JP CN IN BR MX CA AU EG KE GH MA PE CL"
 )
@@ -48,21 +44,21 @@ HEAT = ("temperature-celsius",)
 
 @dataclass(frozen=True)
 class Phrase:
-    """English, and all that is right in German, the reference first."""
+    """An English phrase, and the accepted German phrases, the reference first."""
 
     english: str
     german: tuple[str, ...]
 
 
 def _number(rng: random.Random, largest: int) -> int:
-    """Mostly small; never one, nor one that ends in one, which would agree with what it counts."""
+    """A number from 2, small ones more often; never ending in 01, where German agrees with the counted noun."""
     number = rng.randint(2, min(largest, rng.choice((20, 99, LARGEST))))
     return number + 1 if number % 100 == 1 else number
 
 
 @functools.cache
 def number_words(number: int) -> Phrase:
-    """A number below 1,000 in words; in German also in digits, and hundreds without their "ein"."""
+    """A number below 1,000 in words; German also in digits, and 1xx also without its leading "ein"."""
     german = num2words(number, lang="de")
     short = german.removeprefix("ein") if 100 <= number < 200 else german
     return Phrase(num2words(number, lang="en"), tuple(dict.fromkeys((german, short, str(number)))))
@@ -70,7 +66,7 @@ def number_words(number: int) -> Phrase:
 
 @functools.cache
 def _plural(unit: str, locale: Locale) -> str:
-    """The plural of a unit, as it stands after a number."""
+    """The plural of a unit, as after a number."""
     return format_unit(2, unit, locale=locale).removeprefix("2").strip()
 
 
@@ -99,7 +95,7 @@ def _clock(time: datetime.time) -> Phrase:
 
 
 def _named(table: str, codes: Sequence[str]) -> Callable[[random.Random], Phrase]:
-    """One of CLDR's names, e.g. of its territories."""
+    """A function that draws one of CLDR's names, e.g. of its territories."""
     names = [Phrase(getattr(EN, table)[code], (getattr(DE, table)[code],)) for code in codes]
     return lambda rng: rng.choice(names)
 
@@ -127,7 +123,7 @@ DRAW: dict[str, Callable[[random.Random], Phrase]] = {
 }
 
 
-# A digit tells two slots of one kind apart.
+# (English, German); a second slot of one kind ends in 2.
 FRAMES = (
     ("{country} pays {country2} {money} on {date}.", "{country} zahlt {country2} am {date} {money}."),
     (
@@ -150,13 +146,13 @@ FRAMES = (
         "Die Gäste aus {country} bleiben {duration} und sprechen {language}.",
     ),
 )
-FIGURES = {"money", "date", "weekday", "clock"}  # written in digits
+FIGURES = {"money", "date", "weekday", "clock"}  # kinds of phrases in digits
 SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A sentence, its reference, and all translations that are right, the reference among them."""
+    """An English sentence, its German reference, and all accepted translations, the reference included."""
 
     english: str
     german: str
@@ -164,17 +160,17 @@ class Translation:
 
 
 def _draw(rng: random.Random, frames: tuple[tuple[str, str], ...]) -> tuple[str, Callable[[], Translation]]:
-    """An English sentence, and what translates it."""
+    """An English sentence, and a function that makes its translations."""
     english, german = rng.choice(frames)
     phrases = {slot: DRAW[slot.rstrip("2")](rng) for slot in SLOT.findall(english)}
     sentence = english.format(**{slot: phrase.english for slot, phrase in phrases.items()})
 
-    def write() -> Translation:
+    def translate() -> Translation:
         choices = itertools.product(*(phrase.german for phrase in phrases.values()))
         accepted = tuple(german.format(**dict(zip(phrases, words, strict=True))) for words in choices)
         return Translation(sentence, accepted[0], accepted)
 
-    return sentence, write
+    return sentence, translate
 
 
 def generate(split: str, size: int, seed: int, *, simple: bool = False) -> list[Translation]:
@@ -184,7 +180,7 @@ def generate(split: str, size: int, seed: int, *, simple: bool = False) -> list[
         split: "train", "validation" or "test".
         size: number of sentences.
         seed: of the whole data set.
-        simple: only sentences in which every number is in words.
+        simple: only frames without phrases in digits.
     """
     frames = tuple(frame for frame in FRAMES if not simple or FIGURES.isdisjoint(SLOT.findall(frame[0])))
     return distinct(lambda rng: _draw(rng, frames), lambda translation: translation.english, split, size, seed)

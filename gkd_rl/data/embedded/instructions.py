@@ -1,7 +1,7 @@
-"""Generator of simple instructions whose fulfilment a program can tell: words, counts, capitals, beginnings.
+"""Generator of simple instructions that a program can verify: words, counts, capitals, first and last words.
 
-A row has a prompt, one answer that follows it, and the checks of `reward_models/text/form.py`; any other answer that
-passes them is as good.
+A row has a prompt, one answer that follows it, and checks of `reward_models.text.form`; any answer that passes the
+checks is right.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt, an answer that follows it, and what every answer must pass."""
+    """A prompt, an answer that follows it, and the checks that every right answer passes."""
 
     prompt: str
     answer: str

@@ -1,29 +1,19 @@
-"""The words of the generated news: what can happen, to what, by whom, where, when and with what consequence.
+"""Generated news: articles with one-sentence summaries in the spirit of XSum, and the exact checker of a summary.
 
-Every value is one lower-case word, so that a claim is a word and a word list is a vocabulary.
+Words and templates. Every value is one lower-case word. A template has words, {slots} and [optional phrases]. The same
+templates render facts as text and parse text into facts (`render`, `parse`). A text is lower-case words separated by
+single spaces, punctuation included ("anna evans has opened the bridge , sparking protests .").
 
-The sentences of the generated news, written once and used both ways: to render facts and to read them back.
+Generator. As in XSum, references state facts that the article does not have: a detail is missing from the article with
+probability `OMITTED`, and in the reference with probability `NAMED`, independently. Missing details can be guessed in
+part (a surname has a usual first name, an object a usual place, ...). A model that imitates references therefore learns
+to hallucinate, and ROUGE rewards it for that. Distractor sentences have other values of the same kinds. The CRC-32 of
+(surname, event, object) decides the split.
 
-A template is words, {slots} and [optional phrases]. Rendering leaves out an optional phrase whose slot has no value;
-reading turns the same template into a regular expression. Text is lower-case words separated by single spaces,
-punctuation included ("anna evans has opened the bridge , sparking protests .").
-
-Generator of short news articles with one-sentence summaries, in the spirit of XSum.
-
-As in XSum, references state facts that the article does not: each detail is left out of the article with probability
-OMIT, and named by the reference with probability NAME whether or not the article has it. Omitted details are partly
-guessable (a surname has a usual first name, an object a usual place, ...), so a model that imitates references learns
-to hallucinate and is paid in ROUGE for it. Distractor sentences hold other values of the same kinds.
-
-Train, validation and test are disjoint by construction: who did what to which object (surname, event, object) decides
-the split by its CRC-32. All draws come from Python's Mersenne Twister, so rows are the same on every machine.
-
-Exact checker of the generated news: which claims of a summary does the article support?
-
-It reads both texts with the grammar that wrote them, so it needs no facts beside the text. A summary counts as
-unsupported altogether when it is ungrammatical (no template accepts all of it: a dropped slot, a repeated phrase, a
-missing full stop) or evasive (it names fewer details than `min(2, details the article states)`); both are ways in which
-a policy gets past a checker that only looks at words.
+Checker. `NewsChecker` parses article and summary with the grammar of the generator, so that it needs the two texts
+only. A summary scores 0 if it is ungrammatical (no template matches all of it: a missing slot, a repeated phrase, no
+full stop) or evasive (it has fewer details than min(2, details that the article states)). Without these two conditions
+a policy could exploit a checker of single words.
 """
 
 from __future__ import annotations
@@ -39,12 +29,14 @@ from gkd_rl.data.embedded.splits import distinct
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text."""
+    """The words of a text, which are separated by white space."""
     return tuple(text.split())
 
 
+# --- words -----------------------------------------------------------------------------------------------------------
+
 EVENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # event: (participles that mean it, objects it happens to)
+    # event: (participles with that meaning, objects of the event)
     "open": (("opened", "unveiled", "inaugurated"), ("bridge", "museum", "library", "stadium", "hospital", "airport")),
     "sell": (("sold", "auctioned", "offloaded"), ("painting", "vineyard", "yacht", "castle", "ranch", "necklace")),
     "ban": (("banned", "outlawed", "prohibited"), ("drone", "drug", "film", "novel", "scooter", "game")),
@@ -75,7 +67,6 @@ DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sun
 AMOUNTS = words_of("two three four five six seven eight nine ten twelve fifteen twenty thirty forty fifty sixty")
 OUTCOMES = words_of("protests praise delays lawsuits layoffs celebrations confusion strikes")
 
-CORE = ("surname", "event", "object")
 DETAILS = ("first", "place", "day", "amount", "outcome")
 VALUES: dict[str, tuple[str, ...]] = {
     "surname": SURNAMES,
@@ -89,6 +80,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "outcome": OUTCOMES,
 }
 
+
+# --- templates -------------------------------------------------------------------------------------------------------
 
 SUBJECT = "[{role} ][{first} ]{surname}"
 SUMMARIES = (
@@ -128,7 +121,7 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def render(template: str, facts: Mapping[str, str]) -> str:
-    """Fill a template; an optional phrase appears only if `facts` has its slot.
+    """The text of a template with these facts; an optional phrase appears only if `facts` has its slot.
 
     Raises:
         KeyError: a slot outside the optional phrases has no value.
@@ -139,13 +132,13 @@ def render(template: str, facts: Mapping[str, str]) -> str:
 
 @functools.cache
 def pattern(template: str) -> re.Pattern[str]:
-    """The regular expression that accepts exactly the renderings of `template`, one named group per slot."""
+    """The regular expression that matches exactly the renderings of a template, with one named group per slot."""
     escaped = _OPTIONAL.sub(lambda m: f"(?:{m[1]})?", template.replace(".", r"\."))
     return re.compile(_SLOT.sub(lambda m: f"(?P<{m[1]}>{'|'.join(VALUES[m[1]])})", escaped))
 
 
-def read(templates: tuple[str, ...], text: str) -> dict[str, str] | None:
-    """The slots of `text` under the first template that accepts all of it, or None."""
+def parse(templates: tuple[str, ...], text: str) -> dict[str, str] | None:
+    """The slots of a text by the first template that matches all of it; None if no template does."""
     for template in templates:
         match = pattern(template).fullmatch(text)
         if match:
@@ -154,7 +147,7 @@ def read(templates: tuple[str, ...], text: str) -> dict[str, str] | None:
 
 
 def vocabulary() -> list[str]:
-    """Every word that any template or slot can produce, sorted."""
+    """Every word of templates and slots, sorted; each becomes one token."""
     templates = [*SUMMARIES, *LEADS, *DISTRACTORS, *(t for group in STATEMENTS.values() for t in group)]
     words = {word for values in VALUES.values() for word in values}
     for template in templates:
@@ -162,24 +155,25 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
-OMIT = 0.3  # a detail is missing from the article
-NAME = 0.8  # a detail is named by the reference
-ROLE = 0.5  # the role is named by the reference
-USUAL = {"first": 0.7, "place": 0.4, "outcome": 0.5, "amount": 0.3, "day": 0.3}  # the guessable value is the true one
-HOUSE_STYLE = 0.7  # the reference is written in the usual style of its event
+# --- generator -------------------------------------------------------------------------------------------------------
+
+# Probabilities: a detail is missing from the article; a detail, and the role, is in the reference; the value of a
+# detail is its usual one; the reference has the usual template of its event.
+OMITTED, NAMED, ROLE_NAMED, USUAL_TEMPLATE = 0.3, 0.8, 0.5, 0.7
+USUAL = {"first": 0.7, "place": 0.4, "outcome": 0.5, "amount": 0.3, "day": 0.3}
 DISTRACTOR_SENTENCES = 3
 
 
 @dataclass(frozen=True)
 class NewsItem:
-    """An article and its reference, as text."""
+    """An article and its reference."""
 
     article: str
     summary: str
 
 
-def usual(detail: str, facts: dict[str, str]) -> str:
-    """The value of `detail` that goes most often with the known facts."""
+def usual_value(detail: str, facts: dict[str, str]) -> str:
+    """The most frequent value of a detail given the other facts."""
     key, values = {
         "first": (facts["surname"], FIRST_NAMES),
         "place": (facts["object"], PLACES),
@@ -190,11 +184,8 @@ def usual(detail: str, facts: dict[str, str]) -> str:
     return values[zlib.crc32(f"{detail} {key}".encode()) % len(values)]
 
 
-_POOLS = {"first": FIRST_NAMES, "place": PLACES, "day": DAYS, "amount": AMOUNTS, "outcome": OUTCOMES}
-
-
 def _facts(rng: random.Random) -> dict[str, str]:
-    """One event with all its details."""
+    """A random event with all its details."""
     event = rng.choice(list(EVENTS))
     participles, objects = EVENTS[event]
     facts = {
@@ -205,12 +196,12 @@ def _facts(rng: random.Random) -> dict[str, str]:
         "role": rng.choice(ROLES),
     }
     for detail in DETAILS:
-        facts[detail] = usual(detail, facts) if rng.random() < USUAL[detail] else rng.choice(_POOLS[detail])
+        facts[detail] = usual_value(detail, facts) if rng.random() < USUAL[detail] else rng.choice(VALUES[detail])
     return facts
 
 
 def _distractor(rng: random.Random, template: str, facts: dict[str, str]) -> str:
-    """A sentence about somebody or something else."""
+    """A sentence with the facts of another event."""
     other = _facts(rng)
     while any(other[slot] == facts[slot] for slot in ("surname", "object", "place", "day", "amount", "outcome")):
         other = _facts(rng)
@@ -218,8 +209,8 @@ def _distractor(rng: random.Random, template: str, facts: dict[str, str]) -> str
 
 
 def _item(rng: random.Random, facts: dict[str, str], distractors: int) -> NewsItem:
-    """Write the article and the reference of one event."""
-    stated = [detail for detail in DETAILS if rng.random() >= OMIT]
+    """The article and the reference of one event."""
+    stated = [detail for detail in DETAILS if rng.random() >= OMITTED]
     body = [render(rng.choice(STATEMENTS[detail]), facts) for detail in stated]
     body += [_distractor(rng, template, facts) for template in rng.sample(DISTRACTORS, distractors)]
     rng.shuffle(body)
@@ -227,12 +218,12 @@ def _item(rng: random.Random, facts: dict[str, str], distractors: int) -> NewsIt
 
     named = {slot: facts[slot] for slot in ("surname", "object")}
     named["participle"] = rng.choice(EVENTS[facts["event"]][0])
-    named |= {detail: facts[detail] for detail in DETAILS if rng.random() < NAME}
-    if rng.random() < ROLE:
+    named |= {detail: facts[detail] for detail in DETAILS if rng.random() < NAMED}
+    if rng.random() < ROLE_NAMED:
         named["role"] = facts["role"]
-    house = list(EVENTS).index(facts["event"]) % len(SUMMARIES)
-    style = house if rng.random() < HOUSE_STYLE else rng.randrange(len(SUMMARIES))
-    return NewsItem(article, render(SUMMARIES[style], named))
+    usual = list(EVENTS).index(facts["event"]) % len(SUMMARIES)
+    template = usual if rng.random() < USUAL_TEMPLATE else rng.randrange(len(SUMMARIES))
+    return NewsItem(article, render(SUMMARIES[template], named))
 
 
 def generate(split: str, size: int, seed: int, distractors: int = DISTRACTOR_SENTENCES) -> list[NewsItem]:
@@ -241,8 +232,8 @@ def generate(split: str, size: int, seed: int, distractors: int = DISTRACTOR_SEN
     Args:
         split: "train", "validation" or "test".
         size: number of items.
-        seed: of the whole data set; another seed gives other articles about the same world.
-        distractors: sentences of an article that are about others, 0 to 6.
+        seed: of the whole data set; another seed gives other articles from the same distribution.
+        distractors: sentences of an article with facts of other events, 0 to 6.
     """
 
     def draw(rng: random.Random) -> tuple[str, Callable[[], NewsItem]]:
@@ -252,19 +243,21 @@ def generate(split: str, size: int, seed: int, distractors: int = DISTRACTOR_SEN
     return distinct(draw, lambda item: item.article, split, size, seed)
 
 
-MIN_DETAILS = 2
+# --- checker ---------------------------------------------------------------------------------------------------------
+
+MIN_DETAILS = 2  # of a summary that is not evasive, if the article states as many
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the article says about a summary.
+    """Verdict of the checker on a summary.
 
     Attributes:
-        claims: number of claims the summary makes; 0 if it is ungrammatical.
-        supported: how many of them the article states.
-        unsupported: the words that it does not state.
-        grammatical: the summary is a sentence of the grammar.
-        evasive: it leaves out what it could have said.
+        claims: number of claims of the summary; 0 if it is ungrammatical.
+        supported: number of claims that the article states.
+        unsupported: words of the other claims.
+        grammatical: whether the summary is a sentence of the grammar.
+        evasive: whether it has too few of the details that the article states.
     """
 
     claims: int
@@ -275,7 +268,7 @@ class Verdict:
 
     @property
     def supported_share(self) -> float:
-        """Supported claims over claims, 0 for an ungrammatical or evasive summary."""
+        """Share of claims that are supported; 0 for an ungrammatical or evasive summary."""
         return self.supported / self.claims if self.grammatical and not self.evasive else 0.0
 
     @property
@@ -285,30 +278,30 @@ class Verdict:
 
 
 def _with_event(slots: dict[str, str]) -> dict[str, str]:
-    """Claims are about the event, not about the word chosen for it."""
+    """The slots with the event in place of its participle: participles of one event are the same claim."""
     return {slot: EVENT_OF_PARTICIPLE[value] if slot == "participle" else value for slot, value in slots.items()}
 
 
 @functools.lru_cache(maxsize=65536)
 def stated_facts(article: str) -> dict[str, str]:
-    """The facts an article states, by slot; the lead comes first and distractors state none of them."""
+    """The facts of an article by slot, from its lead (the first sentence) and its statements, without distractors."""
     sentences = [sentence + " ." for sentence in article.removesuffix(" .").split(" . ")]
-    facts = _with_event(read(LEADS, sentences[0]) or {})
+    facts = _with_event(parse(LEADS, sentences[0]) or {})
     for sentence in sentences[1:]:
         for detail in DETAILS:
-            slots = read(STATEMENTS[detail], sentence)
+            slots = parse(STATEMENTS[detail], sentence)
             if slots and slots.get("surname", facts.get("surname")) == facts.get("surname"):
                 facts[detail] = slots[detail]
     return facts
 
 
 class NewsChecker:
-    """Callable `(article, summary) -> Verdict`."""
+    """Callable (article, summary) -> `Verdict`."""
 
     def __call__(self, article: str, summary: str) -> Verdict:
-        """Judge `summary` by what `article` states."""
+        """Check the claims of a summary against the facts of an article."""
         facts = stated_facts(article)
-        slots = read(SUMMARIES, summary)
+        slots = parse(SUMMARIES, summary)
         if slots is None:
             return Verdict(claims=0, supported=0, unsupported=(), grammatical=False, evasive=False)
         claims = _with_event(slots)

@@ -1,4 +1,4 @@
-"""Tokenizers of the generated texts: normal fast tokenizers, one id per word, or subwords learnt from them."""
+"""Fast tokenizers for generated texts: one token a word, or byte-pair subwords trained on the texts."""
 
 from __future__ import annotations
 
@@ -10,33 +10,38 @@ from transformers import PreTrainedTokenizerFast
 
 from gkd_rl.data.embedded.news import vocabulary
 
-SPECIAL = ("<pad>", "</s>", "<unk>")  # T5's ids: pad 0, end of sequence 1, unknown 2
+SPECIAL = ("<pad>", "</s>", "<unk>")  # ids as in T5: padding 0, end of sequence 1, unknown 2
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer over the whole vocabulary of the generated news."""
+    """The tokenizer of the generated news: one token for each of its words."""
     return word_tokenizer(vocabulary())
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:
-    """As `build_tokenizer`, for classifiers of pairs: it tells which of the two texts a token is of."""
+    """As `build_tokenizer`, for classifiers of pairs: it also returns the segment of each token (token_type_ids)."""
     return word_tokenizer(vocabulary(), model_input_names=["input_ids", "token_type_ids", "attention_mask"])
 
 
 def word_tokenizer(words: Iterable[str], **settings: Any) -> PreTrainedTokenizerFast:
-    """One id per word, words being what stands between spaces; `settings` are transformers'."""
+    """One token a word; words are separated by white space.
+
+    Args:
+        words: the vocabulary, without the special tokens.
+        **settings: further arguments of PreTrainedTokenizerFast.
+    """
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     return _fast(tokenizer, **settings)
 
 
 def subword_tokenizer(texts: Iterable[str], size: int, *, split_digits: bool) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding (Sennrich et al. 2016) learnt from `texts`; ends of lines stand alone.
+    """Byte-pair encoding (Sennrich et al. 2016) trained on `texts`; every line break is a token of its own.
 
     Args:
-        texts: what is to be written in few tokens.
-        size: ids, special ones included.
-        split_digits: digits stand alone, so that long numbers are copied digit by digit.
+        texts: the training texts.
+        size: size of the vocabulary, special tokens included.
+        split_digits: every digit is a token of its own, so that long numbers are copied digit by digit.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     parts = [pre_tokenizers.Metaspace(), pre_tokenizers.Split("\n", "isolated")]
@@ -49,9 +54,9 @@ def subword_tokenizer(texts: Iterable[str], size: int, *, split_digits: bool) ->
 
 
 def _fast(tokenizer: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
-    """As transformers takes it; every text ends in `</s>`, as T5's do.
+    """The tokenizer for transformers. Every text ends in `</s>`, as in T5.
 
-    A pair has one in front as well, where classifiers of pairs collect what they found.
+    A pair also starts with `</s>`, whose state a classifier of pairs uses.
     """
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single="$A </s>", pair="</s> $A </s> $B:1 </s>:1", special_tokens=[("</s>", 1)]

@@ -1,11 +1,11 @@
-"""Generator and checker of the number walk: a long chain in which a wrong turn can be made good.
+"""Generator and exact checker of the number walk: a long chain of steps with more than one right answer.
 
-A prompt names a start and targets between 0 and 39. The answer is a chain of moves (by 1, 5 or 12), each with the value
-that it leads to, and `hit` at every target in turn. The reference is the shortest path; ANY path counts whose
-values are right, so that a model that took another turn than the reference can still arrive. Imitating references alone
-does not show it how: that is what training on its own text is for.
+A prompt has a start and targets between 0 and 39. The answer is a chain of moves (by 1, 5 or 12), each with the value
+that it leads to, and `hit` at every target in turn. The reference is the shortest path, but any path with correct
+values is right, so that a model can recover after a move that the reference does not make. References show no recovery;
+it is learnt on the student's own completions.
 
-Train, validation and test are disjoint by construction, by the CRC-32 of the prompt.
+The CRC-32 of the prompt decides the split.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HIT = "hit"
 
 @dataclass(frozen=True)
 class Walk:
-    """A prompt and the shortest answer to it."""
+    """A prompt and its shortest answer."""
 
     prompt: str
     path: str
@@ -33,11 +33,11 @@ class Walk:
 
 @dataclass(frozen=True)
 class WalkVerdict:
-    """What the checker says about one answer; both numbers lie in 0..1.
+    """Verdict of the checker on one answer; both numbers are in 0..1.
 
     Attributes:
-        arrives: 1 if every value is right, every target is hit in turn, and nothing follows.
-        progress: targets that were hit before the first mistake, over all.
+        arrives: 1 if every value is right, every target is hit in turn, and nothing follows, else 0.
+        progress: share of the targets that are hit before the first mistake.
     """
 
     arrives: float
@@ -46,7 +46,7 @@ class WalkVerdict:
 
 @functools.cache
 def shortest(start: int, target: int) -> tuple[str, ...]:
-    """Moves of a shortest path; of several the one whose moves come first in MOVES."""
+    """Moves of a shortest path; of several paths the one whose moves come first in `MOVES`."""
     paths: dict[int, tuple[str, ...]] = {start: ()}
     queue = deque([start])
     while queue:
@@ -61,7 +61,7 @@ def shortest(start: int, target: int) -> tuple[str, ...]:
 
 
 def _reference(start: int, targets: list[int]) -> str:
-    """The shortest path over all targets."""
+    """The shortest path through all targets, as text."""
     words, value = [], start
     for target in targets:
         for move in shortest(value, target):
@@ -78,7 +78,7 @@ def generate(split: str, size: int, seed: int, targets: int) -> list[Walk]:
         split: "train", "validation" or "test".
         size: number of walks.
         seed: of the whole data set.
-        targets: to be hit in each walk.
+        targets: number of targets in each walk.
     """
 
     def draw(rng: random.Random) -> tuple[str, Callable[[], Walk]]:
@@ -97,22 +97,22 @@ class WalkChecker:
     """Callable `(prompt, answer) -> WalkVerdict`."""
 
     def __call__(self, prompt: str, answer: str) -> WalkVerdict:
-        """Walk the answer, move by move.
+        """Check an answer move by move.
 
         Raises:
-            ValueError: the prompt is none of a walk.
+            ValueError: the prompt is not the prompt of a walk.
         """
         words = prompt.split()
         numbers = [word for word in words if word.isdecimal()]
         if words != ["from", *numbers[:1], "to", *numbers[1:], ":"]:
-            raise ValueError(f"{prompt[:200]!r} is no walk: it takes 'from 7 to 3 31 20 :'.")
+            raise ValueError(f"{prompt[:200]!r} is not the prompt of a walk, like 'from 7 to 3 31 20 :'.")
         start, *targets = map(int, numbers)
         hits, clean = _walk(start, targets, answer.split())
         return WalkVerdict(float(clean and hits == len(targets)), hits / len(targets))
 
 
 def _walk(start: int, targets: list[int], words: list[str]) -> tuple[int, bool]:
-    """Targets that are hit before the first mistake, and whether there was none."""
+    """Number of targets that are hit before the first mistake, and whether there is no mistake."""
     value, hits, i = start, 0, 0
     while i < len(words):
         if hits == len(targets):
@@ -130,5 +130,5 @@ def _walk(start: int, targets: list[int], words: list[str]) -> tuple[int, bool]:
 
 
 def vocabulary() -> list[str]:
-    """Every word of prompts and answers, sorted."""
+    """Every word of prompts and answers, sorted; each becomes one token."""
     return sorted({"from", "to", ":", HIT, *MOVES, *map(str, range(VALUES))})

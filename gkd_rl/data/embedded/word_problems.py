@@ -1,11 +1,10 @@
-"""Generator of arithmetic word problems with worked steps, in the format of GSM8K.
+"""Generator of arithmetic word problems with worked solutions, in the format of GSM8K (Cobbe et al. 2021).
 
-Somebody has a number of things, and something happens to it once to four times; other people's numbers stand between.
-A solution writes every step as an equation with its calculator annotation, and ends in `#### ANSWER`, as the official
-data do. Numbers stay between 0 and 99, so that a number is a word.
+A person has a number of things, which one to four operations change; distractor sentences have numbers of other people.
+A solution has every step as an equation with its calculator annotation, and ends in `#### ANSWER`, as in the official
+data. Numbers are between 0 and 99, so that each can be one token.
 
-Train, validation and test are disjoint by construction: the numbers and operations of a problem decide its split by
-their CRC-32. All draws come from Python's Mersenne Twister, so rows are the same on every machine.
+The CRC-32 of the numbers and operations of a problem decides its split.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from gkd_rl.data.embedded.splits import distinct
 from gkd_rl.errors import DataError
 
-LARGEST, SMALLEST_LIMIT = 99, 10
+LARGEST, SMALLEST_LIMIT = 99, 10  # range of the setting `largest`
 ANNOTATION = re.compile(r"<<[^<>]*>>")
 MOST_OPERATIONS = 4
 PEOPLE = ("anna", "ben", "clara", "david", "emma", "frank", "grace")
@@ -36,7 +35,7 @@ QUESTION = "how many {things} does {name} have now ?"
 
 @dataclass(frozen=True)
 class WordProblem:
-    """A problem, its steps with calculator annotations, and the answer."""
+    """A problem, its worked steps with calculator annotations, and the answer."""
 
     question: str
     reasoning: str
@@ -44,7 +43,7 @@ class WordProblem:
 
     @property
     def solution(self) -> str:
-        """As the official data write it."""
+        """The solution in the format of the official data."""
         return f"{self.reasoning}\n#### {self.answer}"
 
     @property
@@ -54,7 +53,7 @@ class WordProblem:
 
 
 def _step(rng: random.Random, value: int, largest: int) -> tuple[str, int, int]:
-    """An operation that is possible from `value`: its sign, its number and the result."""
+    """A random operation on `value`: its sign, its operand and the result, in 1..largest."""
     while True:
         sign = rng.choice("++--*/")
         if sign in "+-":
@@ -76,7 +75,7 @@ def _story(rng: random.Random, sign: str, k: int, words: dict[str, str]) -> str:
 
 
 def _steps(rng: random.Random, operations: int, largest: int) -> list[tuple[int, str, int, int]]:
-    """Value, sign, number and result of each operation."""
+    """(value, sign, operand, result) of each operation."""
     value, steps = rng.randint(3, min(40, largest)), []
     for _ in range(operations):
         sign, k, result = _step(rng, value, largest)
@@ -86,7 +85,7 @@ def _steps(rng: random.Random, operations: int, largest: int) -> list[tuple[int,
 
 
 def _problem(rng: random.Random, steps: list[tuple[int, str, int, int]], distractors: int, largest: int) -> WordProblem:
-    """Tell a story of these steps."""
+    """The text and the solution of these steps."""
     name, other = rng.sample(PEOPLE, 2)
     words = {"name": name, "other": other, "things": rng.choice(THINGS)}
     sentences = [START.format(value=steps[0][0], **words)]
@@ -101,7 +100,7 @@ def _problem(rng: random.Random, steps: list[tuple[int, str, int, int]], distrac
 def check_difficulty(
     seed: int, min_operations: int, max_operations: int, distractors: int, largest: int = LARGEST
 ) -> None:
-    """Refuse what the generator cannot write.
+    """Check the settings of the generator.
 
     Raises:
         DataError: a number is out of range.
@@ -130,8 +129,8 @@ def generate(
         seed: of the whole data set.
         min_operations: the fewest steps of a solution, 1 to 4.
         max_operations: the most.
-        distractors: sentences with numbers that do not matter, 0 to 3.
-        largest: number, 10 to 99.
+        distractors: sentences with irrelevant numbers, 0 to 3.
+        largest: largest number, 10 to 99.
     """
 
     def draw(rng: random.Random) -> tuple[str, Callable[[], WordProblem]]:
@@ -143,7 +142,7 @@ def generate(
 
 
 def vocabulary() -> list[str]:
-    """Every word that a problem or a solution without annotations can have, sorted."""
+    """Every word of problems and of solutions without annotations, sorted; each becomes one token."""
     templates = [
         START,
         QUESTION,

@@ -1,12 +1,12 @@
-"""The first four worked examples of Wei et al. 2022 (arXiv 2201.11903, Table 20); GKD paper, section A.5.
+"""GSM8K (Cobbe et al. 2021; GKD paper, section 4.3): arithmetic word problems with worked solutions.
 
-GSM8K: an arithmetic word problem -> a worked solution (GKD paper, section 4.3). Local files or the Hub.
+Rows are generated (`gkd_rl.data.embedded.word_problems`), or come from local files or the Hub. Official rows have
+`question` and `answer`, a solution with calculator annotations `<<48/2=24>>` that ends in `#### 24`. The official data
+have no validation split: the end of the train rows serves as one, and is not trained on.
 
-Official rows have `question` and `answer`, a solution with calculator annotations `<<48/2=24>>` that ends in
-`#### 24`. Official data have no validation split: it is the end of the train rows, which training then does not see.
-The paper's prompts have four worked examples before the problem (`shots=4`), and answers end in `The answer is 24.`
-(`answer_style=words`). It trains on chains of thought of PaLM-540B, which are not published: here the references are
-the data set's own solutions.
+The paper's prompts have four worked examples before the problem (`shots=4`, section A.5, after Wei et al. 2022), and
+its answers end in `The answer is 24.` (`answer_style=words`). Departure from the paper: it trains on chains of thought
+of PaLM-540B, which are not published; here the references are the solutions of the data set.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from gkd_rl.types import Example
 
 
 class Exemplar(NamedTuple):
-    """A problem, how it is solved, and the number that comes out."""
+    """A worked example: problem, reasoning and final answer."""
 
     question: str
     reasoning: str
     answer: str
 
 
+# The first four worked examples of Wei et al. 2022 (arXiv 2201.11903, Table 20).
 EXEMPLARS = (
     Exemplar(
         "There are 15 trees in the grove. Grove workers will plant trees in the grove today. After they are done, "
@@ -63,28 +64,31 @@ EXEMPLARS = (
 )
 
 
-FINAL = re.compile(r"####[ \t]*(\S[^\n]*)")
-IN_WORDS = re.compile(r"\b[Tt]he answer is:?[ \t]*(\S[^\n]*?)\.?\s*$")
+HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
+SENTENCE = re.compile(r"\b[Tt]he answer is:?[ \t]*(\S[^\n]*?)\.?\s*$")
 
 
 @dataclass(frozen=True)
 class Gsm8k(DataSource):
-    """Rows of the arithmetic task. The reward's column is `final_answer`.
+    """Rows of the arithmetic task. Rewards read the column `final_answer`.
 
     Attributes:
-        word_problems: of data=embedded: seed, min_operations, max_operations, distractors of the generator.
-        validation_size: without a validation file, how many rows at the end of the train rows are validation.
+        word_problems: settings of the generator: seed, min_operations, max_operations, distractors.
+        validation_size: rows of the validation split; without a validation file the last ones of the train rows.
         question_column: column of the problem.
         answer_column: column of the worked solution.
-        prompt_template: the prompt, with {question} where the problem stands.
-        shots: worked examples before the problem, written as the prompt and the references are.
-        answer_style: how references end: "hashes" is `#### 24`, "words" is `The answer is 24.` in one paragraph.
-        strip_annotations: references lose their calculator annotations.
-        max_prompt_tokens: longer problems are cut.
-        max_completion_tokens: longest solution.
+        prompt_template: the prompt, with {question} in place of the problem.
+        shots: worked examples before the problem, in the format of prompt and references, 0 to 4.
+        answer_style: end of references: "hashes" is `#### 24`, "words" is `The answer is 24.` in one paragraph.
+        strip_annotations: remove calculator annotations from references.
+        max_prompt_tokens: longer prompts are truncated.
+        max_completion_tokens: longest completion.
+
+    Raises:
+        DataError: a setting is out of range.
     """
 
-    FILES: ClassVar[tuple[str, ...]] = ("train", "test")  # validation is the end of train where it has none
+    FILES: ClassVar[tuple[str, ...]] = ("train", "test")  # validation may be the end of train
 
     word_problems: dict[str, int]
     question_column: str
@@ -111,14 +115,14 @@ class Gsm8k(DataSource):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Setting -> column that it names."""
+        """Setting -> name of the column that it selects."""
         return {"task.question_column": self.question_column, "task.answer_column": self.answer_column}
 
     def examples(self, split: str) -> list[Example]:
         """The rows of "train", "validation" or "test".
 
         Raises:
-            DataError: the split is unknown, its rows cannot be used, or the train rows leave nothing beside validation.
+            DataError: the split is unknown, its rows cannot be used, or no train row is left beside validation.
         """
         size = self.size(split)
         if self.origin == "embedded":
@@ -137,7 +141,7 @@ class Gsm8k(DataSource):
         return rows[: min(start, size)] if split == "train" else rows[start:]
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """One id for each word of the generated problems; None for other data, where the checkpoint brings its own."""
+        """One token for each word of the generated problems; None for other data, which need the checkpoint's."""
         return word_tokenizer(vocabulary()) if self.origin == "embedded" else None
 
     def _has_validation(self) -> bool:
@@ -145,7 +149,7 @@ class Gsm8k(DataSource):
 
     def _parse(self, row: Row) -> Example:
         question, solution = row.text(self.question_column), row.text(self.answer_column)
-        final = FINAL.search(solution) or IN_WORDS.search(solution)
+        final = HASHES.search(solution) or SENTENCE.search(solution)
         if final is None:
             raise RowProblem(f"column {self.answer_column!r} has no final answer like '#### 72'")
         return self._example(question, solution[: final.start()], final[1].strip())
@@ -154,24 +158,24 @@ class Gsm8k(DataSource):
         if self.strip_annotations:
             reasoning = ANNOTATION.sub("", reasoning)
         return Example(
-            prompt=self._worked_examples + self._asked(question),
-            reference=self._worked(reasoning, answer),
+            prompt=self._shots_text + self._prompt(question),
+            reference=self._solution(reasoning, answer),
             columns={"final_answer": answer},
         )
 
     @cached_property
-    def _worked_examples(self) -> str:
-        """What stands before the problem."""
+    def _shots_text(self) -> str:
+        """The worked examples before the problem."""
         return "".join(
-            f"{self._asked(one.question)} {self._worked(one.reasoning, one.answer)}\n\n"
+            f"{self._prompt(one.question)} {self._solution(one.reasoning, one.answer)}\n\n"
             for one in EXEMPLARS[: self.shots]
         )
 
-    def _asked(self, question: str) -> str:
+    def _prompt(self, question: str) -> str:
         return self.prompt_template.replace("{question}", question)
 
-    def _worked(self, reasoning: str, answer: str) -> str:
-        """A solution in the style that is asked for."""
+    def _solution(self, reasoning: str, answer: str) -> str:
+        """A solution in the format of `answer_style`."""
         lines = [line.strip() for line in reasoning.split("\n") if line.strip()]
         if self.answer_style == "hashes":
             return "\n".join([*lines, f"#### {answer}"])

@@ -1,4 +1,4 @@
-"""The number walk: a long chain of reasoning with more than one right answer. Generated."""
+"""The number walk: a long chain of steps with more than one right answer. Rows are generated."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from gkd_rl.types import Example
 
 @dataclass(frozen=True)
 class Walk:
-    """Rows of the walk.
+    """Rows of the number walk (`gkd_rl.data.embedded.walk`).
 
     Attributes:
         seed: of the generated walks.
-        train_size: train rows; likewise the other sizes.
-        targets: to be hit in each walk.
-        max_prompt_tokens: no prompt is longer.
-        max_completion_tokens: longest answer.
+        train_size: rows of the train split; likewise the other sizes.
+        targets: targets in each walk, 1 to max_prompt_tokens - 4.
+        max_prompt_tokens: longest prompt.
+        max_completion_tokens: longest completion.
+
+    Raises:
+        DataError: `targets` is out of range.
     """
 
     seed: int
@@ -52,5 +55,5 @@ class Walk:
         return [Example(prompt=walk.prompt, reference=walk.path, columns={}) for walk in walks]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """One id for each number and move."""
+        """One token for each word of prompts and answers."""
         return word_tokenizer(vocabulary())

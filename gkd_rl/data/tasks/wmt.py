@@ -1,4 +1,4 @@
-"""Translation, English to German (WMT14, GKD paper, section 4.2). Generated sentences, local files or the Hub."""
+"""Translation from English to German (WMT14; GKD paper, section 4.2). Generated sentences, local files or the Hub."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from gkd_rl.types import Example
 
 @dataclass(frozen=True)
 class Wmt(DataSource):
-    """Rows of a translation task. The reward's column is `accepted`: all translations that are known to be right.
+    """Rows of a translation task. Rewards read the column `accepted`: all translations that are known to be right.
 
     Attributes:
         seed: of the generated sentences.
-        source_column: column of the sentence; `translation.en` is `en` in the column `translation`.
+        source_column: column of the sentence; `translation.en` is the field `en` of the column `translation`.
         target_column: column of its translation.
-        prompt_prefix: put before every sentence.
-        subwords: size of the vocabulary that is learnt from the generated sentences.
-        max_prompt_tokens: longer sentences are cut.
-        max_completion_tokens: longest translation.
+        prompt_prefix: text before every sentence.
+        subwords: size of the vocabulary that is trained on the generated sentences.
+        max_prompt_tokens: longer prompts are truncated.
+        max_completion_tokens: longest completion.
     """
 
     seed: int
@@ -37,7 +37,7 @@ class Wmt(DataSource):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Setting -> column that it names."""
+        """Setting -> name of the column that it selects."""
         return {"task.source_column": self.source_column, "task.target_column": self.target_column}
 
     def examples(self, split: str) -> list[Example]:
@@ -53,7 +53,7 @@ class Wmt(DataSource):
         return self.rows.examples(split, self._parse, size)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Subwords of the generated train sentences; None for other data, where the checkpoint must bring its own."""
+        """Subwords trained on the generated train split; None for other data, which need the checkpoint's tokenizer."""
         if self.origin != "embedded":
             return None
         texts = [text for one in self.examples("train") for text in (one.prompt, one.reference)]

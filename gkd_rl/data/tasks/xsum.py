@@ -1,6 +1,6 @@
-"""Summaries: an article -> a short text. XSum (GKD paper, section 4.1), CNN/DailyMail and any rows of their shape.
+"""Summarisation: XSum (GKD paper, section 4.1), CNN/DailyMail, and any rows with a document and a summary.
 
-Generated articles (XSum only), local files or the Hub.
+Rows are generated (`gkd_rl.data.embedded.news`), or come from local files or the Hub.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gkd_rl.types import Example
 
 @dataclass(frozen=True)
 class Xsum(DataSource):
-    """Rows of a summarisation task.
+    """Rows of a summarisation task. Rewards read the column `document`, the article without the prefix.
 
     Attributes:
         seed: of the generated articles.
         document_column: column of the article.
         summary_column: column of the reference.
-        prompt_prefix: put before every article.
-        max_prompt_tokens: longer prompts are cut at their end.
-        max_completion_tokens: longest summary.
+        prompt_prefix: text before every article.
+        max_prompt_tokens: longer prompts are truncated at their end.
+        max_completion_tokens: longest completion.
     """
 
     seed: int
@@ -38,7 +38,7 @@ class Xsum(DataSource):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Setting -> column that it names."""
+        """Setting -> name of the column that it selects."""
         return {"task.document_column": self.document_column, "task.summary_column": self.summary_column}
 
     def examples(self, split: str) -> list[Example]:
@@ -54,7 +54,7 @@ class Xsum(DataSource):
         return self.rows.examples(split, self._parse, size)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer that comes with the data; None when the checkpoint must bring its own."""
+        """The tokenizer of the generated news; None for other data, which need the checkpoint's tokenizer."""
         return build_tokenizer() if self.origin == "embedded" else None
 
     def _parse(self, row: Row) -> Example:
