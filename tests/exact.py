@@ -72,7 +72,7 @@ class Oracle:
             self.logits[name], self.states[name] = self._forward(model)
 
     def _forward(self, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-        """Logits (B, T + 1, words) and hidden states (B, T + 1, D), before each token and after the last."""
+        """Logits (B, T + 1, vocabulary) and hidden states (B, T + 1, D), before each token and after the last."""
         logits, hidden = [], []
         rows = self.ids_BT[: len(self.ids_BT) // len(PROMPTS)]
         for prompt in PROMPTS:

@@ -1,4 +1,4 @@
-"""Statistics of a text alone: repetition, and how much of it is copied from its prompt. Pure functions of text."""
+"""Statistics of a completion's text: repetition, and how much of it is copied from its prompt. Not in the paper."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def repetition_rate(text: str, n: int = 3) -> float:
 
 
 def copy_rate(text: str, source: str, n: int = 2) -> float:
-    """Share of a text's n-grams that stand in its source, over whitespace tokens: how much is copied word for word.
+    """Share of a text's n-grams that occur in its source, over whitespace tokens.
 
-    The novel n-grams of See et al. 2017 (arXiv 1704.04368), counted from the other side.
+    1 minus the share of novel n-grams of See et al. 2017 (arXiv 1704.04368).
 
     Args:
         text: any text.
-        source: what it may be copied from.
+        source: the text that it may be copied from.
         n: tokens per n-gram, >= 1.
 
     Returns:
@@ -44,6 +44,6 @@ def copy_rate(text: str, source: str, n: int = 2) -> float:
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     if n < 1:
-        raise ValueError(f"n={n}: an n-gram takes a whole number of words >= 1.")
+        raise ValueError(f"n={n}: the n of an n-gram is an integer >= 1.")
     tokens = text.split()
     return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]

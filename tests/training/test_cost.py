@@ -1,4 +1,4 @@
-"""Estimated FLOPs against those that torch counts in the real forward and the real decoding; totals of a run."""
+"""Estimated FLOPs against those that torch counts in forward, backward and decoding; totals of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gkd_rl.training.cost import CostTotals, ModelCost
 from gkd_rl.types import Rollout
 
 TOLERANCE = 0.01
-NEVER = 10**6  # an end-of-sequence id that no model writes
+NEVER = 10**6  # an end-of-sequence id that no model generates
 LENGTHS = [(1, 7, 5), (3, 11, 1), (2, 1, 9), (2, 20, 12)]  # rollouts of a prompt, prompt tokens, completion tokens
 T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
 LLAMA = {
@@ -53,7 +53,7 @@ def model(request: pytest.FixtureRequest, few_words: PreTrainedTokenizerFast) ->
 
 def model_of(kind: str, tokenizer: PreTrainedTokenizerFast) -> HiddenStateModel:
     model = build_model(SHAPES[kind], tokenizer, 0, torch.float32, "student")
-    model.set_attn_implementation("eager")  # the counter knows no fused attention on the CPU
+    model.set_attn_implementation("eager")  # the counter does not support fused attention on the CPU
     return HiddenStateModel(model)
 
 
@@ -69,7 +69,7 @@ def make(make_prompts: MakePrompts, make_rollout: MakeRollout):
 
 
 def counted_forward(model: HiddenStateModel, rollout: Rollout, backward: bool = False) -> float:
-    """FLOPs of the products that torch ran."""
+    """FLOPs that torch counts in a forward pass, and in its backward pass."""
     with FlopCounterMode(display=False) as counter:
         logits = model.head().logits(model(rollout)[rollout.mask_BT], 8)
         if backward:
@@ -85,7 +85,7 @@ every_length = pytest.mark.parametrize(
 
 @every_model
 @every_length
-def test_the_forward_is_what_torch_counts(
+def test_forward_flops_are_those_that_torch_counts(
     model: HiddenStateModel, make: Any, per_prompt: int, prompt_tokens: int, completion_tokens: int
 ) -> None:
     rollout = make(3, per_prompt, prompt_tokens, completion_tokens)
@@ -94,7 +94,7 @@ def test_the_forward_is_what_torch_counts(
 
 
 @every_model
-def test_training_is_what_torch_counts(model: HiddenStateModel, make: Any) -> None:
+def test_training_flops_are_those_that_torch_counts(model: HiddenStateModel, make: Any) -> None:
     rollout = make(2, 2, 9, 7)
     expected = counted_forward(model, rollout, backward=True)
     assert ModelCost.of(model).training(rollout) == pytest.approx(expected, rel=TOLERANCE)
@@ -102,7 +102,7 @@ def test_training_is_what_torch_counts(model: HiddenStateModel, make: Any) -> No
 
 @every_model
 @every_length
-def test_generation_is_what_torch_counts(
+def test_generation_flops_are_those_that_torch_counts(
     model: HiddenStateModel,
     make: Any,
     few_words: PreTrainedTokenizerFast,
@@ -132,7 +132,7 @@ def test_adapters_are_counted(kind: str, few_words: PreTrainedTokenizerFast, mak
     assert cost.decoder.attention == ModelCost.of(model_of(kind, few_words)).decoder.attention
 
 
-def test_shapes_by_hand(few_words: PreTrainedTokenizerFast) -> None:
+def test_shapes_against_hand_computed_values(few_words: PreTrainedTokenizerFast) -> None:
     square, wide = 16 * 16, 16 * 32
     assert ModelCost.of(model_of("t5 relu", few_words)) == ModelCost(
         encoder=StackCost(weights=4 * square + 2 * wide, attention=16, layers=1),
@@ -149,35 +149,35 @@ def test_shapes_by_hand(few_words: PreTrainedTokenizerFast) -> None:
     )
 
 
-def test_flops_by_hand(make: Any) -> None:
+def test_flops_against_hand_computed_values(make: Any) -> None:
     rollout = make(1, 2, 5, 3)  # one prompt of 5 tokens, two completions of 3
     stack = StackCost(weights=100, attention=10, cross_weights=1000, cross_attention=7)
     cost = ModelCost(StackCost(weights=50, attention=6), stack, head=10_000)
     encoder = 2 * 50 * 5 + 4 * 6 * 5 * 5
     cross, head = 2 * (2 * 1000 * 5 + 4 * 7 * 5 * 3), 2 * 2 * 10_000 * 3
-    apart = replace(cost, masked=False)
-    assert apart.forward(rollout) == encoder + cross + head + 2 * (2 * 100 * 3 + 4 * 10 * 9)
-    assert cost.forward(rollout) == encoder + cross - 2 * 1000 * 5 + head + 2 * 100 * 6 + 4 * 10 * 36  # in one row
-    assert apart.tokens(rollout) == cost.tokens(rollout) == (11, 11)
-    # the first token is read, and the prompt's keys and values are made, once
-    written, cross = 2 * 100 * (1 + 4) + 4 * 10 * (1 + 2 * (2 + 3)), 2 * 1000 * 5 + 4 * 7 * 5 * (1 + 4)
-    assert cost.generation(rollout) == encoder + cross + head + written
+    separate = replace(cost, masked=False)
+    assert separate.forward(rollout) == encoder + cross + head + 2 * (2 * 100 * 3 + 4 * 10 * 9)
+    assert cost.forward(rollout) == encoder + cross - 2 * 1000 * 5 + head + 2 * 100 * 6 + 4 * 10 * 36  # in a shared row
+    assert separate.tokens(rollout) == cost.tokens(rollout) == (11, 11)
+    # the start token, with the prompt's keys and values, is computed once per prompt
+    decoded, cross = 2 * 100 * (1 + 4) + 4 * 10 * (1 + 2 * (2 + 3)), 2 * 1000 * 5 + 4 * 7 * 5 * (1 + 4)
+    assert cost.generation(rollout) == encoder + cross + head + decoded
     assert cost.training(rollout) == 3 * cost.forward(rollout)
     alone = ModelCost(None, StackCost(weights=100, attention=10), head=10_000)
-    apart, shared = 2 * (2 * 100 * 7 + 4 * 10 * 7 * 7), 2 * 100 * 9 + 4 * 10 * 9 * 9  # 5 + 2 twice, 5 + 2 + 2
-    assert alone.forward(rollout) == head + min(apart, shared) == head + shared
-    assert replace(alone, masked=False).forward(rollout) == head + apart
+    separate, shared = 2 * (2 * 100 * 7 + 4 * 10 * 7 * 7), 2 * 100 * 9 + 4 * 10 * 9 * 9  # 5 + 2 twice, 5 + 2 + 2
+    assert alone.forward(rollout) == head + min(separate, shared) == head + shared
+    assert replace(alone, masked=False).forward(rollout) == head + separate
     assert alone.generation(rollout) == head + 2 * 100 * 5 + 4 * 10 * 25 + 2 * (2 * 100 * 2 + 4 * 10 * (6 + 7))
 
 
 @pytest.mark.parametrize("kind", ["t5 gated", "llama"])
-def test_padding_costs_nothing(
+def test_padding_is_not_counted(
     kind: str, few_words: PreTrainedTokenizerFast, make_prompts: MakePrompts, make_rollout: MakeRollout
 ) -> None:
     cost = ModelCost.of(model_of(kind, few_words))
-    words, texts = [[3, 4, 5], [6]], [[3, 1], [4, 4, 4, 1], [1], [5, 5]]
-    tight = make_rollout(make_prompts(words), texts, per_prompt=2)
-    loose = make_rollout(make_prompts(words, extra=6), texts, per_prompt=2, extra=5)
+    prompt_ids, completions = [[3, 4, 5], [6]], [[3, 1], [4, 4, 4, 1], [1], [5, 5]]
+    tight = make_rollout(make_prompts(prompt_ids), completions, per_prompt=2)
+    loose = make_rollout(make_prompts(prompt_ids, extra=6), completions, per_prompt=2, extra=5)
     for count in (cost.forward, cost.training, cost.generation):
         halves = [
             tight.rows(torch.arange(first, first + 2)) for first in (0, 2)
@@ -186,12 +186,12 @@ def test_padding_costs_nothing(
         assert isinstance(count(tight), float)
 
 
-def test_completions_of_a_prompt_share_what_is_read_once(few_words: PreTrainedTokenizerFast, make: Any) -> None:
+def test_completions_of_a_prompt_share_its_cost(few_words: PreTrainedTokenizerFast, make: Any) -> None:
     once, four = make(1, 1, 15, 3), make(1, 4, 15, 3)
     for cost in (ModelCost.of(model_of(kind, few_words)) for kind in ("t5 gated", "llama")):
         assert cost.forward(four) < 3 * cost.forward(once)
         assert cost.generation(four) < 2 * cost.generation(once)
-    once, four = make(1, 1, 1, 90), make(1, 4, 1, 90)  # long completions stand in rows apart
+    once, four = make(1, 1, 1, 90), make(1, 4, 1, 90)  # long completions have separate rows
     llama = ModelCost.of(model_of("llama", few_words))
     assert llama.forward(four) == 4 * llama.forward(once)
 
@@ -201,7 +201,7 @@ def test_an_unknown_attention_is_refused() -> None:
         StackCost.of(nn.Sequential(nn.Linear(3, 3)))
 
 
-def test_totals_add_what_is_counted() -> None:
+def test_totals_are_sums_of_counted_metrics() -> None:
     totals = CostTotals()
     assert totals.as_dict() == {"time/total": 0.0}
     totals.add({"tokens/student_generated": 10.0, "time/rollout": 1.0, "flops/student": 5.0, "loss": 9.0})
@@ -215,7 +215,7 @@ def test_totals_add_what_is_counted() -> None:
     }
 
 
-def test_totals_go_on_from_what_they_were() -> None:
+def test_totals_continue_from_saved_ones() -> None:
     steps = [{"time/rollout": 1.0, "tokens/a": 2.0}, {"time/reward": 4.0, "tokens/a": 3.0}]
     whole, first, rest = CostTotals(), CostTotals(), CostTotals()
     for step in steps:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -316,11 +318,12 @@ def test_the_builder_uses_one_folder_for_each_teacher(
 ) -> None:
     codec, rows = codec_of("t5", few_words), make_examples(6)
     student, teacher = (make_model(few_words, seed=seed) for seed in (0, 1))
+    resolved: Any = SimpleNamespace(codec_of_teacher=codec)
     base = ("alpha=1", "lmbda=0", f"cache_dir={tmp_path}", "teacher.output_cache_gib=0.5", "teacher.path=null")
 
     def built(*overrides: str, rows: list[Example] = rows) -> tuple[TeacherOutputCache, Models]:
         models = models_of(student, teacher, codec)
-        outputs = build_teacher_output_cache(config_of(*base, *overrides), models, rows)
+        outputs = build_teacher_output_cache(config_of(*base, *overrides), resolved, models, rows)
         assert outputs is not None
         return outputs, replace(models, outputs=outputs)
 
@@ -339,7 +342,7 @@ def test_the_builder_uses_one_folder_for_each_teacher(
     monkeypatch.setattr("gkd_rl.pipeline.cache.version", lambda _: "0")
     assert len(found | {built()[0].shards.folder}) == 9
     assert [built(one)[0].tolerance for one in others[:2]] == [0.1, 0.05]
-    assert build_teacher_output_cache(config_of("teacher.output_cache_gib=null"), models, rows) is None
+    assert build_teacher_output_cache(config_of("teacher.output_cache_gib=null"), resolved, models, rows) is None
     assert built("teacher.quantization=nf4")[0].tolerance == 0.1
 
 
