@@ -1,4 +1,4 @@
-"""Mistakes on the command line: one message that helps, no traceback, seconds, and nothing left behind."""
+"""Mistakes on the command line end in seconds with one message, no traceback and no files; help and settings print."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def test_a_mistake_ends_as_one_message(
     monkeypatch.setattr(sys, "argv", ["gkd_rl.run", *arguments])
     monkeypatch.setattr(run, "WANTS_TRACEBACK", False)
     monkeypatch.setattr(logging, "raiseExceptions", True)
-    for name in ("HYDRA_FULL_ERROR", "OMP_WAIT_POLICY"):  # which the command sets
+    for name in ("HYDRA_FULL_ERROR", "OMP_WAIT_POLICY"):  # set by the command
         monkeypatch.setenv(name, "")
-    for name in ("torch", "gkd_rl.pipeline.preflight", "gkd_rl.pipeline.experiment"):  # which take seconds to import
+    for name in ("torch", "gkd_rl.pipeline.preflight", "gkd_rl.pipeline.experiment"):  # slow to import
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit) as ended:
         run.cli()
@@ -106,19 +106,58 @@ def refused_with(parts: list[str], out: str, err: str) -> None:
 
 @pytest.mark.parametrize("name", ["misspelt", "in one job of a sweep"])
 def test_a_mistake_takes_seconds(name: str, tmp_path: Path) -> None:
-    """Of the processor, with the interpreter's start; and what libraries print."""
+    """Processor time with the interpreter's start, and what libraries print."""
     arguments, parts = MISTAKES[name]
     begun = os.times()
     done = start(arguments, tmp_path)
-    ended = os.times()
-    seconds = ended.children_user - begun.children_user + ended.children_system - begun.children_system
+    seconds = processor_seconds(begun)
     assert done.returncode == 2, done.stderr
     refused_with(parts, done.stdout, done.stderr)
-    assert seconds < 10, f"{seconds:.1f} s to refuse {arguments}"
+    assert seconds < 5, f"{seconds:.1f} s to refuse {arguments}"
     assert not list(tmp_path.iterdir()), "a refused command left something behind"
 
 
-def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
+def processor_seconds(begun: os.times_result) -> float:
+    """User and system time of the child processes that have ended since."""
+    ended = os.times()
+    return ended.children_user - begun.children_user + ended.children_system - begun.children_system
+
+
+SLOW = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "numpy", "pandas", "wandb", "evaluate")
+LISTED = f"""
+import sys
+from gkd_rl.run import cli
+try:
+    cli()
+finally:
+    print("imported:", *sorted({{name.partition(".")[0] for name in sys.modules}} & set({SLOW})))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["--help"], 0), (["alpha=2"], 2), (["--cfg", "job"], 0), (["resume=auto", "alpha=2"], 2)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_no_slow_library_is_imported(arguments: list[str], status: int, tmp_path: Path) -> None:
+    """For help, a refused setting and the composed settings, which take a fraction of a second of processor time."""
+    begun = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", LISTED, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    seconds = processor_seconds(begun)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported:"
+    assert seconds < 5, f"{seconds:.1f} s for {arguments}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_variable_shows_the_traceback(tmp_path: Path) -> None:
     done = start(["alpha=1.5"], tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode != 0
     assert "Traceback" in done.stderr

@@ -22,11 +22,12 @@ import yaml
 from command_runs import SMALL, environment, lines
 from forked import run_forked
 from hydra import compose, initialize_config_dir
+from old_targets import with_old_targets
 from omegaconf import DictConfig, OmegaConf
 
-from gkd_rl.cli import sweeps as sweep_check
+from gkd_rl.cli import sweeps
 from gkd_rl.cli.command_line import check_command_line
-from gkd_rl.cli.sweeps import chosen, noting_failure, numbers_from_before, share_threads, with_former_overrides
+from gkd_rl.cli.sweeps import finished_numbers, objective_values, recording_failure, share_threads, with_resumed_sweep
 from gkd_rl.config import Config
 from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError
@@ -38,7 +39,7 @@ CONF = find_config_dir()
 STUB = """
 import json, os, signal, sys, types
 
-def told(name, value):
+def listed(name, value):
     return str(value) in os.environ.get(name, "").split()
 
 def run_configured(config, settings, folder):
@@ -49,9 +50,9 @@ def run_configured(config, settings, folder):
         file.write(json.dumps({"openmp": os.environ.get("OMP_NUM_THREADS"), "process": os.getpid()}) + "\\n")
     with open("runs.txt", "a") as file:
         file.write(f"{folder.name}\\n")
-    if told("FAILS", config.seed) or told("FAILS_AT", folder.name):
+    if listed("FAILS", config.seed) or listed("FAILS_AT", folder.name):
         raise RewardError(f"the reward of seed {config.seed} is unusable")
-    if told("DIES", folder.name):
+    if listed("DIES", folder.name):
         os.kill(os.getpid(), signal.SIGKILL)
     after = {"reward": 1 - config.alpha, "rouge2": 10 * config.alpha}
     objective = -((config.alpha - 0.3) ** 2)
@@ -94,7 +95,7 @@ def test_a_failed_run_is_named_and_run_again(stub: Path, tmp_path: Path) -> None
     done = sweep(stub, tmp_path, "-m", "alpha=0.5", "seed=0,1,2", "hydra.sweep.dir=s", FAILS="1")
     assert done.returncode == 1
     assert times_run(tmp_path) == {"0": 1, "1": 1, "2": 1}
-    assert "this finishes it: python -m gkd_rl.run sweep.resume=s" in done.stdout
+    assert "this resumes it: python -m gkd_rl.run sweep.resume=s" in done.stdout
     named = done.stderr.splitlines()
     assert named[-3:-1] == ["1 of 3 runs failed:", "  s/1: alpha=0.5 seed=1: the reward of seed 1 is unusable"]
     assert named[-1].endswith("sweep.resume=s") and "Traceback" not in done.stderr
@@ -122,6 +123,7 @@ def test_a_job_of_submitit_that_fails_does_not_stop_the_others(stub: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_search_that_was_killed_finds_what_an_undisturbed_one_finds(tmp_path: Path) -> None:
     undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"
     for folder in (undisturbed, broken):
@@ -191,15 +193,15 @@ def test_a_wrong_search_is_refused_before_it_starts(arguments: list[str], parts:
     ("choice", "extra"),
     [
         ("hydra/launcher=parallel", "joblib"),
-        ("hydra/launcher=slurm", "submitit"),
-        ("hydra/launcher=ray_cluster", "ray"),
+        pytest.param("hydra/launcher=slurm", "submitit", marks=pytest.mark.exhaustive),
+        pytest.param("hydra/launcher=ray_cluster", "ray", marks=pytest.mark.exhaustive),
         ("hydra/sweeper=search", "optuna"),
     ],
 )
 def test_a_plugin_that_is_not_installed_is_named_with_its_extra(
     choice: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_check, "find_spec", lambda name: None)
+    monkeypatch.setattr(sweeps, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         check_command_line(CONF, ["-m", choice, "alpha=0.5"])
     assert caught.value.problems[0].startswith(f"{choice} needs hydra_{extra}_")
@@ -251,12 +253,12 @@ def test_minus_one_job_is_one_for_each_processor(monkeypatch: pytest.MonkeyPatch
     assert settings.scale.threads == 2
 
 
-def test_what_a_sweeper_is_told() -> None:
+def test_what_a_sweeper_receives() -> None:
     numbers = {"objective": 1.0, "reward": 2.0, "rouge2": 3.0}
-    assert chosen(numbers, ["objective"]) == 1.0
-    assert chosen(numbers, ["rouge2", "reward"]) == [3.0, 2.0]
+    assert objective_values(numbers, ["objective"]) == 1.0
+    assert objective_values(numbers, ["rouge2", "reward"]) == [3.0, 2.0]
     with pytest.raises(ConfigError, match=r"reward/kind.*objective, reward, rouge2"):
-        chosen(numbers, ["reward/kind"])
+        objective_values(numbers, ["reward/kind"])
 
 
 @pytest.fixture
@@ -271,18 +273,18 @@ def test_a_sweep_goes_on_with_the_settings_that_it_began_with(record: Path) -> N
     resume = f"sweep.resume={record}"
     former = ["-m", "alpha=0,1", "name=mine", "hydra/launcher=parallel"]
     here = [resume, f"hydra.sweep.dir={record}"]
-    assert with_former_overrides([resume]) == [*former, "hydra.launcher.n_jobs=4", *here]
+    assert with_resumed_sweep([resume]) == [*former, "hydra.launcher.n_jobs=4", *here]
     again = ["--config-dir", "mine", "-m", "alpha=0,1", resume, "hydra.launcher.n_jobs=2"]
-    assert with_former_overrides(again) == [*former, "hydra.launcher.n_jobs=2", "--config-dir", "mine", *here]
+    assert with_resumed_sweep(again) == [*former, "hydra.launcher.n_jobs=2", "--config-dir", "mine", *here]
     for unrelated in ([], ["alpha=0.5"], ["sweep.resume=null"], ["sweep=alpha"]):
-        assert with_former_overrides(unrelated) == unrelated
+        assert with_resumed_sweep(unrelated) == unrelated
 
 
 def test_a_resumed_sweep_takes_no_other_settings(record: Path) -> None:
     with pytest.raises(ConfigError, match=r"alpha=0,2 beside sweep.resume.*alpha=0,1 name=mine"):
-        with_former_overrides(["alpha=0,2", f"sweep.resume={record}"])
+        with_resumed_sweep(["alpha=0,2", f"sweep.resume={record}"])
     with pytest.raises(ConfigError, match=r"sweep.resume=nowhere: there is no sweep.json"):
-        with_former_overrides(["sweep.resume=nowhere"])
+        with_resumed_sweep(["sweep.resume=nowhere"])
 
 
 def finished(folder: Path, *overrides: str) -> DictConfig:
@@ -298,17 +300,31 @@ def finished(folder: Path, *overrides: str) -> DictConfig:
 def test_a_finished_run_gives_its_numbers_and_keeps_its_files(tmp_path: Path) -> None:
     settings = finished(tmp_path, "experiment=xsum_rl", "trainer.learning_rate=1e-3")
     settings.scale.threads, settings.cache_dir = 1, "elsewhere"
-    numbers = numbers_from_before(settings, tmp_path)
+    numbers = finished_numbers(settings, tmp_path)
     assert numbers is not None and numbers["objective"] == 0.1 and numbers["reward"] == 1 / 3
     assert numbers["rouge2"] != numbers["rouge2"]
     assert (tmp_path / "eval.json").is_file()
+
+
+def test_a_sweep_made_before_targets_moved_is_resumed(tmp_path: Path) -> None:
+    started = {"task": ["task._target_=gkd_rl.tasks.wmt.Wmt"], "hydra": ["hydra.sweeper.params={seed: '0,1'}"]}
+    (tmp_path / "sweep.json").write_text(json.dumps(started), encoding="utf-8")
+    resume = f"sweep.resume={tmp_path}"
+    there = ["-m", "task._target_=gkd_rl.data.tasks.wmt.Wmt", *started["hydra"], resume, f"hydra.sweep.dir={tmp_path}"]
+    assert with_resumed_sweep([resume]) == with_resumed_sweep([resume, *started["task"]]) == there
+    settings = finished(tmp_path, "experiment=xsum_rl")
+    stored = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(with_old_targets(stored), encoding="utf-8")
+    assert with_old_targets(stored).count("reward_models.trained_entailment.TrainedEntailment") == 1
+    numbers = finished_numbers(settings, tmp_path)
+    assert numbers is not None and numbers["objective"] == 0.1
 
 
 def test_a_finished_run_of_other_settings_is_neither_taken_nor_removed(tmp_path: Path) -> None:
     settings = finished(tmp_path, "alpha=0.5")
     settings.alpha = 0.25
     with pytest.raises(ConfigError, match=r"alpha is 0.5 there and 0.25 here"):
-        numbers_from_before(settings, tmp_path)
+        finished_numbers(settings, tmp_path)
     assert (tmp_path / "eval.json").is_file()
 
 
@@ -320,17 +336,17 @@ def test_an_unfinished_run_starts_from_an_empty_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     for name in ("metrics.jsonl", "gkd_rl.log", "error.txt"):
         (tmp_path / name).touch()
-    assert numbers_from_before(settings, tmp_path) is None
+    assert finished_numbers(settings, tmp_path) is None
     assert {path.name for path in tmp_path.iterdir()} == {".hydra", "gkd_rl.log"}
-    assert numbers_from_before(settings, tmp_path / "never begun") is None
+    assert finished_numbers(settings, tmp_path / "never begun") is None
 
 
 def test_a_failure_is_one_line_and_its_traceback(tmp_path: Path) -> None:
-    with noting_failure(tmp_path):
+    with recording_failure(tmp_path):
         raise KeyError("first\nsecond")
     note = (tmp_path / "error.txt").read_text(encoding="utf-8")
     assert note.startswith("KeyError: 'first\\nsecond'\n\nTraceback")
-    with noting_failure(tmp_path):
+    with recording_failure(tmp_path):
         pass
     assert not (tmp_path / "error.txt").exists()
 

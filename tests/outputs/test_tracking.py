@@ -1,4 +1,4 @@
-"""The record of a run survives nasty text, a killed process and a broken W&B; W&B offline asks for nothing."""
+"""Files of a run survive unusual text, a killed process and a broken W&B; W&B offline needs no account or network."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import pytest
 from hydra.types import RunMode
 
 from gkd_rl.errors import GkdRlError
-from gkd_rl.outputs import json_files, tracking
-from gkd_rl.outputs import run_record as environment
+from gkd_rl.outputs import json_files, run_record, tracking
+from gkd_rl.outputs.json_files import write_json
 from gkd_rl.outputs.run_record import environment_record, git_record
 from gkd_rl.outputs.tables import Estimate
-from gkd_rl.outputs.tracking import Listing, Tracker, flatten, sweep_of, write_json
+from gkd_rl.outputs.tracking import Listing, Tracker, flatten, sweep_of
 
 NASTY = 'two\nlines\r\x00 null 😀 \ud800 lone \x1b[31mred\x9b \x85 \u2028 \u2029 "quoted" \\ü\x7f'
 
@@ -87,7 +87,7 @@ def test_a_resumed_run_appends_whole_lines(tmp_path: Path, before: str, kept: li
     assert [line["step"] for line in _lines(tmp_path / "metrics.jsonl")] == [*kept, 2]
 
 
-def test_wandb_offline_writes_under_the_run_and_says_nothing(tmp_path: Path) -> None:
+def test_wandb_offline_writes_under_the_run_and_prints_nothing(tmp_path: Path) -> None:
     # A process of its own: no account, no home, no terminal to be prompted on, and an environment that asks for more.
     script = f"""
 from pathlib import Path
@@ -187,7 +187,7 @@ for name in ("first", "second"):
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
     first, last = done.stderr.splitlines()
-    assert first.startswith("W&B failed (") and last.startswith("W&B holds only a part of this run (")
+    assert first.startswith("W&B failed (") and last.startswith("W&B has only a part of this run (")
     for name in ("first", "second"):
         assert [line["step"] for line in _lines(tmp_path / name / "metrics.jsonl")] == list(range(20))
     (record,) = (tmp_path / "second" / "wandb").rglob("*.wandb")
@@ -294,7 +294,7 @@ def test_git_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_record(file) == {**record, "dirty": True}
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_record(file) is None  # no git
-    assert environment._version("no-such-package-here") is None
+    assert run_record._version("no-such-package-here") is None
 
 
 def test_a_run_of_a_sweep_is_grouped_by_the_sweeps_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,14 +306,14 @@ def test_a_run_of_a_sweep_is_grouped_by_the_sweeps_folder(tmp_path: Path, monkey
         assert sweep_of(run_dir) == group
 
 
-def test_what_wandb_is_told_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, Any] = {}
-    monkeypatch.setattr(Tracker, "_start", lambda self, options: told.update(options))
+def test_what_wandb_receives_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[str, Any] = {}
+    monkeypatch.setattr(Tracker, "_start", lambda self, options: received.update(options))
     colour = Enum("colour", "red")
     Tracker(
         tmp_path, "offline", Listing("p", "g", "n", "train", ("a", "b")), {"x": {"y": colour.red, "z": (1,)}}
     ).close()
-    assert told == {
+    assert received == {
         **{"project": "p", "group": "g", "name": "n", "job_type": "train", "tags": ("a", "b")},
         "config": {"x": {"y": "red", "z": [1]}},
     }
