@@ -1,4 +1,4 @@
-"""Run folders as runs leave them, made up: any settings, as many steps as wanted, texts of any kind."""
+"""Synthetic run folders for the report: any settings, number of steps and texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COSTS = ("tokens/student_trained", "tokens/teacher_scored", "time/rollout", "tim
 
 
 def settings_of(changes: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration with dotted keys, as far as the report reads it."""
+    """A run's configuration with dotted keys, as far as the report uses it."""
     return {
         "alpha": 0.5,
         "lmbda": 1.0,
@@ -67,26 +67,26 @@ def write_run(
     """One finished run.
 
     Args:
-        folder: made.
+        folder: created.
         changes: dotted settings.
         steps: lines of metrics.jsonl.
         metrics: further step metrics.
-        texts: what the student writes, row by row; the references where None.
+        texts: the student's completions, row by row; the references if None.
     """
     settings = settings_of(changes)
     generator = np.random.default_rng(
         [settings["seed"], round(settings["alpha"] * 100), round(settings["lmbda"] * 100)]
     )
     items = generate("test", 6 if texts is None else len(texts), 0)
-    written = [item.summary for item in items] if texts is None else texts
+    completions = [item.summary for item in items] if texts is None else texts
     predictions = [
         {"prompt": item.article, "reference": item.summary, **dict.fromkeys(MODELS[:2], item.summary), MODELS[2]: text}
-        for item, text in zip(items, written, strict=True)
+        for item, text in zip(items, completions, strict=True)
     ]
     samples = [
         {"step": 10, "prompt": item.article, "completion": text, "reference": item.summary, "source": "student"}
         | {"reward": 0.25, "rewards": {"all_supported": 0.25}}
-        for item, text in zip(items[:2], written, strict=False)
+        for item, text in zip(items[:2], completions, strict=False)
     ]
     rows = step_rows(settings["alpha"], steps, metrics, generator)
     results = evaluation(settings, generator)
@@ -117,7 +117,7 @@ def evaluation(settings: dict[str, Any], generator: np.random.Generator) -> dict
 
 
 def step_rows(alpha: float, steps: int, metrics: int, generator: np.random.Generator) -> list[dict[str, float]]:
-    """metrics.jsonl: random walks, and costs that add up."""
+    """metrics.jsonl: random walks and costs."""
     names = [*STEP_METRICS, *(f"further_{i}" for i in range(metrics))]
     walks = generator.normal(0, 1, (steps, len(names))).cumsum(0).round(6)
     costs = generator.integers(500, 900, (steps, len(COSTS))).astype(float)

@@ -1,4 +1,4 @@
-"""Run folders for tests: what a run leaves, without running it."""
+"""Run folders for tests, without a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gkd_rl.outputs.run_record import machine_id
 
 
 def make_run(folder: Path, config: dict[str, Any], *, overrides: tuple[str, ...] = (), **files: Any) -> Path:
-    """A run folder: config.yaml, and eval, run (JSON), metrics, samples (JSON lines) as they are given."""
+    """A run folder: config.yaml, and the given eval, run (JSON), metrics and samples (JSON lines)."""
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump({"name": "run", "seed": 0, **config}), encoding="utf-8")
@@ -23,6 +23,6 @@ def make_run(folder: Path, config: dict[str, Any], *, overrides: tuple[str, ...]
 
 
 def record_of(process: int, began: float, **more: Any) -> dict[str, Any]:
-    """A run.json of a process here."""
+    """The run.json of a process of this machine."""
     record = {"status": "running", "machine": machine_id(), "pid": process, "process": began, "started": 0.0}
     return {**record, "ended": None, "error": None, **more}
