@@ -214,7 +214,7 @@ def _naming_the_resume_command(folder: Path) -> Iterator[None]:
         if is_main_process():
             sweep = SweepRecord.folder
             how = resume_command(folder) if sweep is None else sweep_resume_command(sweep)
-            sys.stderr.write(f"\n{stopped}. To go on: {how}\n")
+            sys.stderr.write(f"\n{stopped}. To resume: {how}\n")
             sys.stderr.flush()
         raise
 

@@ -196,7 +196,7 @@ def test_a_stopped_command_says_how_it_goes_on_and_that_is_all_it_takes(tmp_path
     ended = started.finish(60)
     printed = ended.stderr
     assert ended.returncode == 128 + signal.SIGTERM and "Traceback" not in printed
-    found = re.search(r"stopped by SIGTERM: step (\d+) is kept. To go on: python -m gkd_rl.run (resume=.*)", printed)
+    found = re.search(r"stopped by SIGTERM: step (\d+) is kept. To resume: python -m gkd_rl.run (resume=.*)", printed)
     assert found is not None, printed[-2000:]
     taken = metrics.read_bytes().count(b"\n")
     assert taken == int(found[1]) < 16
