@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -81,6 +82,21 @@ def test_check_shows_what_differs_and_writing_mends_it(
     monkeypatch.setattr(sys, "argv", ["tables.py"])
     tables.main()
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme
+
+
+def test_the_first_run_is_taken_from_its_folder_without_names_of_the_machine(tmp_path: Path) -> None:
+    entry = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+    models = dict.fromkeys(("teacher", "student before", "student after", "after - before"), {"reward": entry})
+    found = {
+        "eval": models | {"cost": {"time/total": 20.0}, "settings": {"alpha": "0.5"}},
+        "run": {"started": 10.0, "ended": 100.0, "machine": "hashed"},
+        "environment": dict.fromkeys(tables.MACHINE, 1) | {"platform": "of this machine", "folder": str(tmp_path)},
+    }
+    for name, value in found.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    taken = tables.first_run(tmp_path)
+    assert taken["seconds"] == {"all": 90.0, "steps": 20.0} and taken["eval"] == models
+    assert str(tmp_path) not in json.dumps(taken) and set(taken["environment"]) == set(tables.MACHINE)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
@@ -172,6 +188,13 @@ def test_paths_of_the_pages_exist() -> None:
         text = path.read_text(encoding="utf-8")
         for name in re.findall(r"`((?:gkd_rl|reward_models|experiments|conf|tests|docs)/[\w./-]+\.\w+)`", text):
             assert (ROOT / name).exists() or re.search(r"[A-Z]{3}|headlines|brevity", name), f"{path.name}: {name}"
+
+
+def test_tests_that_the_page_about_faults_names_exist() -> None:
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    page = (DOCS / "faults.md").read_text(encoding="utf-8")
+    for name in re.findall(r"\btest_\w+", page):
+        assert name in sources or any(f"def {name}(" in text for text in sources.values()), name
 
 
 @pytest.mark.exhaustive
