@@ -86,7 +86,7 @@ def test_check_shows_what_differs_and_writing_mends_it(
 
 def test_the_first_run_is_taken_from_its_folder_without_names_of_the_machine(tmp_path: Path) -> None:
     entry = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
-    models = dict.fromkeys(("teacher", "student before", "student after", "after - before"), {"reward": entry})
+    models = {name: {"reward": entry} for name in ("teacher", "student before", "student after", "after - before")}
     found = {
         "eval": models | {"cost": {"time/total": 20.0}, "settings": {"alpha": "0.5"}},
         "run": {"started": 10.0, "ended": 100.0, "machine": "hashed"},
