@@ -19,6 +19,7 @@ import yaml
 
 from gkd_rl import __version__
 from gkd_rl.config import Config
+from gkd_rl.pipeline.results import GREEDY_METRICS, SAMPLED_METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -97,6 +98,13 @@ def test_the_first_run_is_taken_from_its_folder_without_names_of_the_machine(tmp
     taken = tables.first_run(tmp_path)
     assert taken["seconds"] == {"all": 90.0, "steps": 20.0} and taken["eval"] == models
     assert str(tmp_path) not in json.dumps(taken) and set(taken["environment"]) == set(tables.MACHINE)
+
+
+def test_the_first_table_has_the_rows_that_the_command_prints() -> None:
+    results = import_module("blocks.results")
+    components = {key for key in results.printed() if key.startswith("reward/")}
+    assert set(results.printed()) - components <= GREEDY_METRICS.keys() | SAMPLED_METRICS.keys()
+    assert set(results.SAMPLED) == set(SAMPLED_METRICS) and len(results.printed()) == len(set(results.printed()))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())

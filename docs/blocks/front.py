@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from blocks.results import first_run
+from blocks.results import first_run, printed
 from blocks.schema import keys
 from blocks.speed import CPU, seconds, times
 from blocks.values import at, claim, clock, load, table
@@ -24,7 +24,7 @@ def share(entry: dict[str, float]) -> str:
 def run() -> str:
     """The first command's table, some of its rows, and how long it took."""
     took, found = at("first_run", "seconds"), at("first_run", "environment")
-    rows, machine = len(at("first_run", "eval", "student after")), f"{found['cpu_count']} cores of {found['cpu']}"
+    rows, machine = len(printed()), f"{found['cpu_count']} cores of {found['cpu']}"
     all_, steps = clock(took["all"]), clock(took["steps"])
     return (
         f"{first_run(FIRST)}\n\nSome of its {rows} rows; brackets are 95% bootstrap intervals over test rows. The "

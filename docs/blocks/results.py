@@ -43,6 +43,10 @@ STUDIES = (
     "baselines", "divergence_by_lambda", "diversity", "walk", "walk_baselines", "lambda_sweep", "data_efficiency",
     "alpha", "self_distillation", "schedules", "beta_scale", "quantised_teacher", "reward_hacking",
 )  # fmt: skip
+SAMPLED = (  # of the table that a run prints, after the metrics of greedy texts
+    "sampled/rouge2", "sampled/reward", "sampled/judge_minus_reward", "sampled/divergence", "sampled/reverse_kl",
+    "sampled/kl_to_initial", "self_bleu",
+)  # fmt: skip
 COLUMNS = ("teacher", "student before", "student after", "after - before")
 
 
@@ -73,12 +77,21 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(["claim", "measured", "verdict"], [[one["claim"], measured(one), one["verdict"]] for one in rows])
 
 
+def printed() -> list[str]:
+    """Metrics of the first run's table, in its order: greedy texts, then samples; no components of sampled rewards."""
+    measured = load("first_run")["eval"]["student after"]
+    greedy = [key for key in measured if not key.startswith(("sampled/", "temperature_")) and key not in SAMPLED]
+    return [*greedy, *(key for key in SAMPLED if key in measured)]
+
+
 def first_run(metrics: Sequence[str] = ()) -> str:
     """What the first command prints, as a table; `metrics` keeps some rows only."""
     results = load("first_run")["eval"]
     models = [model for model in COLUMNS if model in results]
-    keys = metrics or list(results["student after"])
-    rows = [[name_of(key), *(shown(results[m][key]) if key in results[m] else "-" for m in models)] for key in keys]
+    rows = [
+        [name_of(key), *(shown(results[model][key]) if key in results[model] else "-" for model in models)]
+        for key in metrics or printed()
+    ]
     return table(["", *models], rows, right=True)
 
 
