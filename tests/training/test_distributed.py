@@ -225,7 +225,7 @@ def test_the_first_rank_prints_the_traceback_of_a_bug(
 
 def test_the_configuration_of_accelerate_is_not_a_setting() -> None:
     with pytest.raises(
-        ConfigError, match=r"accelerate=ddp is not a setting of a run .* accelerate launch --config_file"
+        ConfigError, match=r"accelerate=ddp is not a setting of a run.* accelerate launch --config_file"
     ):
         check_command_line(find_config_dir(), ["accelerate=ddp"])
 
