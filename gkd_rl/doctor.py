@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from gkd_rl.cli.command_line import check_command_line
+from gkd_rl.cli.single_run import find_config_dir, message
 from gkd_rl.config import Config
 from gkd_rl.config.validation import validate
 from gkd_rl.errors import ConfigError, GkdRlError
-from gkd_rl.run import find_config_dir, message
 
 
 def main(arguments: list[str]) -> int:
