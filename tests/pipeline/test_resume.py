@@ -201,6 +201,21 @@ def damage_byte(path: Path) -> None:
     (path / "tensors.safetensors").write_bytes(content)
 
 
+def test_costs_of_a_checkpoint_made_before_phases_were_renamed_are_kept(make: Make, whole: Whole) -> None:
+    case = "PPO, two epochs, value head"
+    with pytest.raises(Killed):
+        train(make(case), dies_after=3)
+    kept = make(case)
+    (*_, last) = steps_in(kept.run_folder)
+    found = read_snapshot(last)
+    cost = {name.replace("/pre_update", "/survey"): total for name, total in found.facts["cost"].items()}
+    assert cost["flops/survey"] > 0 and "flops/pre_update" not in cost
+    label = {"step": found.facts["step"], "score": None}
+    write_snapshot(last, Snapshot(found.tensors, found.facts | {"cost": cost}), label)
+    train(kept, resume=True)
+    assert Left.by(kept).cost == whole(case).cost
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit": damage_byte,
     "cut": lambda path: (path / "facts.json").write_bytes((path / "facts.json").read_bytes()[:-10]),
