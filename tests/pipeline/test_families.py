@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,37 +165,6 @@ def test_dolly_and_alpaca_files(tmp_path: Path) -> None:
     assert next(row for row in task.examples("test") if row.columns["kind"] == "own").prompt == "add\n\n1 2"
 
 
-NEW_TASK = '''
-"""Copying: a word -> the word."""
-
-from dataclasses import dataclass
-
-from gkd_rl.data.embedded.tokenizer import word_tokenizer
-from gkd_rl.types import Example
-
-
-@dataclass(frozen=True)
-class Copying:
-    words: list[str]
-    max_prompt_tokens: int
-    max_completion_tokens: int
-
-    def examples(self, split):
-        return [Example(word, word, {"length": len(word)}) for word in self.words]
-
-    def tokenizer(self):
-        return word_tokenizer(self.words)
-'''
-NEW_REWARD = '''
-"""1 for a completion as long as its row says."""
-
-
-class AsLong:
-    def __call__(self, prompts, completions, length, **columns):
-        return [float(len(text) == wanted) for text, wanted in zip(completions, length, strict=True)]
-'''
-
-
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_every_generated_task_runs(tmp_path: Path) -> None:
@@ -219,30 +184,3 @@ def test_every_generated_task_runs(tmp_path: Path) -> None:
 
 def test_a_task_that_generates_its_rows_has_no_reports() -> None:
     assert row_reports(task_of("walk")) == {}
-
-
-@pytest.mark.slow
-def test_a_new_task_and_a_new_reward_are_one_file_and_one_yaml_each(tmp_path: Path) -> None:
-    for folder in ("gkd_rl", "reward_models", "conf"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "gkd_rl" / "tasks" / "copying.py").write_text(NEW_TASK, encoding="utf-8")
-    (tmp_path / "reward_models" / "as_long.py").write_text(NEW_REWARD, encoding="utf-8")
-    (tmp_path / "conf" / "task" / "copying.yaml").write_text(
-        "_target_: gkd_rl.tasks.copying.Copying\nwords: [a, bb, ccc, dddd]\n"
-        "max_prompt_tokens: 4\nmax_completion_tokens: 4\n"
-    )
-    (tmp_path / "conf" / "reward" / "as_long.yaml").write_text(
-        "components: {as_long: {_target_: reward_models.as_long.AsLong}}\nweights: {as_long: 1.0}\njudge: null\n"
-    )
-    command = [
-        sys.executable, "-m", "gkd_rl.run", "experiment=rl_gkd", "task=copying", "reward=as_long",
-        "preset=embedded/xsum",
-        *SHORT,
-        f"cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads((tmp_path / "run" / "eval.json").read_text(encoding="utf-8"))
-    assert 0 <= results["student after"]["reward/as_long"]["mean"] <= 1
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2
