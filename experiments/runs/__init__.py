@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from gkd_rl.config.moved_targets import with_current_targets
 from gkd_rl.errors import DataError
 from gkd_rl.outputs.run_record import RECORD, is_alive
 
@@ -116,7 +117,7 @@ def differing(runs: Sequence[RunFolder]) -> dict[str, tuple[Any, ...]]:
 def read_run(path: Path) -> RunFolder:
     """One run folder; its group is empty until `grouped`."""
     try:
-        config = _mapping(path / "config.yaml", yaml.safe_load)
+        config = _mapping(path / "config.yaml", lambda text: yaml.safe_load(with_current_targets(text)))
         overrides = _parsed(path / ".hydra" / "overrides.yaml", yaml.safe_load) or []
         run = RunFolder(path, Status.unreadable, None, config, tuple(map(str, overrides)), dotted(config))
         run = replace(run, seed=config.get("seed"))

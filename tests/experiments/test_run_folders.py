@@ -231,6 +231,13 @@ def test_metrics_of_older_runs_have_their_present_names(tmp_path: Path) -> None:
     assert table["flops/pre_update"][0] == 5.0 and not [name for name in table if "survey" in str(name)]
 
 
+def test_runs_made_before_and_after_a_target_moved_have_the_same_settings(tmp_path: Path) -> None:
+    for name, target in (("before", "gkd_rl.tasks.xsum.Xsum"), ("after", "gkd_rl.data.tasks.xsum.Xsum")):
+        make_run(tmp_path / name, {"task": {"_target_": target, "seed": 0}}, eval={})
+    runs = find_runs([tmp_path])
+    assert len(runs) == 2 and differing(runs) == {}
+
+
 def test_a_run_without_files_has_empty_tables(tmp_path: Path) -> None:
     run = only(make_run(tmp_path, {}, eval={}))
     assert len(curves(run)) == 0 and samples(run) == [] and {"step", "seconds"} <= set(curves(run))
