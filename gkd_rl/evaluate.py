@@ -13,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gkd_rl.cli.single_run import find_config_dir, message
 from gkd_rl.errors import BenchmarkError, ConfigError, GkdRlError
 from gkd_rl.evaluation.benchmarks.settings import MT_BENCH, BenchmarkConfig, read_settings
-from gkd_rl.run import find_config_dir, message
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -87,10 +87,10 @@ def _mt_bench(
     lm: HFLM, config: BenchmarkConfig, questions: list[Question], judge: Judge, folder: Path
 ) -> dict[str, Any]:
     """Generate answers, have them graded, and average the grades; answers are written before the judge is called."""
-    from gkd_rl.evaluation.benchmarks.mt_bench import answer, summarise
+    from gkd_rl.evaluation.benchmarks.mt_bench import generate_answers, summarise
     from gkd_rl.outputs.json_files import write_json
 
-    answers = answer(lm, questions, config.mt_bench.max_answer_tokens, config.seed or 0)
+    answers = generate_answers(lm, questions, config.mt_bench.max_answer_tokens, config.seed or 0)
     rows = [{"question": question, "answers": given} for question, given in zip(questions, answers, strict=True)]
     write_json(folder / "mt_bench_answers.json", rows)
     verdicts = judge.grade(questions, answers)

@@ -1,12 +1,12 @@
-"""What quantisation costs a teacher: KL(full precision || quantised) on the student's own text.
+"""Evaluation of a model on a split, and the audit of a quantised teacher.
 
-No student can be told to be nearer to the full-precision teacher than this: it is the noise floor of the divergence.
+`Evaluator` decodes a split and measures it: greedy text (or beams) against references and reward, samples against the
+teacher. Every number is a mean over examples, or a corpus score, with a percentile bootstrap interval. The teacher, the
+student before and the student after training get the same prompts and random numbers, so that differences are paired.
+Each process measures its share of the examples and then has the numbers of all.
 
-Decode a split and measure: greedy text (or beams) against references and reward, samples against the teacher.
-
-Every number is the mean over examples, or a corpus score, with a percentile-bootstrap interval. The same prompts and
-the same random numbers serve the teacher, the student before and the student after, so that differences are paired.
-Each of several processes measures its share of the examples, and all know all numbers.
+`TeacherAudit` is KL(full precision || quantised) of a teacher on rollouts of the student. It is the noise floor of the
+divergence to a quantised teacher: smaller differences between students mean nothing.
 """
 
 from __future__ import annotations
@@ -36,72 +36,22 @@ from reward_models.composite import Composite
 
 
 @dataclass(frozen=True)
-class TeacherAudit:
-    """The measured KL, in nats per token, with its 95% bootstrap interval over rollouts."""
-
-    dtype: Dtype
-    quantization: Quantization
-    kl: Estimate
-
-    def __str__(self) -> str:
-        """E.g. `KL(float32 || int8) = 0.00041 [0.00035, 0.00049] nats per token on 64 student rollouts`."""
-        kl = self.kl
-        return (
-            f"KL({self.dtype.value} || {self.quantization.value}) = {kl.mean:.2g} [{kl.low:.2g}, {kl.high:.2g}] "
-            f"nats per token on {kl.n} student rollouts"
-        )
-
-    def as_dict(self) -> dict[str, float | int | str]:
-        """For eval.json."""
-        return {
-            "dtype": self.dtype.value,
-            "quantization": self.quantization.value,
-            "unit": "nats per token",
-            **self.kl.as_dict(),
-        }
-
-
-@torch.no_grad()
-def kl_between(
-    full: HiddenStateModel,
-    quantised: HiddenStateModel,
-    rollouts: Sequence[Rollout],
-    chunk_tokens: int | None,
-    vocabulary: int,
-) -> np.ndarray:
-    """KL(full || quantised) in nats per token, averaged over each completion, one number for each.
-
-    Args:
-        full: the teacher at full precision.
-        quantised: the same, quantised.
-        rollouts: the student's.
-        chunk_tokens: positions whose logits exist at one time, see `FusedHead`.
-        vocabulary: words that can be sampled.
-    """
-    divergence = TokenDivergence(DivergenceName.forward_kl)
-    head = FusedHead(divergence, chunk_tokens=chunk_tokens, vocabulary=vocabulary)
-    parts = []
-    for rollout in rollouts:
-        one, other = (Projection(model(rollout), model.head()) for model in (full, quantised))
-        values_BT = head(other, one, rollout.ids_BT, rollout.mask_BT).divergence_BT
-        assert values_BT is not None
-        parts.append(sequence_mean(values_BT, rollout.mask_BT).cpu().numpy())
-    return np.concatenate(parts)
-
-
-def student_rollouts(
-    student: HiddenStateModel, sampler: Sampler, examples: Sequence[Example], batch_size: int, seed: int
-) -> list[Rollout]:
-    """One completion of every example, in batches."""
-    generator = torch.Generator(student.device)
-    generator.manual_seed(seed)
-    batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
-    return [sampler.sample(student, sampler.codec.prompts(batch), 1, generator) for batch in batches]
-
-
-@dataclass(frozen=True)
 class EvaluationSettings:
-    """Sizes and seeds; see conf/evaluation."""
+    """Sizes, metrics and seeds of an evaluation.
+
+    Attributes:
+        metrics: text metrics against references.
+        beams: beam search; None decodes greedily.
+        judge: component of the reward that the policy is not trained on, for judge - reward; None without one.
+        batch_size: prompts in one decoded batch.
+        rollout_prompts: prompts of the samples, the first ones of the split.
+        self_bleu_prompts: prompts of Self-BLEU; 0 omits it.
+        self_bleu_samples: samples of each of these prompts.
+        self_bleu_temperature: their temperature.
+        temperatures: further temperatures at which diversity is measured.
+        bootstrap_samples: resamples of an interval.
+        seed: of samples and resamples.
+    """
 
     metrics: Sequence[Metric]
     beams: Beams | None
@@ -118,13 +68,13 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one split.
+    """Measurements of one model on one split.
 
     Attributes:
-        values: metric -> one number per example that it is measured on.
-        completions: the greedy completion of each example, or the best beam.
-        corpus: metric -> what each example adds to it.
-        by_position: divergence -> its mean over the sampled completions' first, second, ... tokens, in nats.
+        values: metric -> one number for each example that it is measured on, [n].
+        completions: the greedy completion, or the best beam, of each example.
+        corpus: corpus metric -> counts of each example.
+        by_position: divergence -> its mean at each token position of the sampled completions, in nats, [T].
     """
 
     values: dict[str, np.ndarray]
@@ -133,17 +83,28 @@ class Evaluation:
     by_position: dict[str, np.ndarray] = field(default_factory=dict)
 
     def scores(self) -> dict[str, float]:
-        """The number of every metric alone: the mean of its estimate."""
+        """Metric -> its mean or corpus score."""
         means = {name: float(np.mean(values, dtype=np.float64)) for name, values in self.values.items()}
         return means | {name: counts.score(counts.counts_NC.sum(axis=0)) for name, counts in self.corpus.items()}
 
     def estimates(self, samples: int, seed: int) -> dict[str, Estimate]:
-        """Mean or corpus score, interval and number of examples of every metric."""
+        """Metric -> mean or corpus score, with its interval and number of examples.
+
+        Args:
+            samples: resamples of the bootstrap.
+            seed: of the resampling.
+        """
         means = {name: estimate(values, samples, seed) for name, values in self.values.items()}
         return means | {name: counts.estimate(samples, seed) for name, counts in self.corpus.items()}
 
     def changes(self, before: Evaluation, samples: int, seed: int) -> dict[str, Estimate]:
-        """Paired differences to another evaluation of the same examples, this one minus the other."""
+        """Metric -> paired difference: this evaluation minus `before`, on the same examples.
+
+        Args:
+            before: evaluation of another model on the same examples.
+            samples: resamples of the bootstrap.
+            seed: of the resampling.
+        """
         means = {
             name: paired_difference(values, before.values[name], samples, seed) for name, values in self.values.items()
         }
@@ -152,10 +113,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures models on `examples`.
+    """Measures models on a list of examples.
 
-    `teacher`, `initial` and `reward` may be None, and their metrics are then absent; `heads` names the divergences to
-    the teacher to measure, `initial_head` is the KL to the student before training.
+    Attributes:
+        examples: rows of the split.
+        codec: text <-> token ids, of the student.
+        sampling: of the samples that are compared with the teacher.
+        teacher: None omits divergences to it.
+        heads: name -> divergence to the teacher that is measured.
+        initial: the student before training; None omits the KL to it.
+        initial_head: the KL to `initial`.
+        reward: None omits rewards.
+        settings: sizes, metrics and seeds.
     """
 
     examples: Sequence[Example]
@@ -170,13 +139,18 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, model: HiddenStateModel, name: str) -> Evaluation:
-        """All metrics of one model; `name` labels the progress bar."""
+        """All metrics of one model.
+
+        Args:
+            model: set to evaluation mode.
+            name: label of the progress bar.
+        """
         model.eval()
         with progress(self._batches(), f"{name}: evaluation", "batch") as bar:
             return self._evaluate(model, bar)
 
     def _batches(self) -> int:
-        """Decoded batches of one evaluation."""
+        """Number of batches that this rank decodes in one evaluation."""
         settings = self.settings
         again = [settings.self_bleu_prompts] * (1 + len(settings.temperatures))
         parts = [self.examples[:count] for count in (None, settings.rollout_prompts, *again)]
@@ -184,7 +158,7 @@ class Evaluator:
 
     def _evaluate(self, model: HiddenStateModel, bar: tqdm) -> Evaluation:
         greedy = self._decode(model, self.examples, self.settings.beams or GREEDY, 1, bar)
-        values = _of_all(self._text_metrics(greedy), len(self.examples))
+        values = _gathered(self._text_metrics(greedy), len(self.examples))
         prompts = self.examples[: self.settings.rollout_prompts]
         sampled = self._decode(model, prompts, self.sampling, 1, bar)
         numbers = {f"sampled/{name}": numbers for name, numbers in self._text_metrics(sampled).items()}
@@ -194,8 +168,8 @@ class Evaluator:
         if self.initial is not None:
             tokens |= self._divergences(model, self.initial, {"kl_to_initial": self.initial_head}, sampled)
         numbers |= {name: np.array([row.mean() for row in rows]) for name, rows in tokens.items()}
-        values |= _of_all(numbers, len(prompts))
-        profiles = {name: by_position(_rows_of_all(rows, len(prompts))) for name, rows in tokens.items()}
+        values |= _gathered(numbers, len(prompts))
+        profiles = {name: by_position(_gathered_rows(rows, len(prompts))) for name, rows in tokens.items()}
         if self.settings.self_bleu_prompts > 0:
             prompts = self.examples[: self.settings.self_bleu_prompts]
             own_temperature = self._diversity(model, prompts, self.settings.self_bleu_temperature, bar)
@@ -203,7 +177,7 @@ class Evaluator:
             for temperature in self.settings.temperatures:
                 found = self._diversity(model, prompts, temperature, bar)
                 diversity |= {f"temperature_{temperature:g}/{name}": numbers for name, numbers in found.items()}
-            values |= _of_all(diversity, len(prompts))
+            values |= _gathered(diversity, len(prompts))
         own = [text for rollout in greedy for text in rollout.texts]
         texts = merge_rank_shares(gather_objects(own), len(self.examples))
         references = [example.reference for example in self.examples]
@@ -211,7 +185,7 @@ class Evaluator:
         return Evaluation(values | self._by_kind(values), texts, corpus, profiles)
 
     def _by_kind(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The reward of the rows of each kind, where the task's rows are of several (column `kind`)."""
+        """The reward of each kind of rows, for tasks with several kinds (column `kind`)."""
         kinds = np.array([str(example.columns.get("kind", "")) for example in self.examples])
         if self.reward is None or len(set(kinds)) < 2:
             return {}
@@ -225,7 +199,7 @@ class Evaluator:
         per_prompt: int,
         bar: tqdm,
     ) -> list[Rollout]:
-        """Completions of this rank's share in batches; the random numbers depend on the seed and the rank alone."""
+        """Completions of this rank's examples, in batches; random numbers depend on the seed and the rank only."""
         sampler = Sampler(self.codec, sampling)
         generator = torch.Generator(model.device)
         generator.manual_seed(rank_seed(self.settings.seed))
@@ -237,7 +211,7 @@ class Evaluator:
         return rollouts
 
     def _text_metrics(self, rollouts: list[Rollout]) -> dict[str, np.ndarray]:
-        """Rouge in percent, rewards, length in tokens, copying, repetition and truncation, per example."""
+        """ROUGE in percent, rewards, length in tokens, copy rate, repetition and truncation, one number per example."""
         texts = [text for rollout in rollouts for text in rollout.texts]
         examples = [example for rollout in rollouts for example in rollout.prompts.examples]
         values: dict[str, np.ndarray] = {}
@@ -269,7 +243,7 @@ class Evaluator:
         heads: dict[str, FusedHead],
         rollouts: list[Rollout],
     ) -> dict[str, list[np.ndarray]]:
-        """Each divergence to another model at the tokens of each completion, in nats."""
+        """Divergence -> for each completion its values at the completion's tokens, in nats."""
         found: dict[str, list[np.ndarray]] = {f"sampled/{name}": [] for name in heads}
         for rollout in rollouts:
             own_side, other_side = Projection(model(rollout), model.head()), forward_outputs(other, rollout)
@@ -285,7 +259,7 @@ class Evaluator:
     def _diversity(
         self, model: HiddenStateModel, prompts: Sequence[Example], temperature: float, bar: tqdm
     ) -> dict[str, np.ndarray]:
-        """Of each prompt's samples: Self-BLEU, 0..100, and their mean ROUGE-2 where ROUGE is measured."""
+        """Self-BLEU (0..100) of each prompt's samples and, if ROUGE is measured, their mean ROUGE-2."""
         samples = self.settings.self_bleu_samples
         rollouts = self._decode(model, prompts, Sampling(temperature), samples, bar)
         texts = [text for rollout in rollouts for text in rollout.texts]
@@ -298,12 +272,90 @@ class Evaluator:
         return values
 
 
-def _of_all(values: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """The numbers of all ranks, in the order of their `count` examples."""
+def _gathered(values: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """The numbers of all ranks, in the order of the `count` examples."""
     parts = gather_objects(values)
     return {name: np.array(merge_rank_shares([part[name] for part in parts], count)) for name in values}
 
 
-def _rows_of_all(rows: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """The rows of all ranks, in the order of their `count` examples."""
+def _gathered_rows(rows: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """The rows of all ranks, in the order of the `count` examples."""
     return merge_rank_shares(gather_objects(rows), count)
+
+
+@dataclass(frozen=True)
+class TeacherAudit:
+    """KL(full precision || quantised) of a teacher.
+
+    Attributes:
+        dtype: of the full precision.
+        quantization: of the quantised teacher.
+        kl: in nats per token, with its 95% bootstrap interval over rollouts.
+    """
+
+    dtype: Dtype
+    quantization: Quantization
+    kl: Estimate
+
+    def __str__(self) -> str:
+        """E.g. `KL(float32 || int8) = 0.00041 [0.00035, 0.00049] nats per token on 64 student rollouts`."""
+        kl = self.kl
+        return (
+            f"KL({self.dtype.value} || {self.quantization.value}) = {kl.mean:.2g} [{kl.low:.2g}, {kl.high:.2g}] "
+            f"nats per token on {kl.n} student rollouts"
+        )
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        """The entry "teacher_audit" of eval.json."""
+        return {
+            "dtype": self.dtype.value,
+            "quantization": self.quantization.value,
+            "unit": "nats per token",
+            **self.kl.as_dict(),
+        }
+
+
+@torch.no_grad()
+def kl_between(
+    full: HiddenStateModel,
+    quantised: HiddenStateModel,
+    rollouts: Sequence[Rollout],
+    chunk_tokens: int | None,
+    vocabulary: int,
+) -> np.ndarray:
+    """KL(full || quantised) in nats per token, averaged over the tokens of each completion, [B].
+
+    Args:
+        full: the teacher at full precision.
+        quantised: the quantised teacher.
+        rollouts: of the student, B completions in all.
+        chunk_tokens: positions whose logits are in memory at one time, see `FusedHead`.
+        vocabulary: number of tokens that can be sampled.
+    """
+    divergence = TokenDivergence(DivergenceName.forward_kl)
+    head = FusedHead(divergence, chunk_tokens=chunk_tokens, vocabulary=vocabulary)
+    parts = []
+    for rollout in rollouts:
+        one, other = (Projection(model(rollout), model.head()) for model in (full, quantised))
+        values_BT = head(other, one, rollout.ids_BT, rollout.mask_BT).divergence_BT
+        assert values_BT is not None
+        parts.append(sequence_mean(values_BT, rollout.mask_BT).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def student_rollouts(
+    student: HiddenStateModel, sampler: Sampler, examples: Sequence[Example], batch_size: int, seed: int
+) -> list[Rollout]:
+    """One sampled completion of every example, in batches.
+
+    Args:
+        student: the model that samples.
+        sampler: how it samples.
+        examples: rows with the prompts.
+        batch_size: prompts in a batch.
+        seed: of the sampling.
+    """
+    generator = torch.Generator(student.device)
+    generator.manual_seed(seed)
+    batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+    return [sampler.sample(student, sampler.codec.prompts(batch), 1, generator) for batch in batches]

@@ -1,13 +1,12 @@
-"""Metrics of generated text: ROUGE, repetition, Self-BLEU. Pure functions of text.
+"""Metrics of generated text: ROUGE, Self-BLEU, means by token position, and corpus BLEU and chrF.
 
-`evaluate.load` fetches its scripts from the Hub, so ROUGE is our own `evaluate.Metric` over the package `rouge_score`,
-which the script on the Hub calls as well: the numbers are those of Lin (2004) as `rouge_score` computes them, and work
-offline. The paper reports ROUGE-2 of greedy decoding and Self-BLEU of samples at several temperatures.
+ROUGE (Lin 2004) is an `evaluate.Metric` over the package `rouge_score`. The script that `evaluate.load` downloads from
+the Hub calls the same package; this one gives its numbers offline. The GKD paper reports ROUGE-2 of greedy decoding and
+Self-BLEU of samples at several temperatures.
 
-BLEU and chrF of a corpus through sacrebleu, with its signatures; pure functions of text.
-
-Both are ratios of counts over all sentences, no means of sentences' scores. Every sentence's counts are kept, so that a
-bootstrap over sentences (Koehn 2004) gives the interval of the corpus score and of the difference between two systems.
+Corpus BLEU and chrF are sacrebleu's, with its signatures. They are ratios of counts over all sentences, not means of
+sentence scores. `CorpusCounts` keeps the counts of every sentence, so that a bootstrap over sentences (Koehn 2004)
+gives the interval of a corpus score and of the difference between two systems.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ from sacrebleu.metrics.chrf import CHRF
 from gkd_rl.outputs.tables import Estimate
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
-
-
 _CITATION = "Lin, C.-Y. ROUGE: A Package for Automatic Evaluation of Summaries. ACL 2004."
 
 
@@ -41,12 +38,12 @@ class Rouge(evaluate.Metric):
     """
 
     def __init__(self) -> None:
-        # The base class creates its cache folder even when it keeps everything in memory: give it one that goes away.
+        # The base class creates its cache folder even with keep_in_memory, so it gets a temporary one.
         with tempfile.TemporaryDirectory() as folder:
             super().__init__(keep_in_memory=True, cache_dir=folder)
 
     def _info(self) -> evaluate.MetricInfo:
-        """Two columns of text."""
+        """The metric's two columns of text."""
         return evaluate.MetricInfo(
             description="ROUGE F-measures over rouge_score, offline.",
             citation=_CITATION,
@@ -63,10 +60,10 @@ class Rouge(evaluate.Metric):
         use_aggregator: bool = True,
         **unknown: Any,
     ) -> dict[str, Any]:
-        """Score pair by pair.
+        """Scores of all pairs.
 
         Raises:
-            ValueError: on an option that does not exist.
+            ValueError: an option is unknown.
         """
         if unknown:
             raise ValueError(f"rouge: {', '.join(unknown)}: options are use_stemmer and use_aggregator.")
@@ -80,14 +77,14 @@ class Rouge(evaluate.Metric):
 
 
 def _check_texts(metric: str, **columns: Sequence[str]) -> None:
-    """Refuse empty lists, lists of different lengths and entries that are not text."""
+    """Raise ValueError for empty lists, lists of different lengths, and entries that are not text."""
     lengths = {name: len(column) for name, column in columns.items()}
     if 0 in lengths.values() or len(set(lengths.values())) > 1:
         raise ValueError(f"{metric}: takes lists of one length >= 1; got {lengths}.")
     for name, column in columns.items():
         for index, text in enumerate(column):
             if not isinstance(text, str):
-                raise ValueError(f"{metric}: {name}[{index}] is {text!r}; every entry is text, at least ''.")
+                raise ValueError(f"{metric}: {name}[{index}] is {text!r}; every entry must be text, '' if it is empty.")
 
 
 def rouge_scores(
@@ -106,10 +103,11 @@ def rouge_scores(
         `rouge1`, `rouge2` and `rougeL`, each float64 of shape (n,).
 
     Raises:
-        ValueError: if a list is empty, the lengths differ or an entry is not text.
+        ValueError: a list is empty, the lengths differ, or an entry is not text.
     """
     _check_texts("rouge", predictions=predictions, references=references)
-    # Arrow takes valid Unicode only. A lone surrogate separates words for rouge_score, and so does its '?'.
+    # Arrow accepts valid Unicode only. A lone surrogate separates words in rouge_score, and so does its replacement
+    # "?".
     columns = [[text.encode("utf-8", "replace").decode() for text in texts] for texts in (predictions, references)]
     scores = Rouge().compute(
         predictions=columns[0], references=columns[1], use_stemmer=use_stemmer, use_aggregator=False
@@ -120,7 +118,7 @@ def rouge_scores(
 
 def _bleu(references: list[list[str]], tokens: list[str]) -> float:
     """Smoothed BLEU-4 of one sample against the others of its prompt, 0..1."""
-    if not tokens:  # BLEU is not defined for an empty text: two empty samples are identical, all else has no overlap
+    if not tokens:  # BLEU is undefined: 1 if another sample is empty too, else 0
         return float([] in references)
     order = min(4, len(tokens))
     smoothing = SmoothingFunction().method1
@@ -129,21 +127,21 @@ def _bleu(references: list[list[str]], tokens: list[str]) -> float:
 
 
 def self_bleu(groups: Sequence[Sequence[str]]) -> float:
-    """Self-BLEU: how much the samples of one prompt resemble one another; lower is more diverse.
+    """Self-BLEU: similarity of the samples of one prompt to each other; lower is more diverse.
 
-    mean over prompts, then samples, of BLEU-4(sample | the prompt's other samples). Zhu et al. 2018 (Texygen,
-    arXiv 1802.01886). Whitespace tokens; n-gram orders without a match count 0.1 matches (Chen and Cherry 2014,
-    method 1); a sample of fewer than four tokens is scored up to its own length, so that identical samples give 100 at
-    any length. Each prompt weighs the same.
+    Mean over prompts, then samples, of BLEU-4(sample | the other samples of the prompt), after Zhu et al. 2018
+    (Texygen, arXiv 1802.01886). Tokens are separated by white space. An n-gram order without a match counts 0.1 matches
+    (Chen and Cherry 2014, method 1). A sample of fewer than four tokens is scored up to the order of its length, so
+    that identical samples give 100 at any length. Every prompt has the same weight.
 
     Args:
-        groups: for each prompt its samples, at least two.
+        groups: the samples of each prompt, at least two.
 
     Returns:
         0 (no token in common) to 100 (all samples of every prompt identical).
 
     Raises:
-        ValueError: if there is no prompt, or a prompt has fewer than two samples or an entry that is not text.
+        ValueError: there is no prompt, or a prompt has fewer than two samples or an entry that is not text.
     """
     if len(groups) == 0:
         raise ValueError("self_bleu: takes the samples of at least one prompt; got none.")
@@ -158,10 +156,10 @@ def self_bleu(groups: Sequence[Sequence[str]]) -> float:
 
 
 def by_position(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over completions at each token's place, shape (T,); up to the last place that a tenth of them reach.
+    """Mean over completions at each token position, shape (T,), up to the last position that a tenth of them reach.
 
     Args:
-        rows: values at the tokens of each completion, its length each.
+        rows: for each completion its values at its tokens.
     """
     lengths = np.array([len(row) for row in rows])
     places = int(np.quantile(lengths, 0.9, method="higher"))
@@ -171,17 +169,14 @@ def by_position(rows: Sequence[np.ndarray]) -> np.ndarray:
     return np.nanmean(table, axis=0)
 
 
-NAMES = ("bleu", "chrf")
-
-
 @dataclass(frozen=True)
 class CorpusCounts:
-    """What n sentences add to a corpus score.
+    """Counts of N sentences from which a corpus score is computed.
 
     Attributes:
-        counts_NC: one row for each sentence.
-        score: of the sum of rows, 0..100.
-        signature: sacrebleu's, what the number means.
+        counts_NC: C counts of each sentence.
+        score: sum of the rows, [C] -> the corpus score, 0..100.
+        signature: sacrebleu's description of the score.
     """
 
     counts_NC: np.ndarray
@@ -194,7 +189,7 @@ class CorpusCounts:
         return _estimate(self.score(self.counts_NC.sum(axis=0)), scores, len(self.counts_NC))
 
     def difference(self, other: CorpusCounts, samples: int, seed: int) -> Estimate:
-        """This system's score minus the other's on the same sentences, in the same order."""
+        """This score minus another system's on the same sentences, in the same order, with its 95% interval."""
         both = np.concatenate([self.counts_NC, other.counts_NC], axis=1)
         width = self.counts_NC.shape[1]
         differences = [
@@ -209,12 +204,12 @@ class CorpusCounts:
 
 
 def corpus_counts(predictions: Sequence[str], references: Sequence[str]) -> dict[str, CorpusCounts]:
-    """`bleu` and `chrf` of n translations, one reference each."""
+    """Counts of `bleu` and `chrf` for n translations, with one reference each."""
     metrics: dict[str, Any] = {"bleu": BLEU(), "chrf": CHRF()}
     found = {}
     for name, metric in metrics.items():
-        metric.corpus_score(["a"], [["a"]])  # the signature names the number of references, which it learns here
-        # Not public, but the one place where sentences' counts of either metric are; a test holds it to `corpus_score`.
+        metric.corpus_score(["a"], [["a"]])  # sets the number of references in the signature
+        # The only access to sentence counts; it is not public, and a test compares the result with `corpus_score`.
         counts = metric._extract_corpus_statistics(list(predictions), [list(references)])
         found[name] = CorpusCounts(np.array(counts, dtype=np.int64), _scorer(metric), str(metric.get_signature()))
     return found
@@ -227,7 +222,7 @@ def _scorer(metric: Any) -> Callable[[np.ndarray], float]:
 def _resampled(counts_NC: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """Sums of `samples` resamples of the rows, (samples, C)."""
     generator, count = np.random.default_rng(seed), len(counts_NC)
-    times = generator.multinomial(count, np.full(count, 1 / count), size=samples)  # how often each row is drawn
+    times = generator.multinomial(count, np.full(count, 1 / count), size=samples)  # number of draws of each row
     return times @ counts_NC
 
 

@@ -1,8 +1,8 @@
-"""A mean and how far it can be trusted: percentile bootstrap over examples.
+"""Means with percentile bootstrap intervals over examples.
 
-θ = mean(v₁..v_n); the interval is the (1 - level)/2 and (1 + level)/2 quantile of the means of `samples` resamples of
-n values with replacement (Efron 1979, percentile method). It states the uncertainty from the choice of test examples;
-the spread over training seeds is another one, and is not in it.
+θ = mean(v₁..v_n). The interval has the (1 - level)/2 and (1 + level)/2 quantiles of the means of `samples` resamples of
+n values with replacement (Efron 1979, percentile method). It covers the uncertainty from the choice of test examples,
+not the spread over training seeds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import numpy as np
 
 from gkd_rl.outputs.tables import Estimate
 
-_CHUNK_DRAWS = 2_000_000  # 16 MB of indices at a time, whatever the size of the test set
+_CHUNK_DRAWS = 2_000_000  # 16 MB of indices at one time, for any size of the test set
 
 
 def _checked(values: np.ndarray | Sequence[float], metric: str) -> np.ndarray:
-    """`values` as float64 of shape (n,), refused when empty, not one-dimensional or not finite."""
+    """`values` as float64, shape (n,).
+
+    Raises:
+        ValueError: they are empty, not one-dimensional, or not finite.
+    """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{metric}: takes a non-empty one-dimensional array of values; got shape {array.shape}.")
@@ -36,7 +40,7 @@ def bootstrap_interval(
         values: one value per example, shape (n,), n >= 1.
         samples: resamples, >= 1; 1000 is usual.
         seed: of the resampling; equal seeds give equal intervals.
-        level: coverage aimed at, in (0, 1).
+        level: nominal coverage, in (0, 1).
 
     Returns:
         (low, high); (nan, nan) for n = 1, where there is nothing to resample.
@@ -62,7 +66,7 @@ def bootstrap_interval(
 
 
 def estimate(values: np.ndarray | Sequence[float], samples: int, seed: int) -> Estimate:
-    """Mean of `values`, shape (n,), with its 95 % bootstrap interval.
+    """Mean of `values`, shape (n,), with its 95% bootstrap interval.
 
     Raises:
         ValueError: as `bootstrap_interval`.
@@ -75,19 +79,19 @@ def estimate(values: np.ndarray | Sequence[float], samples: int, seed: int) -> E
 def paired_difference(
     a: np.ndarray | Sequence[float], b: np.ndarray | Sequence[float], samples: int, seed: int
 ) -> Estimate:
-    """Mean of a - b over the same examples, with its 95 % bootstrap interval.
+    """Mean of a - b over the same examples, with its 95% bootstrap interval.
 
-    Pairing removes the spread that both share (hard examples are hard for both), so it can tell two models apart whose
-    own intervals overlap.
+    Pairing removes the variance that both share (hard examples are hard for both), so that two models can differ
+    significantly although their own intervals overlap.
 
     Args:
         a: one value per example, shape (n,).
-        b: the other model's values on the same examples in the same order, shape (n,).
+        b: values of the other model on the same examples in the same order, shape (n,).
         samples: resamples.
         seed: of the resampling.
 
     Returns:
-        The difference as an estimate; it is told from zero when low and high have one sign.
+        The difference as an estimate; it is significant if low and high have the same sign.
 
     Raises:
         ValueError: if the lengths differ, or as `bootstrap_interval`.

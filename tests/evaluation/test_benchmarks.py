@@ -33,7 +33,7 @@ from transformers import (
 from gkd_rl import evaluate
 from gkd_rl.errors import BenchmarkError, ConfigError, DataError
 from gkd_rl.evaluation.benchmarks.settings import local_source, read_settings
-from gkd_rl.evaluation.benchmarks.suites import LOADERS, SUITES, CodeEval, _leaves, load_suites, pass_at_k
+from gkd_rl.evaluation.benchmarks.suites import CODE_TASK_MODULES, SUITES, CodeEval, _leaves, load_suites, pass_at_k
 from reward_models.code.sandbox import Outcome
 
 QUESTIONS = [("tea", 4), ("ham", 7), ("ice", 12), ("pie", 30), ("fig", 5), ("nut", 9)]
@@ -179,7 +179,7 @@ def of_harness(folder: Path, suite: str, files: dict[str, str], shots: int | Non
     task, place = SUITES[suite]
     local = {"task": task, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
     with mock.patch.object(evaluate_library, "load", lambda name: PlainCodeEval()):
-        for name in [one for one in sys.modules if one.startswith(LOADERS)]:
+        for name in [one for one in sys.modules if one.startswith(CODE_TASK_MODULES)]:
             del sys.modules[name]
         directly: Any = simple_evaluate  # its decorator hides its parameters
         found = directly(
@@ -328,9 +328,9 @@ def test_code_is_not_run_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["model=x", "suite=gsm8k", "nonsense"], "a setting is KEY=VALUE"),
         (["model=x", "suite=gsm8k", "data={a"], "data={a is not readable YAML"),
         (["model=x", "suite=gsm8k,"], "has an empty name"),
-        (["model=x", "suite=gsm8k", "data.mmlu=x"], "data.mmlu is the data of no suite"),
+        (["model=x", "suite=gsm8k", "data.mmlu=x"], "data.mmlu belongs to no selected suite"),
         (["model=x", "suite=gsm8k", "data=3"], "data takes a folder or a mapping"),
-        (["model=x", "suite=gsm8k", "output=tests"], "output=tests is there already"),
+        (["model=x", "suite=gsm8k", "output=tests"], "output=tests exists and is not empty"),
         (["model=x", "suite=mt_bench", "data.mt_bench=x"], "set mt_bench.judge.url"),
         (["model=x", "suite=mt_bench"], "set data.mt_bench to FastChat's question.jsonl"),
         (["model=x", "suite=mt_bench", "mt_bench.judge.api_key_variable=NOT_SET"], "export it"),
@@ -448,7 +448,7 @@ def test_a_tokenizer_that_ends_prompts_is_refused(
     saved(tmp_path / "model", LlamaForCausalLM.from_pretrained(folders["llama"]), byte_tokenizer(True))
     gsm8k_files(tmp_path / "data")
     assert evaluate.main([f"model={tmp_path / 'model'}", "suite=gsm8k", f"data={tmp_path / 'data'}"]) == 1
-    assert "puts </s> behind every text" in capsys.readouterr().err
+    assert "adds </s> to the end of every text" in capsys.readouterr().err
 
 
 @pytest.mark.slow

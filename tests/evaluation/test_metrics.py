@@ -96,7 +96,7 @@ def test_repetition_rate(text: str, n: int, expected: float) -> None:
 
 
 def test_repetition_rate_refuses() -> None:
-    with pytest.raises(ValueError, match="n=0: an n-gram takes"):
+    with pytest.raises(ValueError, match="n=0: the n of an n-gram is an integer >= 1"):
         repetition_rate("a", 0)
 
 

@@ -1,23 +1,21 @@
-"""MT-Bench: both turns, the judge on loopback, and what becomes of verdicts that cannot be read."""
+"""MT-Bench: both turns, a judge on a local server, and verdicts that cannot be read."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from judge_server import JudgeServer, running_server
 
 from gkd_rl import evaluate
-from gkd_rl.evaluation.benchmarks import mt_bench as mt_judge
-from gkd_rl.evaluation.benchmarks.mt_bench import OURS, Question, read_grade, read_questions, summarise
-from reward_models.models import judge as openai_server
+from gkd_rl.evaluation.benchmarks import mt_bench
+from gkd_rl.evaluation.benchmarks.mt_bench import PROMPTS, Question, read_grade, read_questions, summarise
+from reward_models.models import judge as judge_module
 
 ROWS = [
     {"question_id": 1, "category": "writing", "turns": ["Write.", "Again."]},
@@ -26,63 +24,34 @@ ROWS = [
 ]
 
 
-@dataclass
-class Server:
-    """A judge that grades by the second turn of what it reads; `codes` come first, one for each request."""
-
-    codes: list[int] = field(default_factory=list)
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    url: str = ""
-
-    def verdict(self, text: str) -> str:
-        if "Why?" in text and "How?" in text:
-            return "I cannot say."
-        return "Rating: [[8]]" if "1+1?" in text else "Rating: [[4.5]]"
+def verdict(text: str) -> str:
+    """The judge's reply, by the turns in its prompt."""
+    if "Why?" in text and "How?" in text:
+        return "I cannot say."
+    return "Rating: [[8]]" if "1+1?" in text else "Rating: [[4.5]]"
 
 
 class Lm:
-    """Answers with the number of the turn, and keeps what it was asked."""
+    """Answers with the number of the turn, and records its prompts."""
 
     def __init__(self, template: bool) -> None:
         self.tokenizer = SimpleNamespace(chat_template="x" if template else None)
-        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.requests: list[tuple[str, dict[str, Any]]] = []
 
     def apply_chat_template(self, chat: list[dict[str, str]]) -> str:
         return "".join(f"<{one['role']}>{one['content']}" for one in chat)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        self.asked += [request.args for request in requests]
-        return [f" answer {len(self.asked) // len(requests)} \n" for _ in requests]
+        self.requests += [request.args for request in requests]
+        return [f" answer {len(self.requests) // len(requests)} \n" for _ in requests]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.requests.append({"path": self.path, **body})
-            server.keys.append(self.headers["Authorization"])
-            code = server.codes.pop(0) if server.codes else 200
-            text = server.verdict(body["messages"][-1]["content"])
-            data = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *arguments: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    server.url = f"http://127.0.0.1:{http.server_port}"
-    monkeypatch.setattr(openai_server, "FIRST_PAUSE", 0.01)
-    yield server
-    http.shutdown()
-    http.server_close()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    monkeypatch.setattr(judge_module, "FIRST_PAUSE", 0.01)
+    with running_server() as server:
+        server.reply = verdict
+        yield server
 
 
 @pytest.fixture
@@ -92,14 +61,14 @@ def questions(tmp_path: Path) -> Path:
     return file
 
 
-def arguments(server: Server, questions: Path, *more: str) -> list[str]:
+def arguments(server: JudgeServer, questions: Path, *more: str) -> list[str]:
     judge = [f"mt_bench.judge.url={server.url}", "mt_bench.judge.model=judge", "mt_bench.judge.parallel=1"]
     return ["model=any", "suite=mt_bench", f"data.mt_bench={questions}", *judge, *more]
 
 
 @pytest.mark.parametrize("template", [False, True])
 def test_both_turns_are_answered_and_graded(
-    template: bool, server: Server, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    template: bool, server: JudgeServer, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     lm = Lm(template)
     monkeypatch.setattr("gkd_rl.evaluation.benchmarks.harness.load", lambda config: lm)
@@ -117,12 +86,12 @@ def test_both_turns_are_answered_and_graded(
     assert scores["mean"]["mean"] == pytest.approx((4.5 * 3 + 8 * 2) / 5)
     assert set(server.keys) == {"Bearer secret"} and "secret" not in (output / "results.json").read_text()
     assert {one["path"] for one in server.requests} == {"/v1/chat/completions"}
-    first, second = lm.asked[0][0], lm.asked[3][0]
+    first, second = lm.requests[0][0], lm.requests[3][0]
     if template:
         assert (first, second) == ("<user>Write.", "<user>Write.<assistant>answer 1<user>Again.")
     else:
         assert second == "User: Write.\nAssistant: answer 1\nUser: Again.\nAssistant:"
-    assert [asked[1].get("temperature") for asked in lm.asked] == [0.7, None, 0.1] * 2
+    assert [one[1].get("temperature") for one in lm.requests] == [0.7, None, 0.1] * 2
     graded = [one["messages"] for one in server.requests if len(one["messages"]) == 2]
     assert len(graded) == 6
     system, user = graded[3][0]["content"], graded[3][1]["content"]  # the second turn of the mathematical one
@@ -133,7 +102,7 @@ def test_both_turns_are_answered_and_graded(
 
 
 def test_a_judge_that_fails_leaves_the_answers(
-    server: Server, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    server: JudgeServer, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr("gkd_rl.evaluation.benchmarks.harness.load", lambda config: Lm(True))
     server.codes += [200, 401]  # the first is the check
@@ -177,10 +146,10 @@ def test_reference_answers_and_prompts_of_fastchat(questions: Path, tmp_path: Pa
     (tmp_path / "reference_answer" / "gpt-4.jsonl").write_text(json.dumps(row))
     found = read_questions(str(tmp_path), None)
     assert [one.references for one in found] == [None, ("2", "4"), ("so", "thus")]
-    rows = [{"name": name, "system_prompt": "s", "prompt_template": "{question}"} for name in OURS]
+    rows = [{"name": name, "system_prompt": "s", "prompt_template": "{question}"} for name in PROMPTS]
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    assert mt_judge._read_prompts(str(file))["single-v1"] == ("s", "{question}")
+    assert mt_bench._read_prompts(str(file))["single-v1"] == ("s", "{question}")
     file.write_text(json.dumps(rows[0]))
     with pytest.raises(ValueError, match=r"it takes FastChat's judge_prompts\.jsonl"):
-        mt_judge._read_prompts(str(file))
+        mt_bench._read_prompts(str(file))

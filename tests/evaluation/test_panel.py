@@ -63,7 +63,7 @@ def evaluated(
 )
 def test_the_share_of_copied_ngrams(text: str, source: str, n: int, expected: float) -> None:
     assert copy_rate(text, source, n) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="n=0: an n-gram takes"):
+    with pytest.raises(ValueError, match="n=0: the n of an n-gram is an integer >= 1"):
         copy_rate(text, source, 0)
 
 

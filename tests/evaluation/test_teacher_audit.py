@@ -1,14 +1,16 @@
-"""The audit of a quantised teacher: 0 for the same model, else the plain KL on all logits, and where it is told."""
+"""The audit of a quantised teacher: 0 for the same model, else the KL on all logits, and where it is reported."""
 
 from __future__ import annotations
 
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import MakeExamples, MakeModel, config_of, models_of
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +27,7 @@ from gkd_rl.types import Rollout
 
 CPU = torch.device("cpu")
 AUDIT = TeacherAudit(Dtype.float32, Quantization.int8, Estimate(0.000412, 0.00035, 0.00049, 64))
-SAID = "KL(float32 || int8) = 0.00041 [0.00035, 0.00049] nats per token on 64 student rollouts"
+REPORT = "KL(float32 || int8) = 0.00041 [0.00035, 0.00049] nats per token on 64 student rollouts"
 
 
 @pytest.fixture
@@ -85,24 +87,27 @@ def test_it_is_0_for_the_same_model_and_grows_with_fewer_bits(
         (["teacher.audit_prompts=6"], False),
     ],
 )
-def test_who_is_audited(
+def test_only_a_quantised_teacher_is_audited(
     overrides: list[str],
     audits: bool,
     student: HiddenStateModel,
     teacher: HiddenStateModel,
     codec: TextCodec,
     make_examples: MakeExamples,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = config_of(*overrides)
     assert config.teacher is not None
     loads: list[HiddenStateModel] = []
 
-    def load() -> HiddenStateModel:
+    def prepare_teacher(*_: Any) -> HiddenStateModel:
         loads.append(copy.deepcopy(teacher))
         return loads[-1]
 
+    monkeypatch.setattr("gkd_rl.pipeline.models._prepare_teacher", prepare_teacher)
     models = models_of(student, placed_teacher(copy.deepcopy(teacher), config.teacher, CPU), codec)
-    audit = audit_teacher(config, models, make_examples(20), load)
+    resolved: Any = None  # used to load the full-precision teacher only
+    audit = audit_teacher(config, resolved, models, [], make_examples(20), Accelerator(cpu=True))
     assert len(loads) == audits
     assert (audit is not None) == audits
     if audit is not None:
@@ -111,13 +116,13 @@ def test_who_is_audited(
 
 
 def test_it_stands_in_the_results_the_caption_and_the_card(tmp_path: Path) -> None:
-    assert str(AUDIT) == SAID
+    assert str(AUDIT) == REPORT
     metrics = {name: np.array([1.0, 2.0]) for name in ("rouge2", "sampled/rouge2")}
     evaluations = {name: Evaluation(metrics, ["a", "b"]) for name in ("student before", "student after")}
     config = config_of("teacher.quantization=int8")
     results = Results(evaluations, ["a", "b"], 100, {}, {}, {}, AUDIT)
     table = " ".join(write_results(tmp_path, results, config).split())
-    assert f"teacher audit {SAID}" in table
+    assert f"teacher audit {REPORT}" in table
     assert "imitates the teacher in int8" in table
     written = json.loads((tmp_path / "eval.json").read_text())["teacher_audit"]
     assert written["mean"] == AUDIT.kl.mean

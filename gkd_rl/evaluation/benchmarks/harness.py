@@ -1,6 +1,6 @@
-"""A saved model through lm-evaluation-harness.
+"""Evaluation of a saved model by lm-evaluation-harness, and the report: results.json, samples and a table.
 
-What benchmarks leave behind: results.json, a line for every sample, and a table.
+Prompts, few-shot examples, filters and metrics are the harness's; this module loads the model and writes the results.
 """
 
 from __future__ import annotations
@@ -26,23 +26,26 @@ from gkd_rl.outputs.json_files import JsonLines, write_json
 from gkd_rl.outputs.run_record import environment_record
 from gkd_rl.outputs.tables import results_table
 
-SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")  # of the harness
+RESULT_KEYS = ("results", "groups", "n-samples", "n-shot", "versions", "configs", "higher_is_better")
+COLUMNS = [("score", "score"), ("stderr", "standard error"), ("n", "rows"), ("shots", "examples in the prompt")]
 
 
 def load(config: BenchmarkConfig) -> HFLM:
-    """The model as this project reads it (an adapter merged into its base), as the harness talks to it.
+    """The model for the harness, loaded as in a run (an adapter is merged into its base).
 
     Raises:
-        ModelError: it cannot be loaded, or its tokenizer ends every prompt.
+        ModelError: it cannot be loaded, or its tokenizer adds an end-of-sequence token to every prompt.
+        BenchmarkError: the device is not available.
     """
     transformers_logging.disable_progress_bar()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that was loaded by somebody else
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about a model that it did not load itself
     path, place = config.model, locate(config.model, None, "model")
     shape, tokenizer = read_config(place), load_tokenizer(place)
     if not shape.is_encoder_decoder and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:  # pyright: ignore
         raise ModelError(
-            f"model={path}: its tokenizer puts {tokenizer.eos_token} behind every text, so that prompts would end "
-            "before they are answered: save the model with a tokenizer that does not."
+            f"model={path}: its tokenizer adds {tokenizer.eos_token} to the end of every text, which would end prompts "
+            "before the answer: save the model with a tokenizer that does not."
         )
     if config.chat and not tokenizer.chat_template:
         raise ModelError(f"chat=true: the tokenizer of model={path} has no chat template. Set chat=false.")
@@ -51,10 +54,10 @@ def load(config: BenchmarkConfig) -> HFLM:
 
 
 def evaluate(lm: HFLM, suites: Suites, config: BenchmarkConfig) -> dict[str, Any]:
-    """The harness's own results, samples included, of every suite."""
+    """The results of the harness for every suite, samples included."""
     seeds = {} if config.seed is None else dict.fromkeys(SEEDS, config.seed)
-    through: Any = simple_evaluate  # its decorator hides what it takes
-    results = through(
+    run: Any = simple_evaluate  # its decorator hides its parameters
+    results = run(
         model=lm,
         tasks=suites.tasks,
         task_manager=suites.manager,
@@ -65,34 +68,42 @@ def evaluate(lm: HFLM, suites: Suites, config: BenchmarkConfig) -> dict[str, Any
         confirm_run_unsafe_code=suites.runs_code,
         **seeds,
     )
-    assert results is not None  # there is one process
+    assert results is not None  # it returns None in further processes only
     return dict(results)
 
 
 def _dtype(config: BenchmarkConfig, shape: PreTrainedConfig) -> torch.dtype:
-    """The one asked for, else the one that the checkpoint was saved in."""
+    """The dtype of the settings, else that of the checkpoint, else float32."""
     if config.dtype is not None:
         return getattr(torch, config.dtype.value)
     return shape.dtype if isinstance(shape.dtype, torch.dtype) else torch.float32
 
 
 def _device(config: BenchmarkConfig) -> torch.device:
-    """Raises BenchmarkError for a device that is not there."""
+    """The device of the settings, else cuda if available, else cpu.
+
+    Raises:
+        BenchmarkError: it is not available.
+    """
     name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise BenchmarkError(f"device={name} is not there: device takes cpu, cuda or cuda:N.") from error
-
-
-KEPT = ("results", "groups", "n-samples", "n-shot", "versions", "configs", "higher_is_better")
-COLUMNS = [("score", "score"), ("stderr", "standard error"), ("n", "rows"), ("shots", "examples in the prompt")]
+        raise BenchmarkError(f"device={name} is not available: device takes cpu, cuda or cuda:N.") from error
 
 
 def write_report(
     folder: Path, config: BenchmarkConfig, harness: dict[str, Any], mt_bench: dict[str, Any] | None, seconds: float
 ) -> None:
-    """Write results.json and samples_TASK.jsonl; texts of the model stand in the latter only."""
+    """Write results.json and samples_TASK.jsonl; generated texts are in the latter only.
+
+    Args:
+        folder: created if it does not exist.
+        config: settings of the benchmarks.
+        harness: results of `evaluate`; empty without a suite of the harness.
+        mt_bench: results of `mt_bench.summarise`; None without MT-Bench.
+        seconds: wall time.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for task, samples in harness.get("samples", {}).items():
         lines = JsonLines(folder / f"samples_{task}.jsonl")
@@ -105,7 +116,7 @@ def write_report(
         {
             "model": {"path": config.model, "sha256": folder_digest(config.model)},
             "settings": config,
-            "harness": {key: harness[key] for key in KEPT if key in harness},
+            "harness": {key: harness[key] for key in RESULT_KEYS if key in harness},
             "mt_bench": mt_bench,
             "seconds": seconds,
             "environment": environment,
@@ -116,7 +127,14 @@ def write_report(
 def table(
     config: BenchmarkConfig, names: dict[str, list[str]], harness: dict[str, Any], mt_bench: dict[str, Any] | None
 ) -> str:
-    """One row for each score of each suite."""
+    """The table of all scores, one row a score.
+
+    Args:
+        config: settings of the benchmarks.
+        names: suite -> names of its results, see `Suites`.
+        harness: as in `write_report`.
+        mt_bench: as in `write_report`.
+    """
     rows = {label: cells for suite in names for name in names[suite] for label, cells in _scores(suite, name, harness)}
     rows |= {} if mt_bench is None else _mt_bench_rows(mt_bench)
     caption = f"lm-evaluation-harness {version('lm_eval')}"
@@ -124,13 +142,13 @@ def table(
     if mt_bench is not None:
         caption += (
             f"; MT-Bench by {config.mt_bench.judge.model}, of 10, {mt_bench['unreadable']} of {mt_bench['verdicts']} "
-            "verdicts unreadable and left out"
+            "verdicts unreadable and omitted"
         )
     return results_table(rows, COLUMNS, config.model, caption)
 
 
 def _scores(suite: str, name: str, harness: dict[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Row label -> cells of each metric of one task or group."""
+    """(row label, cells) of each metric of one task or group."""
     scores = harness["results"][name]
     counts = [count["effective"] for task, count in harness["n-samples"].items() if task in _members(name, harness)]
     shots = sorted({harness["n-shot"][task] for task in _members(name, harness)})
@@ -139,9 +157,9 @@ def _scores(suite: str, name: str, harness: dict[str, Any]) -> Iterator[tuple[st
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         stderr = scores.get(f"{metric}_stderr,{kind}")
-        words = [suite, "" if name == suite else name, metric, "" if kind == "none" else f"({kind})"]
+        parts = [suite, "" if name == suite else name, metric, "" if kind == "none" else f"({kind})"]
         yield (
-            " ".join(word for word in words if word),
+            " ".join(part for part in parts if part),
             {
                 "score": f"{value:.4f}",
                 "stderr": f"{stderr:.4f}" if isinstance(stderr, int | float) else "-",
@@ -158,7 +176,7 @@ def _members(name: str, harness: dict[str, Any]) -> set[str]:
 
 
 def _mt_bench_rows(mt_bench: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Turns, categories and all of them."""
+    """Row label -> cells: turns, categories, and the mean."""
     return {
         f"mt_bench {name}": {
             "score": "-" if cells["mean"] is None else f"{cells['mean']:.2f}",

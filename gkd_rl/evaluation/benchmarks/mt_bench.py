@@ -1,13 +1,12 @@
-"""MT-Bench (Zheng et al., arXiv 2306.05685): questions of two turns, answered by the model, graded 1 to 10 by a judge.
+"""MT-Bench (Zheng et al. 2023, arXiv 2306.05685): questions of two turns, answered by the model, graded by a judge.
 
-As FastChat has it: both turns, the temperature by the question's category, one verdict for each turn, the judge reading
-the reference answer in math, reasoning and coding. The judge and its prompts are in `Judge`. A model without a
-chat template gets `User: ...` and `Assistant: ...`.
+As in FastChat: both turns, a temperature by category, one verdict from 1 to 10 for each turn, and the reference answer
+in the judge's prompt for math, reasoning and coding. Without a chat template a turn of the prompt is `User: ...` or
+`Assistant: ...`.
 
-MT-Bench's judge: single-answer grading behind an OpenAI-compatible server.
-
-Prompts have the form of FastChat's judge_prompts.jsonl (names, places, `[[rating]]`) and words of our own; give
-FastChat's file as `mt_bench.judge.prompts` for scores that are to be put beside published ones.
+The judge is a model behind an OpenAI-compatible server (single-answer grading). Departure from FastChat: its prompts
+have the form of FastChat's judge_prompts.jsonl (names, slots, `[[rating]]`) in other words. Set FastChat's file as
+`mt_bench.judge.prompts` for scores that are compared with published ones.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from gkd_rl.errors import DataError, EndpointError
 from gkd_rl.evaluation.benchmarks.settings import JudgeConfig
 from reward_models.models.judge import ServerError, chat_completion
 
-# FastChat's temperature_config; a category that it does not list has 0.7
+TURNS = 2
+# FastChat's temperature_config, and its default for other categories
 TEMPERATURES = {
     "writing": 0.7,
     "roleplay": 0.7,
@@ -42,7 +42,34 @@ TEMPERATURES = {
     "humanities": 0.1,
 }
 OTHER_TEMPERATURE = 0.7
-TURNS = 2
+WITH_REFERENCE = ("math", "reasoning", "coding")  # categories graded with a reference answer
+VERDICTS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))  # the second if the first has no match
+LOWEST, HIGHEST = 1.0, 10.0
+
+_TASK = (
+    "Judge without bias how good an assistant's answer to a user's question is. {what} Explain your judgement briefly "
+    'first. Then end with a grade from 1 (worst) to 10 (best) in exactly this form: "[[rating]]", for example: '
+    '"Rating: [[5]]".'
+)
+_MERITS = "Look at helpfulness, relevance, accuracy, depth, creativity and detail."
+_CORRECT = "Look at correctness and helpfulness: compare the answer with the reference answer and name its mistakes."
+_SECOND = " The conversation has two turns: grade the answer to the second question."
+_ONE = "[Question]\n{question}\n\n[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
+_TWO = (
+    "<|The Start of Assistant A's Conversation with User|>\n\n### User:\n{question_1}\n\n### Assistant A:\n{answer_1}"
+    "\n\n### User:\n{question_2}\n\n### Assistant A:\n{answer_2}\n\n<|The End of Assistant A's Conversation with User|>"
+)
+_ONE_REFERENCE = "[The Start of Reference Answer]\n{ref_answer_1}\n[The End of Reference Answer]\n\n"
+_TWO_REFERENCES = (
+    "<|The Start of Reference Answer|>\n\n### User:\n{question_1}\n\n### Reference answer:\n{ref_answer_1}\n\n"
+    "### User:\n{question_2}\n\n### Reference answer:\n{ref_answer_2}\n\n<|The End of Reference Answer|>\n\n"
+)
+PROMPTS = {  # name -> (system prompt, template)
+    "single-v1": (_TASK.format(what=_MERITS), _ONE),
+    "single-math-v1": (_TASK.format(what=_CORRECT), _ONE_REFERENCE + _ONE),
+    "single-v1-multi-turn": (_TASK.format(what=_MERITS + _SECOND), _TWO),
+    "single-math-v1-multi-turn": (_TASK.format(what=_CORRECT + _SECOND), _TWO_REFERENCES + _TWO),
+}
 
 
 @dataclass(frozen=True)
@@ -52,8 +79,8 @@ class Question:
     Attributes:
         id: its number.
         category: e.g. math.
-        turns: what the user says, two texts.
-        references: an answer to each turn to be compared with; None where there is none.
+        turns: the user's two messages.
+        references: a reference answer to each turn; None without.
     """
 
     id: int
@@ -62,18 +89,22 @@ class Question:
     references: tuple[str, str] | None
 
 
-def read_questions(place: str, limit: int | None) -> list[Question]:
-    """FastChat's question.jsonl, or a folder that holds it, and reference_answer/*.jsonl beside it.
+def read_questions(location: str, limit: int | None) -> list[Question]:
+    """The questions of FastChat's question.jsonl, with the answers of reference_answer/*.jsonl beside it.
+
+    Args:
+        location: the file, or its folder.
+        limit: number of questions; None: all.
 
     Raises:
-        DataError: there is no such file, or a line is no question.
+        DataError: there is no such file, there are several files of reference answers, or a line is not a question.
     """
-    path = Path(place).expanduser()
+    path = Path(location).expanduser()
     file = path / "question.jsonl" if path.is_dir() else path
     rows = _lines(file)
     answers = sorted((file.parent / "reference_answer").glob("*.jsonl"))
     if len(answers) > 1:
-        raise DataError(f"data.mt_bench={place}: {answers[0].parent} takes one file of reference answers.")
+        raise DataError(f"data.mt_bench={location}: {answers[0].parent} takes one file of reference answers.")
     references = {row["question_id"]: row["choices"][0]["turns"] for row in _lines(answers[0])} if answers else {}
     try:
         questions = [_question(row, references.get(row["question_id"])) for row in rows]
@@ -85,14 +116,17 @@ def read_questions(place: str, limit: int | None) -> list[Question]:
     return questions[:limit]
 
 
-def answer(lm: HFLM, questions: Sequence[Question], max_tokens: int, seed: int) -> list[tuple[str, str]]:
-    """The model's answers to both turns, sampled at the category's temperature.
+def generate_answers(lm: HFLM, questions: Sequence[Question], max_tokens: int, seed: int) -> list[tuple[str, str]]:
+    """The model's answers to both turns of every question, sampled at the temperature of its category.
 
     Args:
         lm: the model.
-        questions: what is asked.
-        max_tokens: the longest answer.
+        questions: Q questions.
+        max_tokens: longest answer.
         seed: of the sampling.
+
+    Returns:
+        Q pairs of texts.
     """
     set_seed(seed)
     chats: list[list[dict[str, str]]] = [[] for _ in questions]
@@ -104,18 +138,18 @@ def answer(lm: HFLM, questions: Sequence[Question], max_tokens: int, seed: int) 
             Instance("generate_until", {}, (_prompt(lm, chat), _sampling(question.category, max_tokens)), i)
             for i, (chat, question) in enumerate(zip(chats, questions, strict=True))
         ]
-        for chat, given, text in zip(chats, answers, lm.generate_until(requests), strict=True):
-            given.append(text.strip())
+        for chat, own, text in zip(chats, answers, lm.generate_until(requests), strict=True):
+            own.append(text.strip())
             chat.append({"role": "assistant", "content": text.strip()})
     return [(first, second) for first, second in answers]
 
 
 def summarise(questions: Sequence[Question], grades: Sequence[Sequence[float | None]]) -> dict[str, Any]:
-    """Means with standard errors by turn, by category and of all verdicts; unreadable ones (None) are counted.
+    """Means with standard errors by turn, by category and of all verdicts, and the number of unreadable verdicts.
 
     Args:
-        questions: what was asked.
-        grades: of both turns of each question.
+        questions: Q questions.
+        grades: grades of both turns, 1 to 10, [Q, 2]; None for an unreadable verdict, which is omitted.
     """
     categories = list(dict.fromkeys(question.category for question in questions))
     chosen = {f"turn {turn + 1}": [[grade[turn]] for grade in grades] for turn in range(TURNS)}
@@ -132,9 +166,9 @@ def summarise(questions: Sequence[Question], grades: Sequence[Sequence[float | N
 
 
 def _mean(rows: list[list[float | None]]) -> dict[str, Any]:
-    """Mean m over readable grades; its standard error with questions as clusters of G.
+    """Mean m of n readable grades, and its standard error with the G questions as clusters.
 
-    se² = G / (G - 1) · Σ_g (Σ_{i in g} (x_i - m))² / n², which is s² / n where every question has one grade.
+    se² = G / (G - 1) · Σ_g (Σ_{i in g} (x_i - m))² / n², which is s² / n if every question has one grade.
     """
     groups = [[one for one in row if one is not None] for row in rows]
     groups = [group for group in groups if group]
@@ -177,44 +211,14 @@ def _question(row: dict[str, Any], reference: Sequence[str] | None) -> Question:
     return Question(int(row["question_id"]), str(row["category"]), (first, second), references)
 
 
-WITH_REFERENCE = ("math", "reasoning", "coding")
-VERDICTS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))  # the second without the first
-LOWEST, HIGHEST = 1.0, 10.0
-
-_TASK = (
-    "Judge without bias how good an assistant's answer to a user's question is. {what} Explain your judgement briefly "
-    'first. Then end with a grade from 1 (worst) to 10 (best) in exactly this form: "[[rating]]", for example: '
-    '"Rating: [[5]]".'
-)
-_MERITS = "Look at helpfulness, relevance, accuracy, depth, creativity and detail."
-_CORRECT = "Look at correctness and helpfulness: compare the answer with the reference answer and name its mistakes."
-_SECOND = " The conversation has two turns: grade the answer to the second question."
-_ONE = "[Question]\n{question}\n\n[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
-_TWO = (
-    "<|The Start of Assistant A's Conversation with User|>\n\n### User:\n{question_1}\n\n### Assistant A:\n{answer_1}"
-    "\n\n### User:\n{question_2}\n\n### Assistant A:\n{answer_2}\n\n<|The End of Assistant A's Conversation with User|>"
-)
-_ONE_REFERENCE = "[The Start of Reference Answer]\n{ref_answer_1}\n[The End of Reference Answer]\n\n"
-_TWO_REFERENCES = (
-    "<|The Start of Reference Answer|>\n\n### User:\n{question_1}\n\n### Reference answer:\n{ref_answer_1}\n\n"
-    "### User:\n{question_2}\n\n### Reference answer:\n{ref_answer_2}\n\n<|The End of Reference Answer|>\n\n"
-)
-OURS = {  # name -> (system prompt, template)
-    "single-v1": (_TASK.format(what=_MERITS), _ONE),
-    "single-math-v1": (_TASK.format(what=_CORRECT), _ONE_REFERENCE + _ONE),
-    "single-v1-multi-turn": (_TASK.format(what=_MERITS + _SECOND), _TWO),
-    "single-math-v1-multi-turn": (_TASK.format(what=_CORRECT + _SECOND), _TWO_REFERENCES + _TWO),
-}
-
-
 @dataclass(frozen=True)
 class Judge:
-    """The server and what it is asked.
+    """The judge of the answers.
 
     Attributes:
-        settings: where it is, and how it is asked.
+        settings: server, model and limits.
         prompts: name -> (system prompt, template).
-        key: sent as a bearer token; never shown.
+        key: sent as a bearer token, never shown; None sends none.
     """
 
     settings: JudgeConfig
@@ -222,27 +226,39 @@ class Judge:
     key: str | None = field(default=None, repr=False)
 
     def check(self) -> None:
-        """Ask once, before anything is loaded.
+        """Send one short request, to detect a wrong setting before the model is loaded.
 
         Raises:
-            EndpointError: the server does not answer.
+            EndpointError: the request failed.
         """
-        self._ask("", "Say [[5]].", max_tokens=16)
+        self._request("", "Say [[5]].", max_tokens=16)
 
     def grade(self, questions: Sequence[Question], answers: Sequence[tuple[str, str]]) -> list[list[dict[str, Any]]]:
-        """The verdict on both turns of every answer: what the judge wrote, and the grade, None where none can be read.
+        """Verdicts on both turns of every answer, [Q, 2]: the judge's text, and the grade or None if it has none.
+
+        Args:
+            questions: Q questions.
+            answers: Q pairs of texts.
 
         Raises:
-            EndpointError: the server stopped answering.
+            EndpointError: a request failed.
         """
-        asked = [self.messages(*pair, turn) for pair in zip(questions, answers, strict=True) for turn in (0, 1)]
+        prompts = [self.messages(*pair, turn) for pair in zip(questions, answers, strict=True) for turn in (0, 1)]
         with ThreadPoolExecutor(self.settings.parallel) as pool:
-            texts = list(pool.map(lambda pair: self._ask(pair[0], pair[1], self.settings.max_tokens), asked))
+            texts = list(
+                pool.map(lambda prompt: self._request(prompt[0], prompt[1], self.settings.max_tokens), prompts)
+            )
         verdicts = [{"judge": text, "grade": read_grade(text)} for text in texts]
         return [verdicts[i : i + 2] for i in range(0, len(verdicts), 2)]
 
     def messages(self, question: Question, answers: tuple[str, str], turn: int) -> tuple[str, str]:
-        """The system prompt, and what is to be graded."""
+        """The judge's system prompt and user message.
+
+        Args:
+            question: the question.
+            answers: to both turns.
+            turn: the one to be graded, 0 or 1.
+        """
         references = question.references if question.category in WITH_REFERENCE else None
         name = f"single-{'v1' if references is None else 'math-v1'}{'' if turn == 0 else '-multi-turn'}"
         system, template = self.prompts[name]
@@ -252,7 +268,7 @@ class Judge:
             texts |= {} if references is None else {f"ref_answer_{i + 1}": references[i]}
         return system, template.format(**texts)
 
-    def _ask(self, system: str, user: str, max_tokens: int) -> str:
+    def _request(self, system: str, user: str, max_tokens: int) -> str:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": user})
         body = {"model": self.settings.model, "temperature": 0, "max_tokens": max_tokens}
@@ -272,15 +288,15 @@ def build_judge(settings: JudgeConfig) -> Judge:
     """The judge with its prompts and key.
 
     Raises:
-        DataError: the file of prompts lacks one.
+        DataError: the file of prompts is unreadable or lacks a prompt.
     """
     variable = settings.api_key_variable
-    prompts = OURS if settings.prompts is None else _read_prompts(settings.prompts)
+    prompts = PROMPTS if settings.prompts is None else _read_prompts(settings.prompts)
     return Judge(settings, prompts, None if variable is None else os.environ[variable])
 
 
 def read_grade(text: str) -> float | None:
-    """The first `[[n]]` of a verdict, else the first `[n]`; None where there is none or n is not in 1..10."""
+    """The first `[[n]]` of a verdict, else the first `[n]`; None without one, or if n is not in 1..10."""
     for pattern in VERDICTS:
         found = pattern.search(text)
         if found:
@@ -294,8 +310,9 @@ def _read_prompts(path: str) -> dict[str, tuple[str, str]]:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
         found = {row["name"]: (str(row["system_prompt"]), str(row["prompt_template"])) for row in rows}
-        return {name: found[name] for name in OURS}
+        return {name: found[name] for name in PROMPTS}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
-            f"mt_bench.judge.prompts={path}: {error}; it takes FastChat's judge_prompts.jsonl, with {', '.join(OURS)}."
+            f"mt_bench.judge.prompts={path}: {error}; it takes FastChat's judge_prompts.jsonl, with "
+            f"{', '.join(PROMPTS)}."
         ) from error

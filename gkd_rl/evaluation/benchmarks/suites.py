@@ -1,12 +1,11 @@
-"""`evaluate.load("code_eval")` without the Hub, and in a sandbox: what the harness's code tasks are scored by.
+"""Suites of benchmarks: their tasks in lm-evaluation-harness, with local files instead of the Hub, code in a sandbox.
 
-The harness's humaneval, mbpp and their variants load that metric when they are loaded. The Hub's runs code in a bare
-subprocess; this one has its interface, and runs each candidate with its tests in `reward_models.code.sandbox`.
+Prompts, few-shot examples, filters and metrics stay the harness's. A task with local data is a YAML file that includes
+the harness's own and changes only where rows come from.
 
-Names of suites -> the harness's tasks, with local files in place of the Hub's where there are any.
-
-Prompts, examples, filters and metrics stay the harness's. A task with local data is a YAML that includes the harness's
-own and changes where rows come from, nothing else.
+The harness's code tasks (humaneval, mbpp and variants) load the metric `code_eval` by `evaluate.load`. The one on the
+Hub runs code in a plain subprocess. `CodeEval` has its interface, and runs each candidate with its tests in
+`reward_models.code.sandbox`.
 """
 
 from __future__ import annotations
@@ -35,73 +34,9 @@ from gkd_rl.errors import BenchmarkError
 from gkd_rl.evaluation.benchmarks.settings import local_source
 from reward_models.code.sandbox import Limits, SandboxError, run_python
 
-LOADERS = ("lm_eval.tasks.humaneval", "lm_eval.tasks.mbpp")
-SECONDS = 3.0  # for a candidate, as the Hub's metric has it
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that one of k programs drawn from n, of which c are right, is right.
-
-    pass@k = 1 - C(n - c, k) / C(n, k), unbiased (Chen et al., arXiv 2107.03374, Eq. 1).
-
-    Raises:
-        ValueError: k is not in 1..n.
-    """
-    if not 1 <= k <= n:
-        raise ValueError(f"pass@k: k={k} of n={n} programs; k takes a whole number from 1 to n.")
-    return 1.0 - comb(n - c, k) / comb(n, k)
-
-
-class CodeEval:
-    """The metric, in the words of `evaluate`."""
-
-    def compute(
-        self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int]
-    ) -> tuple[dict[str, float], list[list[bool]]]:
-        """Run every candidate.
-
-        Args:
-            references: the tests of each problem.
-            predictions: candidates of each problem.
-            k: as in pass@k; those that some problem has too few candidates for are left out.
-
-        Returns:
-            pass@k for each k, the mean over problems; whether each candidate passed.
-        """
-        programs = [
-            [f"{candidate}\n{tests}" for candidate in candidates]
-            for tests, candidates in zip(references, predictions, strict=True)
-        ]
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            passed = [list(pool.map(_passes, row)) for row in programs]
-        fitting = [one for one in k if all(len(row) >= one for row in passed)]
-        means = {
-            f"pass@{one}": sum(pass_at_k(len(row), sum(row), one) for row in passed) / len(passed) for one in fitting
-        }
-        return means, passed
-
-
-@contextmanager
-def code_eval_in_sandbox() -> Iterator[None]:
-    """While tasks are loaded, `evaluate.load("code_eval")` gives the metric above; any other name goes on as ever."""
-    load = evaluate.load
-    for name in [one for one in sys.modules if one.startswith(LOADERS)]:  # one that was loaded before holds the Hub's
-        del sys.modules[name]
-
-    def load_here(path: str, *arguments: Any, **named: Any) -> Any:
-        return CodeEval() if path == "code_eval" else load(path, *arguments, **named)
-
-    with mock.patch.object(evaluate, "load", load_here):
-        yield
-
-
-def _passes(program: str) -> bool:
-    return run_python(program, Limits(seconds=SECONDS)).passed
-
-
 HARNESS = Path(lm_eval.tasks.__file__).parent
 OURS = Path(__file__).parent / "tasks"
-# name -> (the harness's task or group, the folder that defines it): reading all 14,000 definitions takes 12 seconds
+# Suite -> (task or group of the harness, folder of its definition); reading all 14,000 definitions takes 12 seconds.
 SUITES = {
     "gsm8k": ("gsm8k", HARNESS / "gsm8k"),
     "math500": ("hendrycks_math500", HARNESS / "hendrycks_math"),
@@ -112,18 +47,20 @@ SUITES = {
     "scienceqa": ("scienceqa", OURS),
     "humaneval": ("humaneval", HARNESS / "humaneval"),
 }
-SANDBOXED = ("humaneval", "mbpp")  # what their tasks' names begin with; others run code in their own ways
+SANDBOXED = ("humaneval", "mbpp")  # prefixes of the tasks that use `code_eval`; others run code in other ways
+CODE_TASK_MODULES = ("lm_eval.tasks.humaneval", "lm_eval.tasks.mbpp")  # which load `code_eval` at import
+CANDIDATE_SECONDS = 3.0  # for one candidate, as in the metric on the Hub
 
 
 @dataclass(frozen=True)
 class Suites:
-    """Loaded tasks.
+    """The loaded tasks of the selected suites.
 
     Attributes:
-        tasks: what goes to the harness, groups whole.
-        names: suite -> the names of its results, e.g. mmlu, or each task of a tag.
-        runs_code: whether a task runs what the model wrote.
-        manager: the definitions; without it the harness would read all 14,000.
+        tasks: tasks and groups, for the harness.
+        names: suite -> names of its results, e.g. mmlu, or every task of a tag.
+        runs_code: whether a task runs generated code.
+        manager: the task definitions; without it the harness would read all 14,000.
     """
 
     tasks: list[Task | Group]
@@ -139,14 +76,14 @@ def load_suites(
 
     Args:
         names: suites, without mt_bench.
-        data: as the setting.
-        num_fewshot: as the setting.
-        allow_code: whether a task may run what the model wrote.
-        scratch: a folder for definitions of tasks with local data.
+        data: the setting.
+        num_fewshot: the setting.
+        allow_code: whether a task may run generated code.
+        scratch: folder for definitions of tasks with local data.
 
     Raises:
-        BenchmarkError: a suite is unknown, its rows or packages are missing, or it runs code and may not.
-        DataError: local files are not what a suite takes.
+        BenchmarkError: a suite is unknown, its rows or packages are missing, or it runs code without permission.
+        DataError: local files do not fit a suite.
     """
     if not names:
         return Suites([], {}, False)
@@ -157,7 +94,7 @@ def load_suites(
             runs_code = _check_code(name, leaf, manager, allow_code) or runs_code
             if data is not None:
                 source = local_source(name, data, manager.task_index[leaf].cfg or {}, num_fewshot)
-                _take_local(leaf, manager, source, scratch)
+                _use_local_files(leaf, manager, source, scratch)
     tasks: list[Task | Group] = []
     results: dict[str, list[str]] = {}
     with code_eval_in_sandbox() if runs_code else nullcontext():
@@ -173,7 +110,7 @@ def _task_name(suite: str) -> str:
 
 
 def _manager(names: list[str]) -> TaskManager:
-    """The definitions that are needed.
+    """The definitions of these suites.
 
     Raises:
         BenchmarkError: there is no such task.
@@ -193,7 +130,7 @@ def _manager(names: list[str]) -> TaskManager:
 
 
 def _leaves(name: str, manager: TaskManager) -> Iterator[str]:
-    """The tasks of a task, group or tag."""
+    """Names of the tasks of a task, group or tag."""
     entry = manager.task_index[name]
     members = (entry.cfg or {}).get("task")
     if entry.tags and entry.cfg is None:
@@ -208,25 +145,25 @@ def _leaves(name: str, manager: TaskManager) -> Iterator[str]:
 
 
 def _check_code(suite: str, leaf: str, manager: TaskManager, allow: bool) -> bool:
-    """Whether a task runs what the model wrote.
+    """Whether a task runs generated code.
 
     Raises:
-        BenchmarkError: it does, and may not.
+        BenchmarkError: it does without permission, or outside the sandbox.
     """
     if not (manager.task_index[leaf].cfg or {}).get("unsafe_code"):
         return False
     if not leaf.startswith(SANDBOXED):
-        raise BenchmarkError(f"suite={suite} runs what the model wrote outside this project's sandbox: leave it out.")
+        raise BenchmarkError(f"suite={suite} runs generated code outside this project's sandbox: remove it.")
     if not allow:
         raise BenchmarkError(
-            f"suite={suite} runs what the model wrote: set allow_code_execution=true to have it run in a sandbox, or "
-            f"leave {suite} out."
+            f"suite={suite} runs generated code: set allow_code_execution=true to run it in a sandbox, or remove "
+            f"{suite}."
         )
     return True
 
 
-def _take_local(leaf: str, manager: TaskManager, source: Mapping[str, Any] | None, scratch: Path) -> None:
-    """Point a task's definition to one that includes it and takes its rows from local files."""
+def _use_local_files(leaf: str, manager: TaskManager, source: Mapping[str, Any] | None, scratch: Path) -> None:
+    """Replace a task's definition by one that includes it and reads local files."""
     if source is None:
         return
     entry = manager.task_index[leaf]
@@ -236,35 +173,101 @@ def _take_local(leaf: str, manager: TaskManager, source: Mapping[str, Any] | Non
 
 
 def _load(suite: str, manager: TaskManager, local: bool) -> dict[str, Task | Group]:
-    """Name of a result -> what the harness evaluates for it."""
+    """Name of a result -> task or group of the harness."""
     name = _task_name(suite)
     try:
         found = manager.load([name])
-    except (ImportError, AssertionError) as error:  # what a task's own file says of its packages
+    except (ImportError, AssertionError) as error:  # raised by a task's module for missing packages
         raise BenchmarkError(
-            f'suite={suite} needs what is not installed ({_first(error)}): type `pip install "gkd_rl[eval]"`. Tasks of '
-            "minerva_math need antlr4-python3-runtime 4.11, which Hydra rules out: take math500 or math."
+            f"suite={suite} needs a package that is not installed ({_first(error)}): type "
+            '`pip install "gkd_rl[eval]"`. '
+            "Tasks of minerva_math need antlr4-python3-runtime 4.11, which conflicts with Hydra: take math500 or math."
         ) from error
     except SandboxError as error:
         raise BenchmarkError(f"suite={suite}: {error}") from error
     except Exception as error:  # `datasets` and the Hub's client raise unrelated classes
-        instead = "Look at the columns of its files." if local else f"Without a Hub set data.{suite} to local files."
+        instead = "Check the columns of its files." if local else f"Without the Hub set data.{suite} to local files."
         raise BenchmarkError(f"suite={suite} could not be loaded ({_first(error)}). {instead}") from error
     if suite == "ifeval":
-        _check_sentences(suite)
+        _check_sentence_splitter(suite)
     groups, tasks = found.get("groups", {}), found["tasks"]
     return {name: groups[name]} if name in groups else dict(tasks)
 
 
-def _check_sentences(suite: str) -> None:
-    """The harness downloads what splits sentences while it loads the task, and goes on where that fails."""
+def _check_sentence_splitter(suite: str) -> None:
+    """Check for nltk's data: the harness downloads them when it loads the task, and ignores a failure."""
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError as error:
         raise BenchmarkError(
-            f"suite={suite} needs nltk's punkt_tab: type `python -m nltk.downloader punkt_tab` with a network."
+            f"suite={suite} needs nltk's punkt_tab: type `python -m nltk.downloader punkt_tab` while online."
         ) from error
 
 
 def _first(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0][:300]
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of the probability that at least one of k generated programs is right.
+
+    pass@k = 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, Eq. 1).
+
+    Args:
+        n: generated programs.
+        c: right ones among them.
+        k: in 1..n.
+
+    Raises:
+        ValueError: k is out of range.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@k: k={k} of n={n} programs; k takes a whole number from 1 to n.")
+    return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+class CodeEval:
+    """The metric `code_eval` with the interface of `evaluate`."""
+
+    def compute(
+        self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int]
+    ) -> tuple[dict[str, float], list[list[bool]]]:
+        """Run every candidate with the tests of its problem.
+
+        Args:
+            references: the tests of each problem.
+            predictions: candidates of each problem.
+            k: as in pass@k; values above the number of candidates of any problem are omitted.
+
+        Returns:
+            pass@k for each k, the mean over problems; whether each candidate passed.
+        """
+        programs = [
+            [f"{candidate}\n{tests}" for candidate in candidates]
+            for tests, candidates in zip(references, predictions, strict=True)
+        ]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            passed = [list(pool.map(_passes, row)) for row in programs]
+        fitting = [one for one in k if all(len(row) >= one for row in passed)]
+        means = {
+            f"pass@{one}": sum(pass_at_k(len(row), sum(row), one) for row in passed) / len(passed) for one in fitting
+        }
+        return means, passed
+
+
+@contextmanager
+def code_eval_in_sandbox() -> Iterator[None]:
+    """Within the block `evaluate.load("code_eval")` returns `CodeEval`; other names are loaded as usual."""
+    load = evaluate.load
+    for name in [one for one in sys.modules if one.startswith(CODE_TASK_MODULES)]:
+        del sys.modules[name]  # it was imported with the Hub's metric
+
+    def load_here(path: str, *arguments: Any, **named: Any) -> Any:
+        return CodeEval() if path == "code_eval" else load(path, *arguments, **named)
+
+    with mock.patch.object(evaluate, "load", load_here):
+        yield
+
+
+def _passes(program: str) -> bool:
+    return run_python(program, Limits(seconds=CANDIDATE_SECONDS)).passed
