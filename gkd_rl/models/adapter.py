@@ -1,6 +1,6 @@
 """Low-rank adapters of the student through peft: LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024).
 
-Only the adapter is trained. The student's own weights are the initial student: with the adapter off, they are read by a
+Only the adapter is trained. The student's own weights are the initial student: with the adapter off, they serve a
 second view, not by a second copy. For generation the adapter is merged into the weights, and a copy of them comes back
 bit for bit (peft's own unmerging subtracts, which rounds).
 """
@@ -151,8 +151,8 @@ class InitialView(HiddenStateModel):
     def start(
         self, prompts: PromptBatch, per_prompt: int, groups: Sequence[Sequence[int]] | None = None
     ) -> DecodingState:
-        """Refused: a view is there to read."""
-        raise ModelError("the initial student is a view of the student and writes no completions.")
+        """Refused: a view only runs forward passes."""
+        raise ModelError("the initial student is a view of the student and generates no completions.")
 
 
 def load_merged(base: PreTrainedModel, folder: Path, key: str) -> PreTrainedModel:

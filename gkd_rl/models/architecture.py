@@ -1,8 +1,8 @@
 """What differs between model architectures, and nothing else: how prompts and completions become hidden states.
 
 `EncoderDecoder` serves T5-style models: the encoder runs once per prompt, whatever the number of completions.
-`DecoderOnly` serves Llama-like models: prompt and completions stand in one row. How rows are laid out: `models/row_layout.py`. A
-further architecture implements the same methods.
+`DecoderOnly` serves Llama-like models: prompt and completions stand in one row. How rows are laid out:
+`models/row_layout.py`. A further architecture implements the same methods.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Architecture(Protocol):
     decoder_only: bool
 
     def lay_out(self, model: PreTrainedModel, rollout: Rollout) -> Any:
-        """The text in the form that `read` takes; looks at its values and at no weights."""
+        """The text in the form that `read` takes; depends on its values and on no weights."""
         ...
 
     def read(self, model: PreTrainedModel, text: Any) -> Tensor:
@@ -58,7 +58,7 @@ class Architecture(Protocol):
         ...
 
     def prompt_batches(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
-        """Prompts in groups of like length, the cheapest to read."""
+        """Prompts in groups of similar length, by the cost of their forward pass."""
         ...
 
     def start(
@@ -70,7 +70,7 @@ class Architecture(Protocol):
 
 @dataclass(frozen=True)
 class EncodedText:
-    """What an encoder-decoder reads.
+    """The inputs of an encoder-decoder.
 
     Attributes:
         prompts: for the encoder.
@@ -176,7 +176,7 @@ class DecoderOnly:
         )
 
     def prompt_batches(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
-        """Prompts in groups of like length, the cheapest to read."""
+        """Prompts in groups of similar length, by the cost of their forward pass."""
         return length_batches(_lengths(prompts), self._cost, model.device.type)
 
     def start(
@@ -218,8 +218,8 @@ class HiddenStateModel(nn.Module):
     """A model whose forward gives the hidden states of completions, so that wrappers such as DDP see one forward.
 
     Attributes:
-        codec: how this model reads prompts, where it is not how the run does (a chat template of its own). Completions
-            are the same ids for every model.
+        codec: how this model's prompts are rendered, where that differs from the run's (a chat template of its own).
+            Completions are the same ids for every model.
     """
 
     def __init__(self, model: PreTrainedModel, codec: PromptCodec | None = None) -> None:
@@ -241,7 +241,7 @@ class HiddenStateModel(nn.Module):
         Args:
             prompts: P prompts.
             per_prompt: K.
-            groups: which prompts are read at one time; None: groups of like length, the cheapest to read.
+            groups: which prompts share a forward pass; None: groups of similar length, by cost.
         """
         own = self.own(prompts)
         if groups is None:
@@ -249,11 +249,11 @@ class HiddenStateModel(nn.Module):
         return self.architecture.start(self.model, own, per_prompt, groups)
 
     def generating(self) -> AbstractContextManager[None]:
-        """Within it the model writes: an adapter is merged meanwhile."""
+        """Context of generation: an adapter is merged within it."""
         return nullcontext()
 
     def own(self, prompts: PromptBatch) -> PromptBatch:
-        """The prompts as this model reads them."""
+        """The prompts as this model takes them."""
         return prompts if self.codec is None else self.codec.prompts(prompts.examples)
 
     def head(self) -> OutputHead:

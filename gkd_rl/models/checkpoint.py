@@ -50,7 +50,7 @@ class LoadOptions:
         trust_remote_code: run code that comes with the checkpoint.
         use_safetensors: False also takes pickled weights (read with `weights_only`).
         keep_layers: layers that are kept, in rising order; None: all of them.
-        dropout: of all layers while the model is trained; None: what the checkpoint's configuration says.
+        dropout: of all layers while the model is trained; None: as in the checkpoint's configuration.
     """
 
     gguf_file: str | None = None
@@ -105,7 +105,7 @@ class Checkpoint:
         architecture: model_type and fields of the configuration of a model with random weights.
         configuration: of the model, with the dropout that it is trained with.
         tokenizer: of its text.
-        eos_ids: ids that end a sequence; empty where the tokenizer alone tells.
+        eos_ids: ids that end a sequence; empty where the tokenizer alone has them.
         chat: prompts are user turns of the tokenizer's chat template.
         max_prompt_tokens: longer prompts are cut.
         max_completion_tokens: longer completions are cut.
@@ -270,7 +270,7 @@ def _instead_of(folder: Path, key: str) -> str:
 
 
 def refusal(place: Place, error: Exception) -> ModelError:
-    """The sentence for files that transformers could not read."""
+    """The error for files that transformers could not read."""
     key, revision = place.key, place.revision
     instead = f"Set {key} to a folder with config.json and model.safetensors or to a Hub id."
     owner = key.rpartition(".")[0]
@@ -286,7 +286,7 @@ def refusal(place: Place, error: Exception) -> ModelError:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first."""
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).split("\n")[0][:300]
 
 
@@ -322,7 +322,7 @@ def check_weights(place: Place) -> None:
 
 
 def _files(folder: Path, named: str) -> Iterator[str]:
-    """The safetensors files that the folder says it has."""
+    """The safetensors files that the folder names."""
     if (folder / WEIGHTS).is_file():
         yield WEIGHTS
     elif (folder / INDEX).is_file():
@@ -335,7 +335,7 @@ def _files(folder: Path, named: str) -> Iterator[str]:
 
 
 def _check_whole(folder: Path, files: list[str], named: str) -> None:
-    """Refuse files that are absent, or shorter than their headers say."""
+    """Refuse files that are absent, or shorter than their headers state."""
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
         raise ModelError(
@@ -351,7 +351,7 @@ def _check_whole(folder: Path, files: list[str], named: str) -> None:
 
 
 def folder_digest(path: str | None) -> str | None:
-    """Hash of the files of a local checkpoint, folder or GGUF file; None for a Hub id: its revision tells."""
+    """Hash of the files of a local checkpoint, folder or GGUF file; None for a Hub id: its revision identifies it."""
     place = None if path is None else Path(path).expanduser()
     if place is None or not place.exists():
         return None

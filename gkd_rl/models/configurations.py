@@ -69,7 +69,7 @@ def known_config(path: str | None) -> PreTrainedConfig | None:
 
 PER_LAYER = ("layer_types", "no_rope_layers")  # fields of a configuration with one entry for each layer
 RELATIVE_BIAS = ("relative_attention_bias", "global_relative_attention_bias")
-STACKS = {  # names of the number of layers of each stack, the one to write first: encoder, decoder; or the only one
+STACKS = {  # the field that tells the kinds apart -> fields with the number of layers of encoder and decoder
     "num_decoder_layers": ("num_layers", "num_decoder_layers"),
     "decoder_layers": ("encoder_layers", "decoder_layers"),
 }

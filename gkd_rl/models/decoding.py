@@ -1,13 +1,10 @@
-"""The keys and values of completions that are being written, with room for the tokens that follow.
-
-transformers' cache copies all keys and values of a layer for each new token. Here a layer takes memory for `ROOM`
-tokens more than it has, and writes new ones there.
-
-    B rows    H heads of keys and values    N columns    D head width
-
-The state of completions that are being written: hidden states that predict the next token, and a cache.
+"""The state of generation: hidden states that predict the next token, and a key-value cache with room to grow.
 
 Encoder-decoders keep the encoder's output beside the cache; decoder-only models know which columns hold tokens.
+transformers' cache copies all keys and values of a layer for each new token. Here a layer takes memory for `ROOM`
+tokens more than it has, and stores new ones there.
+
+    B rows    H heads of keys and values    N columns    D head width
 """
 
 from __future__ import annotations
@@ -44,7 +41,7 @@ class RoomyLayer(DynamicLayer):
 
     def _appended(self, name: str, filled_BHND: Tensor | None, new_BHND: Tensor) -> Tensor:
         if filled_BHND is None or filled_BHND.numel() == 0:
-            return new_BHND  # a prompt that is read at once has its room made when the first token follows
+            return new_BHND  # after a prompt's forward pass room is made when the first token follows
         (B, H, N, D), new = filled_BHND.shape, new_BHND.shape[2]
         store = self._stores.get(name)
         if store is None or not _shares_memory(store, filled_BHND) or store.shape[2] < N + new:
@@ -93,7 +90,7 @@ def join(caches: Sequence[DynamicCache], rows: Sequence[Tensor], whole: DynamicC
 
 
 class DecodingState(Protocol):
-    """The rows of a batch that are still being written.
+    """The rows of a batch that are still generated.
 
     Attributes:
         hidden_BD: hidden states that predict the next token; of a fresh state, the first token.
@@ -112,12 +109,12 @@ class DecodingState(Protocol):
 
 @dataclass(frozen=True)
 class ReadSoFar:
-    """What a state has read, for one that goes on in a cache of another kind.
+    """The content of a state, for one that goes on in a cache of another kind.
 
     Attributes:
-        decoder: reads the tokens of completions.
-        cache: its layers hold the last columns of what was read; an `EncoderDecoderCache` for encoder-decoders.
-        mask_BS: which columns hold tokens: of the prompt as the encoder read it, or of the only sequence there is.
+        decoder: takes the tokens of completions.
+        cache: its layers hold the last columns of what was processed; an `EncoderDecoderCache` for encoder-decoders.
+        mask_BS: which columns hold tokens: of the encoder's prompt, or of the only sequence there is.
         hidden_BD: hidden states that predict the next token.
     """
 
@@ -130,7 +127,8 @@ class ReadSoFar:
 class EncoderDecoderState:
     """Cross-attention inputs and the self-attention cache of the unfinished rows.
 
-    All completions begin with one token: it is read, and the cross-attention's keys and values are made, once a prompt.
+    All completions begin with the same token: its forward pass, and the cross-attention's keys and values, are
+    computed once a prompt.
     """
 
     def __init__(
@@ -175,7 +173,7 @@ class DecoderOnlyState:
     """The cache of the unfinished rows and which of its columns hold tokens.
 
     Prompts are padded on the left: a window of attention counts columns, so none may stand between two tokens. They are
-    read in groups, unless a layer has a window: what it keeps of two groups does not fit together.
+    computed in groups, unless a layer has a window: the caches of two groups then do not fit together.
     """
 
     def __init__(
@@ -236,7 +234,7 @@ class DecoderOnlyState:
 
 
 def _encoded(model: PreTrainedModel, ids_PS: Tensor, mask_PS: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """The encoder's states (P, S, D) of prompts that are padded on the right, read in groups; zero on padding."""
+    """The encoder's states (P, S, D) of prompts that are padded on the right, computed in groups; zero on padding."""
     encoder, whole_PSD = encoder_of(model), None
     if len(groups) == 1:
         return encoder(input_ids=ids_PS, attention_mask=mask_PS).last_hidden_state
@@ -260,12 +258,12 @@ def start_id(model: PreTrainedModel) -> int:
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module:
-    """The module that reads prompts for an encoder-decoder."""
+    """The encoder of an encoder-decoder."""
     return model.get_encoder()
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The module that reads or writes completions.
+    """The decoder of completions.
 
     Raises:
         ModelError: there is none.

@@ -1,9 +1,8 @@
-"""Models from a local folder, the Hub, a GGUF file, or a configuration with fresh weights.
+"""Models from a local folder, the Hub, a GGUF file, or a configuration with random weights, and back into a folder.
 
-Safetensors only and no remote code unless asked. Every refusal is one `ModelError` that names the setting; what the
-configuration file alone can tell is refused before any weights are read.
-
-Model folders: written beside and renamed, so that a folder that exists is whole.
+Safetensors only and no remote code unless asked. Every refusal is one `ModelError` that names the setting; what
+follows from the configuration file alone is refused before any weights are read. A model folder is written under
+another name and renamed, so that a folder that exists is complete.
 """
 
 from __future__ import annotations
@@ -218,7 +217,7 @@ def _check_complete(place: Place, info: dict[str, Any]) -> None:
 
 
 def _check_fields(architecture: dict[str, Any], key: str) -> None:
-    """Refuse fields that the model's configuration does not have; transformers would take them without a word."""
+    """Refuse fields that the model's configuration does not have; transformers would accept them silently."""
     kind = str(architecture.get("model_type"))
     if kind not in ENCODER_DECODERS + DECODER_ONLY:
         raise ModelError(
@@ -242,7 +241,7 @@ def check_same_vocabulary(
     """Refuse models that do not mean the same by the same id.
 
     Raises:
-        ModelError: with the first word whose ids differ, in the order of the student's, and the vocabularies' sizes.
+        ModelError: with the first token whose ids differ, in the order of the student's, and the vocabularies' sizes.
     """
     own, other = student.get_vocab(), teacher.get_vocab()
     differing = [word for word in own.keys() | other.keys() if own.get(word) != other.get(word)]
@@ -251,7 +250,7 @@ def check_same_vocabulary(
         word = min(differing, key=lambda one: (own.get(one, beyond), other.get(one, beyond), one))
         raise ModelError(
             f"{names[0]} and {names[1]} have different tokenizers: {word!r} is {_id_of(word, own)} of the student "
-            f"and {_id_of(word, other)} of the teacher ({len(own)} and {len(other)} words, {len(differing)} differ). "
+            f"and {_id_of(word, other)} of the teacher ({len(own)} and {len(other)} tokens, {len(differing)} differ). "
             "Set teacher.path to a model with the student's tokenizer."
         )
 
@@ -274,7 +273,7 @@ def check_same_ends(student: Sequence[int], teacher: Sequence[int]) -> None:
 
 
 def _id_of(word: str, ids: dict[str, int]) -> str:
-    return f"id {ids[word]}" if word in ids else "no word"
+    return f"id {ids[word]}" if word in ids else "no token"
 
 
 def save_model(

@@ -1,15 +1,13 @@
-"""A frozen model whose matrices are kept in 8 or 4 bit, through bitsandbytes.
+"""A frozen model in fewer bits (bitsandbytes), on another device, or offloaded to the CPU.
 
-LLM.int8() (Dettmers et al. 2022, outlier threshold 6) or NF4 (Dettmers et al. 2023, blocks of 64). What transformers
-leaves alone is left alone here too: embeddings, the output head (whose weight the fused head reads) and matrices that
-must keep their precision (T5's `wo`). A model is quantised after it is loaded, whatever it was loaded from (a folder,
-the Hub, GGUF, a supervised stage): it passes through CPU memory at full precision, and never through the device's.
+Quantisation is LLM.int8() (Dettmers et al. 2022, outlier threshold 6) or NF4 (Dettmers et al. 2023, blocks of 64).
+Matrices that transformers leaves at full precision stay so: embeddings, the output head (whose weight the fused head
+uses) and T5's `wo`. A model is quantised after it is loaded, from whatever source (a folder, the Hub, GGUF, a
+supervised stage): it passes through CPU memory at full precision, and never through the device's.
 
-A frozen model whose weights are not on the device that its numbers are needed on.
-
-The architecture's contract is kept from outside: prompts and rollouts go to the weights, hidden states come back. The
-output head is applied chunk by chunk beside the student's (`losses/fused_head.py`), so a copy of its weight is moved to the
-student's device once: the largest matrix of a small model, and the only one there.
+A model on another device keeps the architecture's contract: prompts and rollouts go to the weights, hidden states come
+back. The output head is applied chunk by chunk beside the student's (`losses/fused_head.py`), so a copy of its weight
+is moved to the student's device once: the largest matrix of a small model, and the only one there.
 """
 
 from __future__ import annotations
@@ -121,7 +119,7 @@ class PlacedModel(HiddenStateModel):
 
     @property
     def device(self) -> torch.device:
-        """Where its numbers are read and given."""
+        """The device of its inputs and outputs."""
         return self._here
 
 
@@ -133,7 +131,7 @@ class _PlacedArchitecture:
         self._inner, self._head, self._there, self._here = inner, head, there, here
 
     def lay_out(self, model: PreTrainedModel, rollout: Rollout) -> Any:
-        """The text there, in the form that `read` takes."""
+        """The text on that device, in the form that `read` takes."""
         moved = replace(
             rollout,
             prompts=_moved_prompts(rollout.prompts, self._there),
@@ -152,7 +150,7 @@ class _PlacedArchitecture:
         return self._head
 
     def prompt_batches(self, model: PreTrainedModel, prompts: PromptBatch) -> list[list[int]]:
-        """Prompts in groups of like length, the cheapest to read."""
+        """Prompts in groups of similar length, by the cost of their forward pass."""
         return self._inner.prompt_batches(model, prompts)
 
     def start(
@@ -164,7 +162,7 @@ class _PlacedArchitecture:
 
 
 class _PlacedState:
-    """A decoding state that is kept there and told of here."""
+    """A decoding state that is kept on the other device and driven from this one."""
 
     def __init__(self, inner: DecodingState, there: torch.device, here: torch.device) -> None:
         self._inner, self._there, self._here = inner, there, here

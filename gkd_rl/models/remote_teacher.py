@@ -1,8 +1,9 @@
-"""A teacher behind an OpenAI-compatible server: its likeliest words at every position of a completion, over HTTP.
+"""A teacher behind an OpenAI-compatible server: its likeliest tokens at every position of a completion, over HTTP.
 
 One request per completion: `POST URL/v1/completions` with the token ids of prompt and completion as `prompt` and
-`prompt_logprobs=k`, an extension of vLLM. Its answer has, for each token, the k likeliest words at that position with
-their log-probabilities at temperature 1. Servers that give log-probabilities of generated tokens only cannot teach.
+`prompt_logprobs=k`, an extension of vLLM. Its answer has, for each token, the k likeliest tokens at that position with
+their log-probabilities at temperature 1. Servers that give log-probabilities of generated tokens only
+cannot serve as teachers.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ Listed = list[tuple[int, float]]  # (id, log-probability), likeliest first
 
 @dataclass(frozen=True)
 class EndpointTeacher:
-    """The server and what is asked of it.
+    """The server and its requests.
 
     Attributes:
         url: of the server, with or without /v1.
         model: the name that the server knows it by.
-        top_k: words at each position.
-        vocabulary: words that the student has.
+        top_k: tokens at each position.
+        vocabulary: size of the student's vocabulary.
         timeout: seconds of silence after which a request is given up.
         parallel: requests under way at one time.
         api_key: sent as a bearer token; never shown.
@@ -49,7 +50,7 @@ class EndpointTeacher:
     api_key: str | None = field(default=None, repr=False)
 
     def __call__(self, rollout: Rollout) -> TopLogProbs:
-        """Its likeliest words at every completion token of a decoder-only rollout.
+        """Its likeliest tokens at every completion token of a decoder-only rollout.
 
         Raises:
             EndpointError: the server does not answer, or not with what was asked for.
@@ -70,18 +71,18 @@ class EndpointTeacher:
         return TopLogProbs(ids_BTK.to(device), logp_BTK.to(device))
 
     def listed(self, prompt: Sequence[int], completion: Sequence[int]) -> list[Listed]:
-        """The likeliest words at each token of the completion."""
+        """The likeliest tokens at each position of the completion."""
         return [self._likeliest(words) for words in self._ask([*prompt, *completion])[len(prompt) :]]
 
     def check(self, ids: Sequence[int], decode: Callable[[int], str]) -> None:
-        """Ask once, before anything is loaded, and compare what the words of the answer read as.
+        """Send one request, before anything is loaded, and compare the texts of the answer's tokens.
 
         Args:
             ids: a prompt of two tokens or more.
-            decode: the student's word of an id.
+            decode: the student's text of an id.
 
         Raises:
-            EndpointError: the server cannot teach this student.
+            EndpointError: the server's tokens are not the student's.
         """
         differing, compared = [], 0
         for words in self._ask(ids)[1:]:
@@ -91,13 +92,13 @@ class EndpointTeacher:
                     compared += 1
                     if theirs.strip(" Ġ▁\n") != ours.strip():
                         differing.append(f"id {word} is {theirs!r} there and {ours!r} here")
-        if 2 * len(differing) > compared:  # servers differ in how they show a word or two
+        if 2 * len(differing) > compared:  # servers differ in how they show a token or two
             raise self._refusal(
                 f"has another tokenizer than the student: {differing[0]}", "choose a model with the student's tokenizer"
             )
 
     def _ask(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-        """What the server says of each token; the first one has no distribution and is empty."""
+        """The server's entry for each token; the first one has no distribution and is empty."""
         answer = self._post({
             "model": self.model,
             "prompt": list(ids),
@@ -122,17 +123,17 @@ class EndpointTeacher:
         try:
             pairs = [(int(word), float(facts["logprob"])) for word, facts in words.items()]
         except (ValueError, LookupError, TypeError) as error:
-            raise self._refusal("gives words without an id or a logprob", _VLLM) from error
+            raise self._refusal("gives tokens without an id or a logprob", _VLLM) from error
         pairs = sorted(pairs, key=lambda pair: -pair[1])[: self.top_k]
         if len(pairs) < self.top_k:
             raise self._refusal(
-                f"gives {len(pairs)} words where teacher.endpoint.top_k={self.top_k} asks for more",
+                f"gives {len(pairs)} tokens where teacher.endpoint.top_k={self.top_k} asks for more",
                 f"set teacher.endpoint.top_k={len(pairs)}",
             )
         for word, logp in pairs:
             if not 0 <= word < self.vocabulary:
                 raise self._refusal(
-                    f"names id {word}, and the student has {self.vocabulary} words",
+                    f"names id {word}, and the student has {self.vocabulary} tokens",
                     "choose a model with the student's tokenizer",
                 )
             if math.isnan(logp) or logp > _ROUNDING:
@@ -161,7 +162,7 @@ def _unpadded(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
 
 
 def forward_outputs(model: HiddenStateModel | EndpointTeacher, rollout: Rollout) -> TeacherOutput:
-    """A model's states and its head, or a server's likeliest words, at each completion token."""
+    """A model's states and its head, or a server's likeliest tokens, at each completion token."""
     if isinstance(model, EndpointTeacher):
         return model(rollout)
     return Projection(model(rollout), model.head())

@@ -1,22 +1,22 @@
-"""FLOPs of an encoder or a decoder from its shapes: what a run costs, and which form of a batch is the cheaper one.
+"""How completions are laid out in rows and batches, by what each layout costs in FLOPs.
 
-Where to cut a sequence of texts into batches: padding against what a batch costs before its first token.
+`StackCost` counts the FLOPs of an encoder or a decoder from its shapes. `length_batches` groups texts of similar
+length: padding against the fixed cost of a batch. `Rows` lays out a decoder's input: completions that share a row with
+the others of their prompt, or stand apart.
 
-Rows of a decoder: completions that share a row with the others of their prompt, or stand apart.
+In a shared row (prompt, completion 1, ..., completion K) a token of a completion attends to the prompt and to what is
+before it in its own completion, and its position counts on from the prompt. So every hidden state is that of the
+completion in a row of its own, while the prompt is computed once, forward and backward. The decoder of an
+encoder-decoder has the completions alone in its rows, each behind the start token; they share the keys and values of
+the encoded prompt. T5's positions are distances between columns of one completion, so that it needs no position of its
+own; a model with learned positions (BART) keeps its rows apart.
 
-In a shared row (prompt, completion 1, ..., completion K) a token of a completion sees the prompt and what is before it
-in its own completion, and its position counts on from the prompt. So every hidden state is that of the completion in a
-row of its own, while the prompt is computed once, forward and backward. The decoder of an encoder-decoder has the
-completions alone in its rows, each behind the start token; what it shares are the keys and values of the encoded
-prompt. T5's positions are distances between columns of one completion, so that it needs no position of its own; a
-model with learned positions (BART) keeps its rows apart.
-
-A shared row is the cheaper form unless completions are long: it saves K - 1 times the prompt's tokens, but attention
-computes all pairs of a row of K completions. Each batch takes the form that needs fewer FLOPs (`shares_prompts`); the
-seconds of the two forms stand to each other much as these FLOPs do.
+A shared row is cheaper unless completions are long: it saves K - 1 times the prompt's tokens, but attention computes
+all pairs of a row of K completions. Each batch takes the form that needs fewer FLOPs (`shares_prompts`); the seconds of
+the two forms are in about the same ratio.
 
     R rows    K completions in the longest row    S columns of prompts    W columns of a row
-    F tokens of a completion that are read: T - 1, or T behind a start token
+    F tokens of a completion in the decoder's input: T - 1, or T behind a start token
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from transformers import PreTrainedModel
 from gkd_rl.errors import ModelError
 from gkd_rl.types import PromptBatch, Rollout, shift_right
 
-OUTPUT = {"o", "o_proj", "out_proj"}  # reads what the heads give, so that its inputs are heads times head width
+OUTPUT = {"o", "o_proj", "out_proj"}  # its inputs are the heads' outputs: heads times head width
 KEY_VALUE = {"k", "v", "k_proj", "v_proj"}
 FloatArray = NDArray[np.float64]
 Numbers = TypeVar("Numbers", Tensor, NDArray[np.float64])
@@ -48,9 +48,9 @@ class StackCost:
     """Shapes of an encoder or a decoder, summed over its layers.
 
     Attributes:
-        weights: of the products that read the stack's own tokens.
+        weights: of the products on the stack's own tokens.
         attention: heads times head width of the self-attention.
-        cross_weights: of the keys and values of the cross-attention, which read prompt tokens.
+        cross_weights: of the keys and values of the cross-attention, on prompt tokens.
         cross_attention: heads times head width of the cross-attention.
         layers: their number.
     """
@@ -63,7 +63,7 @@ class StackCost:
 
     @classmethod
     def of(cls, stack: nn.Module) -> StackCost:
-        """Shapes of a stack, told apart by the names of its modules.
+        """Shapes of a stack, from the names of its modules.
 
         Raises:
             ModelError: no attention that this estimate knows.
@@ -129,11 +129,11 @@ def cheapest_batches(count: int, costs: Callable[[int], FloatArray]) -> list[ran
 
 
 def length_batches(lengths: Sequence[int], cost: StackCost, device: str) -> list[list[int]]:
-    """Texts in batches of like length, the cheapest to read once, without backward.
+    """Texts in batches of similar length, the cheapest for one forward pass without backward.
 
     Args:
         lengths: tokens of each text.
-        cost: of the stack that reads them.
+        cost: of the stack.
         device: its type.
 
     Returns:
@@ -158,7 +158,7 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class Rows:
-    """What the model reads, padded on the right, and where its hidden states predict completions.
+    """The model's input, padded on the right, and where its hidden states predict completions.
 
     Attributes:
         ids_RW: token ids.
@@ -232,7 +232,7 @@ class Rows:
         return rows, length_R - 1
 
     def seen(self, window: int | None) -> Tensor:
-        """True where a column (third axis) reads another (last axis), (R, 1, W, W); padding reads itself at least.
+        """True where a column (third axis) attends to another (last axis), (R, 1, W, W); padding attends to itself.
 
         Args:
             window: positions that a token sees, its own included; None for all.
@@ -263,7 +263,7 @@ def takes_masks(model: PreTrainedModel) -> bool:
 
 
 def can_share(model: PreTrainedModel) -> bool:
-    """Whether the model can read shared rows."""
+    """Whether the model takes shared rows."""
     return takes_masks(model) and model.config.model_type not in POSITIONS_BY_COLUMN
 
 

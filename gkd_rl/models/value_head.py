@@ -1,9 +1,8 @@
-"""The learned baseline of PPO: V(state) from the student's hidden states, for every architecture alike.
+"""PPO's learned baseline: V(state) from the student's hidden states, for every architecture, and its loss.
 
 The hidden state that predicts token t is the state before token t. No gradient flows from V into the student, so that
-the student's update stays that of the objective.
-
-PPO's learned baseline at work: values for the pre-update pass, and the value loss beside the student's.
+the student's update stays that of the objective. `Critic` gives the values of the pre-update pass and the value loss of
+each micro-batch.
 """
 
 from __future__ import annotations

@@ -49,10 +49,10 @@ class Models:
         initial: the student before training, frozen.
         codec: text <-> ids.
         critic: PPO's value head.
-        samples: the teacher's completion of every training prompt, where steps read them.
+        samples: the teacher's completion of every training prompt, where steps train on them.
         endpoint: the server of a teacher that is behind one.
-        outputs: what the teacher said of fixed text, where it is kept.
-        server: writes the rollouts, where the student does not.
+        outputs: the teacher's hidden states on fixed text, where they are cached.
+        server: generates the rollouts, where this process does not.
     """
 
     student: HiddenStateModel
@@ -104,7 +104,7 @@ def build_reward(config: Config) -> Composite | None:
 
 @dataclass(frozen=True)
 class ResolvedModels:
-    """What is known of a run's models before any weight is read, found once.
+    """A run's models as far as they are known before any weight is read; resolved once.
 
     Attributes:
         student: is trained.

@@ -1,9 +1,4 @@
-"""Configuration -> who writes the rollouts.
-
-Configuration -> the measurements of a run.
-
-Configuration -> the trainers of the supervised stage and of the run's own stage.
-"""
+"""Configuration -> the sampler, the evaluator, and the trainers of the supervised stage and of the run's own stage."""
 
 from __future__ import annotations
 
@@ -51,7 +46,7 @@ from reward_models.composite import Composite
 
 
 def check_generation(rollout: RolloutConfig, model_type: str) -> None:
-    """Refuse a student that cannot generate in the way that is asked for.
+    """Refuse a student that cannot generate as configured.
 
     Args:
         rollout: the engine and its cache.
@@ -79,7 +74,7 @@ def build_server(rollout: RolloutConfig, model_type: str, device: torch.device) 
 
     Raises:
         ConfigError: vLLM is not installed.
-        ModelError: the student cannot write in this way.
+        ModelError: the student cannot generate in this way.
         EndpointError: the server cannot be reached, or takes no weights.
     """
     check_generation(rollout, model_type)
@@ -267,11 +262,11 @@ def _readers(config: Config, models: Models, divergence: TokenDivergence | None)
 
 
 def _name_unshared(models: Models, per_prompt: int) -> None:
-    """Say which model reads a prompt again for each completion, because it takes no mask of a shared row."""
+    """Log which model computes a prompt again for each completion, because it takes no mask of a shared row."""
     for name, one in (("student", models.student), ("teacher", models.teacher)):
         if per_prompt > 1 and one is not None and not can_share(one.model):
             kind = f"{one.model.config.model_type} with {one.model.config._attn_implementation} attention"
-            log.info("%s: %s reads a prompt again for each of its %d completions", name, kind, per_prompt)
+            log.info("%s: %s computes a prompt again for each of its %d completions", name, kind, per_prompt)
 
 
 def _credit(config: Config) -> CreditSettings:

@@ -2,7 +2,7 @@
 
 They lie in `checkpoints/` of the run's folder, one folder for each step, and `before/` with the evaluations that were
 made before training, so that a resumed run does not make them anew. The main process reads and writes; the other ranks
-are told what it read.
+receive what it read.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def run_configured(config: Config, composed: DictConfig, output_dir: Path) -> Re
 
 @dataclass(frozen=True)
 class RunOutput:
-    """Where a run writes (the main process alone has a tracker), and whether it was told to stop."""
+    """Where a run writes (the main process alone has a tracker), and whether it is to stop."""
 
     folder: Path
     tracker: Tracker | None
@@ -160,7 +160,7 @@ def _sized(config: Config, resolved: ResolvedModels, train: list[Example], devic
     log.info("memory plan:\n%s", "\n".join(plan_lines(plan)))
     if plan.peak > plan.available:
         log.warning(
-            "the plan's peak is %.2f GiB of %.2f GiB that there are: python -m gkd_rl.doctor says what to change",
+            "the plan's peak is %.2f GiB of %.2f GiB that there are: python -m gkd_rl.doctor shows what to change",
             plan.peak / GIB,
             plan.available / GIB,
         )

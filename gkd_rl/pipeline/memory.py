@@ -250,7 +250,7 @@ class _Planner:
         size, other = settings.batch_size, self.teacher or self.student
         writers = {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
         phases = {
-            f"{name} writes": generation_bytes(model, self.lengths, size * samples, samples)
+            f"{name} generates": generation_bytes(model, self.lengths, size * samples, samples)
             for name, model in writers.items()
         }
         head = FusedHead(divergence or TokenDivergence(DivergenceName.reverse_kl), chunk_tokens=chunk)
@@ -314,7 +314,7 @@ CPU_ALLOCATOR = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate me
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left; PyTorch's allocator on the CPU has no class for it."""
+    """Whether an error reports that no memory is left; PyTorch's allocator on the CPU has no class for it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in CPU_ALLOCATOR)
@@ -334,24 +334,24 @@ def explaining_memory_shortage(run: Callable[P, T]) -> Callable[P, T]:
         except Exception as error:
             if not is_shortage(error):
                 raise
-            said = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+            reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
             traceback.clear_frames(error.__traceback__)  # they hold the run's tensors
         gc.collect()
         torch.cuda.empty_cache()
-        raise MemoryShortage(f"out of memory ({said}). {_advice(*arguments[:2])}")
+        raise MemoryShortage(f"out of memory ({reason}). {_advice(*arguments[:2])}")
 
     return named
 
 
 def _advice(config: Any, task: Any) -> str:
-    """What the plan says, where there is memory enough to make one."""
+    """Advice from the plan, where there is memory enough to make one."""
     doctor = "python -m gkd_rl.doctor with the same settings shows the memory of every stage."
     try:
         plan = _plan(config, task)
     except Exception as error:
         if not is_shortage(error):
             raise
-        return f"There is not enough left to say what took it; {doctor}"
+        return f"There is not enough left to find out what took it; {doctor}"
     return (
         f"The plan's peak is {plan.peak / GIB:.2f} GiB of {plan.available / GIB:.2f} GiB ({plan.device}), in "
         f"{plan.largest.name}; {plan.advice()}. {doctor}"

@@ -44,7 +44,7 @@ from reward_models.guard import entry_lock
 
 log = logging.getLogger(__name__)
 # How far hidden states of one teacher may be from one another when other completions stand beside them, as a share of
-# their norm. A bfloat16 has 8 bits, and LLM.int8() cuts a matrix by what the whole batch holds.
+# their norm. A bfloat16 has 8 bits, and LLM.int8() cuts a matrix by the values of the whole batch.
 ROUNDING = {Dtype.float32: 1e-3, Dtype.bfloat16: 5e-2}
 ROUNDING_QUANTIZED = 1e-1
 
@@ -87,7 +87,7 @@ def placed_teacher(model: HiddenStateModel, settings: TeacherConfig, here: torch
 
 
 def build_endpoint(settings: EndpointConfig, codec: TextCodec, example: Example) -> EndpointTeacher:
-    """The teacher's server, asked once for the words of a prompt.
+    """The teacher's server, after one request for the tokens of a prompt.
 
     Raises:
         ConfigError: the variable of the key is not set.
@@ -96,7 +96,7 @@ def build_endpoint(settings: EndpointConfig, codec: TextCodec, example: Example)
     """
     if not codec.decoder_only:
         raise ModelError(
-            f"teacher.endpoint.url={settings.url} with an encoder-decoder student: a server tells the words that "
+            f"teacher.endpoint.url={settings.url} with an encoder-decoder student: a server gives the tokens that "
             "continue a prompt, so take a decoder-only student, or a teacher of your own (teacher=t5_small)."
         )
     key, variable = None, settings.api_key_variable
@@ -124,7 +124,7 @@ def build_endpoint(settings: EndpointConfig, codec: TextCodec, example: Example)
 def build_teacher_output_cache(
     config: Config, resolved: ResolvedModels, models: Models, train: list[Example]
 ) -> TeacherOutputCache | None:
-    """What the teacher said of fixed text in earlier runs, in a folder that is named by all that decides it."""
+    """The teacher's hidden states on fixed text from earlier runs, in a folder named by the hash of what decides them."""
     settings, teacher = config.teacher, models.teacher
     if settings is None or teacher is None or settings.output_cache_gib is None:
         return None

@@ -17,7 +17,7 @@ from gkd_rl.pipeline.models import check_teacher
 
 
 def check_checkpoints(configs: Sequence[Config]) -> None:
-    """Refuse, of all jobs of a command line, what this machine cannot hold and what its checkpoints tell is wrong.
+    """Refuse, of all jobs of a command line, what this machine cannot hold and what is wrong with its checkpoints.
 
     Raises:
         ModelError: a checkpoint is missing, damaged, or does not go with the other; or bitsandbytes is missing.
@@ -44,7 +44,7 @@ def check_data(configs: Sequence[Config]) -> None:
         DataError: one is missing, unreadable or without a row that can be used.
     """
     seen = []
-    logging.disable(logging.WARNING)  # the run tells which rows are dropped
+    logging.disable(logging.WARNING)  # the run reports which rows are dropped
     try:
         for config in configs:
             facts = config.task, config.evaluation.split

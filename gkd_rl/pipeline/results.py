@@ -53,7 +53,7 @@ class Results:
         memory: the device, and bytes at the peak of the run.
         data: rows that were read, dropped and cut.
         teacher_audit: what quantising the teacher cost; None for one that is not quantised.
-        prompts: one per row, so that whoever reads the predictions needs no data set; may be left out.
+        prompts: one per row, so that the predictions can be used without the data set; may be left out.
         folder: of the run; set by `run_experiment`.
     """
 
@@ -90,7 +90,7 @@ class Results:
         }
 
     def table(self) -> dict[str, dict[str, Estimate]]:
-        """Metric -> model -> estimate, in the order people read it."""
+        """Metric -> model -> estimate, in the order of the table."""
         by_model = {**self.estimates(), CHANGE: self.changes()}
         after = by_model["student after"]
         components = {key: key.removeprefix("reward/").replace("_", " ") for key in after if key.startswith("reward/")}
@@ -136,7 +136,7 @@ class Results:
 
 
 def describe_method(config: Config) -> dict[str, str]:
-    """The settings that a number cannot be read without, for captions and the model card."""
+    """The settings that a number depends on, for captions and the model card."""
     divergence, schedule = config.divergence, config.alpha_schedule
     parameter = divergence.name.parameter
     name = divergence.name.value
@@ -174,14 +174,14 @@ def _described(config: Config, results: Results) -> dict[str, str]:
 
 
 def _imitated(config: Config) -> str:
-    """Whose distributions the divergence reads."""
+    """Whose distributions the divergence compares the student with."""
     teacher = config.teacher
     if teacher is None or config.divergence.name is DivergenceName.cross_entropy:
         return "the text alone"
     who = "the initial student" if teacher.initial_student else "the teacher"
     if teacher.endpoint is not None:
         who += (
-            f" {teacher.endpoint.model} behind a server, by its {teacher.endpoint.top_k} likeliest words and the rest"
+            f" {teacher.endpoint.model} behind a server, by its {teacher.endpoint.top_k} likeliest tokens and the rest"
         )
     if teacher.quantization is not Quantization.none:
         who += f" in {teacher.quantization.value}"
@@ -219,7 +219,7 @@ def model_card_of(results: Results, config: Config, model_class: str) -> str:
 
 
 def write_results(folder: Path, results: Results, config: Config) -> str:
-    """Write predictions.jsonl and eval.json, whose being there says that the run is finished; returns the table."""
+    """Write predictions.jsonl and eval.json, whose presence marks the run as finished; returns the table."""
     settings, audit = _described(config, results), results.teacher_audit
     facts = {"settings": settings, "notice": config.scale.notice, "cost": results.cost, "memory": results.memory}
     signatures = {name: counts.signature for name, counts in results.evaluations["student after"].corpus.items()}

@@ -1,4 +1,4 @@
-"""The doctor's checks, as functions of values: the machine, the Hub, the disk, and what weights say of references.
+"""The doctor's checks, as functions of values: the machine, the Hub, the disk, and what weights score references.
 
 Scores of references are log-probabilities in nats a token on `SCORED_ROWS` held-out rows. No model is trained; what the
 run trains first, and what is on the Hub or large, is skipped and reported.

@@ -1,4 +1,4 @@
-"""How much memory a model takes to train, to read and to write, before it is loaded.
+"""How much memory a model takes in training, in a forward pass and in generation, before it is loaded.
 
 Nothing here is a formula of an architecture: the model is built of fake tensors, which have shapes and no data, the
 code that trains it runs, and what is alive is counted (`planning/memory_plan.py`).
@@ -48,7 +48,7 @@ def without_data(model: HiddenStateModel) -> HiddenStateModel:
 
 
 def longest_text(model: HiddenStateModel, lengths: Lengths, sequences: int, per_prompt: int) -> Any:
-    """Completions of the longest kind as the model reads them, without values; in a `FakeTensorMode` without data.
+    """Completions of the longest kind as the model's input, without values; in a `FakeTensorMode` without data.
 
     How a text is laid out depends on its masks, which therefore have data for a moment.
     """
@@ -161,7 +161,7 @@ def reading_bytes(
     """Bytes of a forward pass without gradient, its result included.
 
     Args:
-        model: that reads.
+        model: of the forward pass.
         lengths: of the text.
         sequences: completions at one time.
         per_prompt: completions of one prompt.
@@ -181,7 +181,7 @@ def reading_bytes(
 def _through(
     head: FusedHead, hidden_BTD: Tensor, model: HiddenStateModel, teacher: HiddenStateModel | None, *, apart: bool
 ) -> Tensor:
-    """The sum of what the head says of a whole batch, beside a teacher's states; see `Update.apart`."""
+    """The sum of the head's outputs over a whole batch, beside a teacher's states; see `Update.apart`."""
     own_ND, states, told_N = hidden_BTD.flatten(0, 1), None, ()
     ids_N = torch.zeros(len(own_ND), dtype=torch.long)
     if teacher is not None:

@@ -277,10 +277,10 @@ def test_who_shares_no_rows_is_named(
 ) -> None:
     caplog.set_level("INFO")
     make_trainer("alpha=0.5", "rollout.per_prompt=4", kind="llama")
-    assert "reads a prompt again" not in caplog.text
+    assert "computes a prompt again" not in caplog.text
     monkeypatch.setattr("gkd_rl.pipeline.build_trainer.can_share", lambda _: False)
     make_trainer("alpha=0.5", "rollout.per_prompt=4", kind="llama")
-    assert "student: llama with sdpa attention reads a prompt again for each of its 4 completions" in caplog.text
+    assert "student: llama with sdpa attention computes a prompt again for each of its 4 completions" in caplog.text
     assert "teacher: llama with sdpa" in caplog.text
 
 
