@@ -124,7 +124,7 @@ def build_endpoint(settings: EndpointConfig, codec: TextCodec, example: Example)
 def build_teacher_output_cache(
     config: Config, resolved: ResolvedModels, models: Models, train: list[Example]
 ) -> TeacherOutputCache | None:
-    """The teacher's hidden states on fixed text from earlier runs, in a folder named by the hash of what decides them."""
+    """The teacher's hidden states on fixed text from earlier runs, in a folder named by their hash."""
     settings, teacher = config.teacher, models.teacher
     if settings is None or teacher is None or settings.output_cache_gib is None:
         return None
