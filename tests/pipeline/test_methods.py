@@ -309,7 +309,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         validate(config)
         output = folder / str(len(list(folder.iterdir())))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(build, "build_reward", with_letters)
+            patch.setattr("gkd_rl.pipeline.experiment.build_reward", with_letters)
             return config, run_configured(config, composed, output).objective(config.alpha), output
 
     return start
