@@ -119,7 +119,9 @@ def test_its_rollouts_and_samples_are_conditioned_on_its_own_rendering(
     assert sampled.ids_BT.tolist() == expected.ids_BT.tolist()
     assert sampled.prompts.ids_PS.tolist() == run.prompts(examples).ids_PS.tolist()  # the student's rendering
     samples = generate_teacher_samples(tmp_path / "one", teacher, Sampler(run, Sampling()), examples, 3)
-    assert samples == generate_teacher_samples(tmp_path / "two", without_codec(teacher), Sampler(own, Sampling()), examples, 3)
+    assert samples == generate_teacher_samples(
+        tmp_path / "two", without_codec(teacher), Sampler(own, Sampling()), examples, 3
+    )
 
 
 @torch.no_grad()
