@@ -42,14 +42,14 @@ def running_server() -> Iterator[JudgeServer]:
             server.keys.append(self.headers["Authorization"])
             code = server.codes.pop(0) if server.codes else 200
             reply = server.reply(body["messages"][-1]["content"])
-            completion = {"choices": [{"message": {"content": reply}}]} if isinstance(reply, str) else None
-            data = reply if completion is None else json.dumps(completion).encode()
+            if not isinstance(reply, bytes):
+                reply = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
             self.send_response(code)
             if code == 302:
                 self.send_header("Location", "http://127.0.0.1:9/elsewhere")
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(reply)
 
         def log_message(self, format: str, *arguments: Any) -> None:
             pass

@@ -1,4 +1,4 @@
-"""Embedded news: rows that are the same everywhere, facts that are really stated, and a checker that is not fooled."""
+"""Generated news: rows that are the same on every machine, facts that articles state, and an exact checker."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_longer_list_begins_with_the_shorter_one_and_rows_are_distinct() -> No
         assert len({item.article for item in items}) == len(items) == 400
 
 
-def test_an_article_that_was_written_before_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_article_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter(item for item in generate("train", 20, 0) for _ in range(2))
     monkeypatch.setattr(news, "_item", lambda *_: next(drawn))
     articles = [item.article for item in generate("train", 20, 0)]
@@ -126,12 +126,12 @@ def test_splits_share_no_event_and_no_article() -> None:
     }
 
 
-def test_stated_facts_are_those_that_the_generator_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generator tells which templates it filled with which facts; the reader sees the text alone."""
-    written: list[tuple[str, dict[str, str]]] = []
+def test_stated_facts_are_those_of_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded calls of `render` have the templates and facts; `stated_facts` gets the text only."""
+    rendered: list[tuple[str, dict[str, str]]] = []
 
     def recording_render(template: str, facts: dict[str, str]) -> str:
-        written.append((template, dict(facts)))
+        rendered.append((template, dict(facts)))
         return render(template, facts)
 
     monkeypatch.setattr(news, "render", recording_render)
@@ -141,7 +141,7 @@ def test_stated_facts_are_those_that_the_generator_wrote(monkeypatch: pytest.Mon
     body: list[str] = []
     lead = ""
     checked = 0
-    for template, facts in written:  # in the order of writing: statements, distractors, lead, summary
+    for template, facts in rendered:  # in the order of the calls: statements, distractors, lead, summary
         text = render(template, facts)
         if template in detail_of:
             stated[detail_of[template]] = facts[detail_of[template]]
@@ -264,7 +264,7 @@ def test_another_word_for_the_same_event_is_supported(participle: str) -> None:
         ARTICLE,
     ],
 )
-def test_what_is_no_sentence_of_the_news_earns_nothing(summary: str) -> None:
+def test_an_ungrammatical_summary_scores_zero(summary: str) -> None:
     assert judge("anna evans has opened the bridge in leeds on monday .").all_supported == 1.0
     verdict = judge(summary)
     assert not verdict.grammatical
@@ -285,9 +285,7 @@ def test_what_is_no_sentence_of_the_news_earns_nothing(summary: str) -> None:
         (0, "evans has opened the bridge .", False),
     ],
 )
-def test_a_summary_that_leaves_out_what_it_could_have_said_is_evasive(
-    details: int, summary: str, evasive: bool
-) -> None:
+def test_a_summary_with_too_few_details_is_evasive(details: int, summary: str, evasive: bool) -> None:
     stated = [STATEMENTS[detail][0] for detail in ("first", "place", "day", "amount", "outcome")[:details]]
     article = " ".join(render(template, CLAIMS) for template in (LEADS[0], *stated))
     verdict = judge(summary, article)
@@ -307,7 +305,7 @@ def test_references_hallucinate_as_often_as_they_should() -> None:
 
 
 def test_the_truth_is_not_always_the_usual() -> None:
-    """What an omitted detail can be guessed from: right as often as USUAL says, and no more."""
+    """The usual value of a detail is its true one with the probability in `USUAL`, plus chance."""
     rng = random.Random(0)
     drawn = [news._facts(rng) for _ in range(6000)]
     for detail, share in news.USUAL.items():
@@ -315,7 +313,7 @@ def test_the_truth_is_not_always_the_usual() -> None:
         assert guessed == pytest.approx(share + (1 - share) / len(VALUES[detail]), abs=0.025)
 
 
-def test_templates_are_read_back_as_they_were_written() -> None:
+def test_rendered_templates_are_parsed_into_the_same_facts() -> None:
     for templates in (SUMMARIES, LEADS, *STATEMENTS.values(), DISTRACTORS):
         for template in templates:
             slots = parse((template,), render(template, CLAIMS))

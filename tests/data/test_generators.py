@@ -1,4 +1,4 @@
-"""The generated tasks beside the news: every row is right, checkers know right from wrong, splits share nothing."""
+"""Generators other than the news: every row is right, checkers are exact, splits are disjoint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_rows_are_distinct_repeatable_and_of_one_split(name: str) -> None:
         assert not texts[one] & texts[other]
 
 
-def test_a_generator_says_when_it_has_no_more() -> None:
+def test_a_generator_without_further_rows_raises() -> None:
     with pytest.raises(ValueError, match=r"has [0-9]+ distinct train rows of this kind, and 50 are needed"):
         distinct(lambda rng: (str(rng.randrange(9)), lambda: 1), lambda item: item, "train", 50, 0)
 
@@ -69,8 +69,8 @@ def test_no_number_of_a_word_problem_is_above_the_largest(largest: int) -> None:
     assert numbers <= set(range(1, largest + 1)) and max(numbers) == largest
 
 
-def test_the_story_of_a_word_problem_tells_its_steps() -> None:
-    """An independent reader of the sentences, who does not see the solution."""
+def test_the_text_of_a_word_problem_has_its_steps() -> None:
+    """An independent parser of the sentences, which does not use the solution."""
     for problem in word_problems.generate("test", 500, 1, 1, 4, 3):
         name, total = problem.question.split()[0], 0
         for sentence in problem.question.removesuffix(" ?").split(" . "):
@@ -143,7 +143,7 @@ def test_a_prompt_that_is_no_walk() -> None:
         WalkChecker()("go home", "+1 4")
 
 
-def test_translations_are_what_libraries_say() -> None:
+def test_translations_are_those_of_the_libraries() -> None:
     rows = german.generate("train", 2000, 0)
     assert all(row.german == row.accepted[0] for row in rows)
     assert len({row.german for row in rows}) > 1990
@@ -158,7 +158,7 @@ def test_translations_are_what_libraries_say() -> None:
 
 
 def test_no_country_or_language_needs_an_article() -> None:
-    """German has articles for some; they would be wrong in the sentences that are written around names."""
+    """German names of some countries have an article, which the frames do not."""
     with_article = {"CH", "TR", "US", "NL", "SK", "UA", "IR", "IQ", "SD", "CZ", "GB", "MN", "DO", "AE", "CD", "PH"}
     assert not with_article & set(COUNTRIES)
     assert len(set(COUNTRIES)) == len(COUNTRIES) and len(set(LANGUAGES)) == len(LANGUAGES)
@@ -182,7 +182,7 @@ def test_words_have_an_id_each() -> None:
             assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
 
 
-def test_subwords_read_back_what_they_wrote_and_are_the_same_every_time() -> None:
+def test_subwords_decode_to_the_encoded_text_and_are_deterministic() -> None:
     rows = german.generate("train", 1500, 0)
     lists = [row.answer for row in instructions.generate("train", 500, 0)]
     texts = [text for row in rows for text in (row.english, row.german)] + lists

@@ -95,7 +95,7 @@ def test_a_validation_file_leaves_train_whole(tmp_path: Path, files: dict[str, s
     assert [row.prompt for row in task.examples("validation")] == [f"Question: own {i}?\nAnswer:" for i in range(4)]
 
 
-def test_the_hub_is_asked_for_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_configuration_is_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
 
     def load_dataset(*arguments: Any, split: str) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def test_the_hub_is_asked_for_the_configuration(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({}, r"needs task\.data_files\.train.* type 'task\.data_files=\{train: train\.jsonl, test: test\.jsonl\}"),
         ({"data_files": {"train": "a.jsonl"}}, r"needs task\.data_files\.test"),
@@ -121,8 +121,8 @@ def test_the_hub_is_asked_for_the_configuration(monkeypatch: pytest.MonkeyPatch)
         ({"data": "hub", "prompt_template": "Q:"}, r"task\.prompt_template='Q:': it takes a text with \{question\}"),
     ],
 )
-def test_settings_that_cannot_be_used_say_what_to_type(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_messages_about_settings_name_what_to_type(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         task_of(**changes)
 
 
@@ -141,7 +141,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path, files: dict[str, str
         task_of(data_files=files).examples("dev")
 
 
-def test_the_experiment_asks_for_its_data_before_anything_is_loaded(files: dict[str, str]) -> None:
+def test_the_experiment_requires_its_data_before_anything_is_loaded(files: dict[str, str]) -> None:
     config = configured("experiment=gsm8k_rl", "scale=single_gpu", "task.data=files")
     with pytest.raises(DataError, match=r"type 'task\.data_files="):
         build_task(config)
@@ -249,7 +249,7 @@ def test_official_solutions_match_themselves_and_no_other() -> None:
     finals = ["72", "10", "40,000"]
     unmarked = [text.replace("#### ", "so it is $") + ".00." for text in solutions]
     for completions in (solutions, unmarked):
-        assert reward(solutions, completions, final_answer=finals, reference=["unread"] * 3) == [1.0, 1.0, 1.0]
+        assert reward(solutions, completions, final_answer=finals, reference=["unused"] * 3) == [1.0, 1.0, 1.0]
         assert reward(solutions, completions, reference=solutions) == [1.0, 1.0, 1.0]
         assert reward(solutions, completions[1:] + completions[:1], final_answer=finals) == [0.0, 0.0, 0.0]
     assert ExactMatch("nothing")(solutions, unmarked, final_answer=finals) == [0.0, 0.0, 0.0]

@@ -1,4 +1,4 @@
-"""Malformed commands and data files: one clear error in seconds, or a run that may start, and nothing left.
+"""Malformed commands and data files: one clear error in seconds, or a run that can start, and no file left behind.
 
 GKD_RL_MALFORMED=60 makes 200 of them, in a few minutes; the suite takes fewer commands, which cost most.
 """
@@ -25,7 +25,7 @@ from gkd_rl.errors import GkdRlError
 from gkd_rl.pipeline import build
 from gkd_rl.pipeline.preflight import check_data
 
-SECONDS = 10  # of the processor: what else the machine does counts for nothing
+SECONDS = 10  # of CPU time
 COMMANDS, FILES = int(os.environ.get("GKD_RL_MALFORMED", "10")), 140
 KEYS = [
     "alpha",
@@ -130,9 +130,9 @@ def one_error(check: Callable[[], object]) -> str | None:
     try:
         check()
     except GkdRlError as error:
-        said = message(error)
-        assert said.strip() and "Traceback" not in said and len(said) < 6000, said
-        return said
+        shown = message(error)
+        assert shown.strip() and "Traceback" not in shown and len(shown) < 6000, shown
+        return shown
     finally:
         assert time.process_time() - begun < SECONDS
     return None
@@ -140,7 +140,7 @@ def one_error(check: Callable[[], object]) -> str | None:
 
 def tried(check: Callable[[Any], None], cases: st.SearchStrategy[Any], count: int) -> None:
     """`check` of `count` cases, the same at every run."""
-    asked = settings(
+    profile = settings(
         max_examples=count,
         deadline=None,
         database=None,
@@ -148,7 +148,7 @@ def tried(check: Callable[[Any], None], cases: st.SearchStrategy[Any], count: in
         phases=[Phase.generate],  # a smaller case than the one that failed takes minutes to find
         suppress_health_check=[HealthCheck.too_slow],
     )
-    asked(given(cases)(check))()
+    profile(given(cases)(check))()
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_malformed_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert list(tmp_path.iterdir()) == []
 
     tried(check, COMMAND, COMMANDS)
-    assert sum(said is not None for said in outcomes) > len(outcomes) / 3
+    assert sum(shown is not None for shown in outcomes) > len(outcomes) / 3
 
 
 def rows_as(kind: str, rows: list[dict[str, Any]]) -> bytes:
@@ -197,8 +197,8 @@ def damaged(data: bytes, place: int, instead: bytes, cut: bool) -> bytes:
 def test_malformed_data_files(kind: str, tmp_path: Path) -> None:
     config, file = configured("experiment=xsum_rl", "reward=rouge", "student.tokenizer=x"), tmp_path / f"rows{kind}"
     config.task["data_files"] = dict.fromkeys(("train", "validation", "test"), str(file))
-    written = st.lists(ROW | st.just(GOOD), max_size=4).map(lambda rows: rows_as(kind, rows))
-    broken = st.builds(damaged, written, st.integers(0, 10**6), st.binary(max_size=4), st.booleans())
+    whole = st.lists(ROW | st.just(GOOD), max_size=4).map(lambda rows: rows_as(kind, rows))
+    broken = st.builds(damaged, whole, st.integers(0, 10**6), st.binary(max_size=4), st.booleans())
     outcomes = []
 
     def check(data: bytes) -> None:
@@ -206,5 +206,5 @@ def test_malformed_data_files(kind: str, tmp_path: Path) -> None:
         outcomes.append(one_error(lambda: check_data([config])))
         assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
-    tried(check, st.binary(max_size=40) | written | broken, FILES // 4)
-    assert any(said is not None for said in outcomes)
+    tried(check, st.binary(max_size=40) | whole | broken, FILES // 4)
+    assert any(shown is not None for shown in outcomes)

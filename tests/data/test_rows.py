@@ -1,4 +1,4 @@
-"""Malformed rows: every kind of them in every kind of file is found by its number, and spoils no other row."""
+"""Malformed rows: every kind of problem in every format is reported by row number, and affects no other row."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert rows.reports["train"].problems == {"invalid UTF-8": (2,), "column 'text' is empty": (3,)}
 
 
-def test_duplicates_are_looked_for_where_a_column_is_named(tmp_path: Path) -> None:
+def test_duplicates_are_found_if_a_column_is_named(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     values: list[dict[str, Any]] = [
         {"id": 1, "text": ""},
@@ -171,8 +171,8 @@ def test_columns_of_a_row() -> None:
     row = Row({"a": {"de": "ein", "en": ""}, "b.c": "dotted", "none": None, "number": 4}, 10)
     assert (row.text("a.de"), row.text("b.c")) == ("ein", "dotted")
     assert [row.optional_text(name) for name in ("a.de", "a.en", "a.fr", "none", "gone")] == ["ein", "", "", "", ""]
-    for name, says in (("a.fr", "missing"), ("a.en", "empty"), ("a", "dict, not text"), ("number", "int, not text")):
-        with pytest.raises(RowProblem, match=f"column '{name}' is {says}"):
+    for name, message in (("a.fr", "missing"), ("a.en", "empty"), ("a", "dict, not text"), ("number", "int, not text")):
+        with pytest.raises(RowProblem, match=f"column '{name}' is {message}"):
             row.text(name)
     with pytest.raises(RowProblem, match="int, not text"):
         row.optional_text("number")

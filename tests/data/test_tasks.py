@@ -97,15 +97,15 @@ def test_cnn_dailymail_is_a_choice_of_columns(tmp_path: Path, monkeypatch: pytes
     expected = ("summarize: LONDON (CNN) words", "One .\nTwo .")
     (read,) = task_of(**(settings | {"data_files": files})).examples("test")
     assert (read.prompt, read.reference) == expected
-    asked: list[tuple[Any, ...]] = []
+    requests: list[tuple[Any, ...]] = []
 
     def load_dataset(*names: Any, split: str) -> list[dict[str, Any]]:
-        asked.append((*names, split))
+        requests.append((*names, split))
         return [row]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     (read,) = task_of(**settings).examples("train")
-    assert (read.prompt, read.reference) == expected and asked == [("abisee/cnn_dailymail", "3.0.0", "train")]
+    assert (read.prompt, read.reference) == expected and requests == [("abisee/cnn_dailymail", "3.0.0", "train")]
 
 
 def test_columns_have_the_names_that_the_settings_give(tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_a_column_that_is_not_there_is_named_with_its_setting_and_those_that_are
     path = write(tmp_path / f"rows{ending}", ROWS)
     with pytest.raises(DataError) as caught:
         files_task(path, **{f"{column}_column": "text"}).examples("train")
-    says = [f"task.data_files.train={path}: no row can be used: column 'text' is missing: rows 1, 2, 3."]
-    for words in [*says, f"task.{column}_column=text", "which are document, summary."]:
-        assert words in str(caught.value)
+    parts = [f"task.data_files.train={path}: no row can be used: column 'text' is missing: rows 1, 2, 3."]
+    for part in [*parts, f"task.{column}_column=text", "which are document, summary."]:
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])

@@ -1,4 +1,4 @@
-"""Benchmarks: what `gkd_rl.evaluate` reports is what lm-evaluation-harness reports, on models that know some rows."""
+"""Benchmarks: `gkd_rl.evaluate` reports the results of lm-evaluation-harness, on models trained on some rows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from unittest import mock
 import evaluate as evaluate_library
 import pytest
 import torch
+from benchmark_rows import QUESTIONS, gsm8k_files, gsm8k_row, humaneval_row, write_lines
 from conftest import essential
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
@@ -31,49 +32,22 @@ from transformers import (
 )
 
 from gkd_rl import evaluate
-from gkd_rl.errors import BenchmarkError, ConfigError, DataError
-from gkd_rl.evaluation.benchmarks.settings import local_source, read_settings
+from gkd_rl.errors import BenchmarkError
+from gkd_rl.evaluation.benchmarks.settings import read_settings
 from gkd_rl.evaluation.benchmarks.suites import CODE_TASK_MODULES, SUITES, CodeEval, _leaves, load_suites, pass_at_k
 from reward_models.code.sandbox import Outcome
 
-QUESTIONS = [("tea", 4), ("ham", 7), ("ice", 12), ("pie", 30), ("fig", 5), ("nut", 9)]
-KNOWN = 4  # the first rows are learnt as they are, the others with another answer
+KNOWN = 4  # rows that are learnt with their answer, the first ones; the others with another answer
 PROGRAMS = [("add", "x + 1", "2"), ("sub", "x - 1", "0"), ("dbl", "x * 2", "2"), ("neg", "-x", "-1")]
 CODE_KNOWN = 3
 
 
-def gsm8k_row(word: str, number: int) -> dict[str, str]:
-    return {"question": f"{word}?", "answer": f"{word} #### {number}"}
-
-
-def gsm8k_files(folder: Path) -> Path:
-    place = folder / "gsm8k"
-    place.mkdir(parents=True)
-    write_lines(place / "test.jsonl", [gsm8k_row(*row) for row in QUESTIONS])
-    write_lines(place / "train.jsonl", [gsm8k_row("one", 1), gsm8k_row("two", 2)])
-    return place
-
-
-def humaneval_row(name: str, body: str, value: str) -> dict[str, str]:
-    return {
-        "task_id": name,
-        "prompt": f"def {name}(x):\n",
-        "canonical_solution": f"    return {body}\n",
-        "test": f"def check(candidate):\n    assert candidate(1) == {value}\n",
-        "entry_point": name,
-    }
-
-
-def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def lessons() -> list[tuple[str, str]]:
-    """Prompts as the harness writes them, and what the models learn to answer: right in part."""
+    """Prompts in the harness's format, and the answers that the models are trained on: some are wrong."""
     pairs = []
     for i, (word, number) in enumerate(QUESTIONS):
-        said = gsm8k_row(word, number if i < KNOWN else number + 1)["answer"]
-        pairs.append((f"Question: {word}?\nAnswer:", f" {said}"))
+        answer = gsm8k_row(word, number if i < KNOWN else number + 1)["answer"]
+        pairs.append((f"Question: {word}?\nAnswer:", f" {answer}"))
     for i, (name, body, _) in enumerate(PROGRAMS):
         pairs.append((f"def {name}(x):\n", f"    return {body if i < CODE_KNOWN else 'x'}\n"))
     return pairs
@@ -81,7 +55,7 @@ def lessons() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def byte_tokenizer() -> Callable[[bool], PreTrainedTokenizerFast]:
-    """One id a byte; `ending` puts </s> behind every text, as T5's do."""
+    """One token a byte; `ending` adds </s> to the end of every text, as T5's tokenizer does."""
 
     def make(ending: bool) -> PreTrainedTokenizerFast:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -99,7 +73,7 @@ def byte_tokenizer() -> Callable[[bool], PreTrainedTokenizerFast]:
 def learn(
     model: Any, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]], steps: int, rate: float
 ) -> None:
-    """Full batches, until the answers are known by heart."""
+    """Train on full batches until the answers are memorised."""
     plain = [[tokenizer.encode(text, add_special_tokens=False) for text in pair] for pair in pairs]
     encode = [(x, [*y, 1]) for x, y in plain]
     both = [x if model.config.is_encoder_decoder else x + y for x, y in encode]
@@ -132,7 +106,7 @@ def saved(folder: Path, model: PreTrainedModel | Any, tokenizer: PreTrainedToken
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -> dict[str, Path]:
-    """Saved models: a Llama, a T5, and an adapter of the Llama that knows one row more."""
+    """Saved models: a Llama, a T5, and an adapter of the Llama that is trained on one more row."""
     torch.manual_seed(0)
     place = tmp_path_factory.mktemp("models")
     plain, ending = byte_tokenizer(False), byte_tokenizer(True)
@@ -222,8 +196,8 @@ def run(*arguments: str) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]
     return json.loads((output / "results.json").read_text()), samples
 
 
-def said(samples: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """What was asked, answered and found right, row by row."""
+def sample_keys(samples: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Prompt, answer and score of every row, as sorted text."""
     rows = json.loads(json.dumps(samples, default=str))
     keys = ("doc_id", "filter", "arguments", "resps", "filtered_resps", "exact_match", "pass@1", "acc")
     return sorted((json.dumps({key: row[key] for key in keys if key in row}, sort_keys=True),) for row in rows)
@@ -248,7 +222,7 @@ def test_gsm8k_is_the_harness_s(kind: str, shots: int, folders: dict[str, Path],
     if shots == 0:  # as the models learnt them
         assert mine["exact_match,strict-match"] == pytest.approx(SCORES[kind])
         assert 0 < mine["exact_match_stderr,strict-match"] < 1
-    assert said(samples["gsm8k"]) == said(theirs["samples"]["gsm8k"])
+    assert sample_keys(samples["gsm8k"]) == sample_keys(theirs["samples"]["gsm8k"])
     assert len(samples["gsm8k"]) == 2 * len(QUESTIONS)  # two filters
     assert samples["gsm8k"][0]["arguments"][0][0].count("Question:") == shots + 1
     assert ours["harness"]["n-shot"] == {"gsm8k": shots}
@@ -267,14 +241,14 @@ def test_humaneval_is_the_harness_s(
     theirs = of_harness(folders["llama"], "humaneval", {"test": str(file)}, None)
     key = "pass@1,create_test"
     assert ours["harness"]["results"]["humaneval"][key] == theirs["results"]["humaneval"][key] == CODE_KNOWN / 4
-    assert said(samples["humaneval"]) == said(theirs["samples"]["humaneval"])
+    assert sample_keys(samples["humaneval"]) == sample_keys(theirs["samples"]["humaneval"])
     assert "humaneval pass@1 (create_test)" in table and "0.7500" in table
     assert ours["environment"]["packages"]["lm_eval"] and ours["model"]["sha256"]
     assert ours["settings"]["suite"] == "humaneval" and ours["harness"]["n-samples"]["humaneval"]["effective"] == 4
 
 
 def test_the_code_runs_in_the_sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The harness's own pass_at_k, as it was loaded, goes through `run_python`; nothing else is asked."""
+    """The harness's own pass_at_k, as it was loaded, calls `run_python` only."""
     programs = []
 
     def note(program: str, limits: Any) -> Outcome:
@@ -312,95 +286,6 @@ def test_code_eval_means_over_problems() -> None:
     assert means == {"pass@1": 0.5, "pass@2": 0.5}
 
 
-def test_code_is_not_run_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.main(["model=nowhere", "suite=humaneval", f"output={tmp_path / 'out'}"]) == 1
-    assert "set allow_code_execution=true" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["model=x"], "suite has no value"),
-        (["model=x", "suite=gsm8k", "limti=3"], "Did you mean limit?"),
-        (["model=x", "suite=gsm8k", "limit=0"], "limit=0 is out of range: limit takes a whole number >= 1, or null"),
-        (["model=x", "suite=gsm8k", "dtype=int4"], "dtype takes one of float32, bfloat16, or null"),
-        (["model=x", "suite=gsm8k", "nonsense"], "a setting is KEY=VALUE"),
-        (["model=x", "suite=gsm8k", "data={a"], "data={a is not readable YAML"),
-        (["model=x", "suite=gsm8k,"], "has an empty name"),
-        (["model=x", "suite=gsm8k", "data.mmlu=x"], "data.mmlu belongs to no selected suite"),
-        (["model=x", "suite=gsm8k", "data=3"], "data takes a folder or a mapping"),
-        (["model=x", "suite=gsm8k", "output=tests"], "output=tests exists and is not empty"),
-        (["model=x", "suite=mt_bench", "data.mt_bench=x"], "set mt_bench.judge.url"),
-        (["model=x", "suite=mt_bench"], "set data.mt_bench to FastChat's question.jsonl"),
-        (["model=x", "suite=mt_bench", "mt_bench.judge.api_key_variable=NOT_SET"], "export it"),
-    ],
-)
-def test_settings_are_refused(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
-    assert evaluate.main(arguments) == 2
-    assert sentence in capsys.readouterr().err
-
-
-def test_all_problems_come_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        read_settings(["model=x", "suite=gsm8k", "limit=0", "batch_size=0", "seed=-1"], evaluate.DEFAULTS)
-    assert len(caught.value.problems) == 3
-
-
-def test_a_missing_harness_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert evaluate.main(["model=x", "suite=gsm8k"]) == 1
-    assert 'pip install "gkd_rl[eval]"' in capsys.readouterr().err
-
-
-TASK = {
-    "dataset_name": "main",
-    "training_split": "train",
-    "fewshot_split": "train",
-    "test_split": "test",
-    "num_fewshot": 5,
-}
-
-
-def test_files_are_found_in_every_form(tmp_path: Path) -> None:
-    place = gsm8k_files(tmp_path)
-    by_folder = local_source("gsm8k", str(tmp_path), TASK, None)
-    named = {split: str(place / f"{split}.jsonl") for split in ("train", "test")}
-    assert by_folder == local_source("gsm8k", {"gsm8k": str(place)}, TASK, None)
-    assert by_folder == local_source("gsm8k", {"gsm8k": named}, TASK, None)
-    assert by_folder is not None and by_folder["dataset_kwargs"] == {"data_files": named}
-    alone = local_source("gsm8k", {"gsm8k": named["test"]}, TASK, 0)
-    assert alone is not None and alone["fewshot_split"] is None and "test_split" not in alone
-    assert local_source("gsm8k", {"mmlu": "x"}, TASK, None) is None
-    (place / "main").mkdir()
-    for split in named:  # as in the Hub's repository
-        (place / f"{split}.jsonl").rename(place / "main" / f"{split}-00000-of-00001.jsonl")
-    inner = local_source("gsm8k", {"gsm8k": str(place)}, TASK, None)
-    assert inner is not None and "main" in inner["dataset_kwargs"]["data_files"]["test"]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (lambda place: (place / "train.jsonl").unlink(), "5 examples in its prompts, from its split train"),
-        (lambda place: (place / "test.jsonl").rename(place / "dev.jsonl"), "no file of the split test"),
-        (lambda place: (place / "test.jsonl").rename(place / "test.json"), None),
-        (lambda place: (place / "train.jsonl").rename(place / "train.parquet"), "all files of a suite take one format"),
-        (lambda place: (place / "test_2.jsonl").write_text("{}"), "several files of split test"),
-    ],
-)
-def test_files_that_do_not_fit(spoil: Callable[[Path], None], sentence: str | None, tmp_path: Path) -> None:
-    spoil(gsm8k_files(tmp_path))
-    if sentence is None:
-        assert local_source("gsm8k", str(tmp_path), TASK, None)
-        return
-    with pytest.raises(DataError, match=sentence):
-        local_source("gsm8k", str(tmp_path), TASK, None)
-
-
 def test_suites_are_the_harness_s_tasks() -> None:
     counts = {"gsm8k": 1, "math500": 1, "math": 7, "mmlu": 57, "bbh": 27, "ifeval": 1, "scienceqa": 1, "humaneval": 1}
     for suite, count in counts.items():
@@ -410,7 +295,7 @@ def test_suites_are_the_harness_s_tasks() -> None:
     assert counts.keys() == SUITES.keys()
 
 
-def test_scienceqa_reads_rows_without_images(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_scienceqa_has_rows_without_images_only(folders: dict[str, Path], tmp_path: Path) -> None:
     rows = [
         {"question": "Hot?", "choices": ["ice", "fire"], "answer": 1, "hint": "It burns.", "image": None},
         {"question": "Seen?", "choices": ["a", "b"], "answer": 0, "hint": "", "image": "picture"},
@@ -433,8 +318,8 @@ def test_scienceqa_reads_rows_without_images(folders: dict[str, Path], tmp_path:
     ]
 
 
-def test_ifeval_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Here a package, or the file that splits sentences."""
+def test_ifeval_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A package, or the data of the sentence splitter."""
     monkeypatch.setattr("nltk.download", lambda name: False)
     monkeypatch.setattr("nltk.data.path", [])
     write_lines(tmp_path / "test.jsonl", [{"key": 1, "prompt": "x", "instruction_id_list": [], "kwargs": []}])
@@ -466,13 +351,6 @@ def test_any_task_of_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             load_suites([name], None, None, True, tmp_path)
     with pytest.raises(BenchmarkError, match="take math500 or math"):
         load_suites(["minerva_math500"], {"minerva_math500": str(tmp_path / "test.jsonl")}, None, False, tmp_path)
-
-
-def test_results_lie_beside_the_model(tmp_path: Path) -> None:
-    (tmp_path / "run" / "model").mkdir(parents=True)
-    config = read_settings([f"model={tmp_path / 'run' / 'model'}", "suite=gsm8k"], evaluate.DEFAULTS)
-    folders = {evaluate._folder(config) for _ in range(3)}
-    assert len(folders) == 3 and {folder.parent for folder in folders} == {tmp_path / "run" / "benchmarks"}
 
 
 def test_t5_goes_through_the_seq2seq_backend(folders: dict[str, Path]) -> None:

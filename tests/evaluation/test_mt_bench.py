@@ -132,12 +132,12 @@ def test_grades_are_read(text: str, grade: float | None) -> None:
 
 
 def test_standard_errors_take_questions_as_clusters() -> None:
-    asked = [Question(i, "math", ("", ""), None) for i in range(4)]
+    questions = [Question(i, "math", ("", ""), None) for i in range(4)]
     grades = [[1.0, 1.0], [4.0, 4.0], [7.0, 7.0], [10.0, 10.0]]
-    scores = summarise(asked, grades)["scores"]
+    scores = summarise(questions, grades)["scores"]
     single = statistics.stdev([1, 4, 7, 10]) / 2
     assert scores["turn 1"]["stderr"] == pytest.approx(single)
-    assert scores["mean"]["stderr"] == pytest.approx(single)  # a second grade that says the same tells nothing more
+    assert scores["mean"]["stderr"] == pytest.approx(single)  # an equal second grade adds no information
 
 
 def test_reference_answers_and_prompts_of_fastchat(questions: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation says beside ROUGE: copying, the judge, kinds of rows, failed rewards, corpus scores, beams."""
+"""Metrics of an evaluation beside ROUGE: copying, the judge, kinds of rows, failed rewards, corpus scores, beams."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_failed_rewards_are_counted_in_evaluations_and_steps(
     assert metrics([True, False])["reward/failed"] == 0.5 and "reward/failed" not in metrics(None)
 
 
-def test_corpus_scores_stand_where_they_are_asked_for(
+def test_corpus_scores_are_computed_if_selected(
     make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
     model, examples = make_model(few_words, seed=3, lively=True), make_examples(6)
@@ -140,7 +140,7 @@ def test_corpus_scores_stand_where_they_are_asked_for(
     assert [metric.value for metric in Metric] == ["rouge", "bleu"]
 
 
-def test_beams_write_what_is_measured(
+def test_the_best_beams_are_measured(
     make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
     model, examples = make_model(few_words, seed=5, lively=True), make_examples(6)
@@ -151,7 +151,7 @@ def test_beams_write_what_is_measured(
     assert searched.completions != evaluated(reward, examples, model, few_words).completions
 
 
-def test_a_judge_does_not_pay_the_policy() -> None:
+def test_a_judge_must_have_weight_0() -> None:
     def problems(*overrides: str) -> str:
         with pytest.raises(ConfigError) as caught:
             validate(configured(*overrides))
@@ -171,7 +171,7 @@ def test_a_reward_of_generated_text_is_refused_for_other_text(reward: str) -> No
     validate(configured(*data, "reward=rouge"))
 
 
-def test_a_stage_reads_the_first_rows_that_it_is_given(
+def test_a_supervised_stage_trains_on_the_first_rows_only(
     make_model: MakeModel, make_examples: MakeExamples, few_words: PreTrainedTokenizerFast
 ) -> None:
     config: Config = configured("student.sft.batch_size=4", "student.sft.train_rows=5", "student.sft.steps=30")

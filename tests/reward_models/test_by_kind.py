@@ -28,7 +28,7 @@ def test_each_row_by_its_own_reward_in_order() -> None:
     assert scores == [1.0, 1.0, 1.0, 0.0]
 
 
-def test_kinds_that_no_reward_knows() -> None:
+def test_kinds_without_a_reward() -> None:
     reward = ByKind("kind", {"loud": shout})
     with pytest.raises(ValueError, match="kind='sum' has no reward: kinds are loud"):
         reward(["p"], ["c"], kind=["sum"])

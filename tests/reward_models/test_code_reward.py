@@ -1,4 +1,4 @@
-"""The reward that runs code: off unless asked for by name, and right about what passes."""
+"""The reward that runs code: off unless allowed explicitly, and 1 for code that passes its tests only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from reward_models.code.sandbox import CodeExecution, code_of
 from reward_models.score import load_reward
 
 
-def test_it_is_off_unless_asked_for() -> None:
+def test_it_is_off_unless_allowed() -> None:
     for value in (False, 1, "true"):
         with pytest.raises(ValueError, match=r"type reward\.components\.code\.allow_code_execution=true"):
             CodeExecution(value)  # pyright: ignore[reportArgumentType]

@@ -73,7 +73,7 @@ def test_a_classifier_gives_the_probability_of_its_label(classifier: str) -> Non
         for document, claim in zip(DOCUMENTS, CLAIMS, strict=True)
     ]
     reward = Entailment(Checkpoint(classifier))
-    assert reward(["unread"] * 2, CLAIMS, document=DOCUMENTS) == pytest.approx(expected, abs=1e-5)
+    assert reward(["unused"] * 2, CLAIMS, document=DOCUMENTS) == pytest.approx(expected, abs=1e-5)
     assert reward(DOCUMENTS, CLAIMS) == pytest.approx(expected, abs=1e-5)  # the prompt is the document
     assert reward(DOCUMENTS[::-1], CLAIMS) != pytest.approx(expected, abs=1e-3)
     neutral = Entailment(Checkpoint(classifier), entailment_label="Neutral")
@@ -99,7 +99,7 @@ def test_an_encoder_decoder_answers_one_or_zero(tmp_path: Path) -> None:
         logits = model(ids, decoder_input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, 0]
         expected.append(torch.sigmoid(logits[one] - logits[zero]).item())
     reward = Entailment(Checkpoint(saved(tmp_path / "true", model, tokenizer)))  # its kind is found
-    assert reward(["unread"] * 2, CLAIMS, document=DOCUMENTS) == pytest.approx(expected, abs=1e-5)
+    assert reward(["unused"] * 2, CLAIMS, document=DOCUMENTS) == pytest.approx(expected, abs=1e-5)
 
 
 def test_batches_do_not_change_scores(classifier: str) -> None:
@@ -187,7 +187,7 @@ def test_a_scalar_reward_is_the_models_output(form: Any, tmp_path: Path) -> None
     }[form]
     expected = [model(**inputs(p, t)).logits.item() for p, t in zip(prompts, texts, strict=True)]
     reward = ScalarReward(Checkpoint(saved(tmp_path / "rm", model, tokenizer)), form, batch_size=2)
-    assert reward(prompts, texts, reference=["unread"] * 3) == pytest.approx(expected, abs=1e-5)
+    assert reward(prompts, texts, reference=["unused"] * 3) == pytest.approx(expected, abs=1e-5)
     assert expected[0] != pytest.approx(expected[1], abs=1e-3)
 
 

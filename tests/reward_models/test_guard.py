@@ -1,4 +1,4 @@
-"""Components under guard: batches, kept rewards, time limits, and failures that are told and never silently zero."""
+"""Guarded components: batches, the cache, time limits, and failures that are reported and never silently zero."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reward_models.guard import Guard
 
 
 class Recorder:
-    """Scores by length, and knows what it was asked."""
+    """Scores by length, and records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -38,7 +38,7 @@ def test_batches() -> None:
     assert reward.calls == [["a", "bb"], ["ccc", "dddd"], ["eeeee"]]
 
 
-def test_texts_are_scored_once_while_they_are_kept() -> None:
+def test_texts_are_scored_once_while_they_are_cached() -> None:
     reward = Recorder()
     composite = guarded(reward, cache_size=3)
     assert composite(["p"] * 4, ["a", "bb", "a", "bb"], document=["d"] * 4).total == [2.0, 4.0, 2.0, 4.0]
@@ -49,14 +49,14 @@ def test_texts_are_scored_once_while_they_are_kept() -> None:
     composite(["q"], ["a"], document=["d"])
     assert reward.calls[1:] == [["a"], ["a"]], "another column or prompt is another row"
     composite(["p"], ["bb"], document=["d"])
-    assert reward.calls[-1] == ["bb"], "the oldest went"
+    assert reward.calls[-1] == ["bb"], "the oldest was dropped"
     plain = Recorder()
     guarded(plain)(["p"] * 2, ["a", "a"])
     assert plain.calls == [["a", "a"]]
 
 
 @pytest.mark.parametrize("bad", ["nan", "none", "inf", "boom"])
-def test_a_failure_stops_by_default_and_says_what_failed(bad: str) -> None:
+def test_a_failure_stops_by_default_and_names_the_component(bad: str) -> None:
     with pytest.raises(
         ValueError, match=rf"reward 'r' (failed: RuntimeError: cannot read boom|returned \w+ for .*{bad})"
     ):
@@ -65,7 +65,7 @@ def test_a_failure_stops_by_default_and_says_what_failed(bad: str) -> None:
 
 @pytest.mark.parametrize("bad", ["nan", "none", "inf", "boom"])
 @pytest.mark.parametrize("cache_size", [0, 10])
-def test_a_failure_is_replaced_where_that_was_asked_for(
+def test_a_failure_is_replaced_if_the_settings_allow_it(
     bad: str, cache_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     composite = guarded(Recorder(), on_failure="replace", failure_value=-0.5, cache_size=cache_size)
@@ -75,7 +75,7 @@ def test_a_failure_is_replaced_where_that_was_asked_for(
     assert scores.components == {"r": [3.0, -0.5, 1.0]}
     assert "reward 'r' failed for 1 completion(s), which get -0.5" in caplog.text and bad in caplog.text
     again = composite(["p"], [bad])
-    assert again.failed == [True], "a failure is not kept for a reward"
+    assert again.failed == [True], "a failure is not cached"
 
 
 def test_nothing_is_counted_where_failures_stop() -> None:
@@ -88,7 +88,9 @@ def test_too_few_numbers_are_a_failure_of_the_batch() -> None:
 
     with pytest.raises(ValueError, match="it returned 1 numbers for 2 completions"):
         guarded(short)(["p"] * 2, ["a", "b"])
-    assert guarded(short, on_failure="replace")(["p"] * 2, ["a", "b"]).failed == [False, False], "alone each has one"
+    assert guarded(short, on_failure="replace")(["p"] * 2, ["a", "b"]).failed == [False, False], (
+        "single rows have one each"
+    )
 
 
 def test_time_limits(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ TEXTS = [TRUTH, "Das Haus steht leer .", "Ein Hund bellt", ""]
 
 @pytest.mark.parametrize("kind", ["bleu", "chrf", "chrf++"])
 def test_overlap_is_sacrebleus(kind: Any) -> None:
-    found = Overlap(kind)(prompts=["unread"] * 4, completions=TEXTS, reference=[TRUTH] * 4, document=["unread"])
+    found = Overlap(kind)(prompts=["unused"] * 4, completions=TEXTS, reference=[TRUTH] * 4, document=["unused"])
     for text, score in zip(TEXTS, found, strict=True):
         theirs = (
             sacrebleu.sentence_bleu(text, [TRUTH], use_effective_order=True)
@@ -85,7 +85,7 @@ def test_the_bleu_reward_is_sacrebleus(tokenize: str) -> None:
     assert found == pytest.approx(theirs) and max(found) > 0
 
 
-def test_tokens_are_those_that_are_asked_for() -> None:
+def test_the_tokenizer_is_a_setting() -> None:
     plain, split = (Overlap("bleu", tokenize)(["x"], ["haus."], ["haus ."])[0] for tokenize in ("none", "13a"))
     assert plain < split == pytest.approx(1.0)
 
@@ -103,7 +103,7 @@ def test_repetition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "says"),
+    ("build", "message"),
     [
         (lambda: Overlap("ter"), "takes one of bleu"),  # pyright: ignore[reportArgumentType]
         (lambda: Overlap("bleu", "words"), "tokenize=words"),
@@ -112,6 +112,6 @@ def test_repetition() -> None:
         (lambda: RepetitionPenalty(0), "n=0"),
     ],
 )
-def test_refusals(build: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_refusals(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build()

@@ -79,7 +79,7 @@ def test_a_report_resamples_documents() -> None:
     alone = quality_report(labels.tolist(), scores.tolist(), [str(i) for i in range(200)])
     assert (alone["rows"], alone["documents"], alone["positives"]) == (200, 200, labels.sum())
     assert all(one["low"] <= one["mean"] <= one["high"] for one in alone.values() if isinstance(one, dict))
-    # every row five times over: rows would look like five times the evidence, documents do not
+    # every row five times: resampled rows would count as five times the evidence, resampled documents do not
     again = quality_report(labels.tolist() * 5, scores.tolist() * 5, [str(i) for i in range(200)] * 5)
     assert again["auc"] == pytest.approx(alone["auc"])
 
@@ -100,8 +100,8 @@ def test_files_are_read_and_checked(tmp_path: Path) -> None:
     table.write_text('premise,hypothesis,label\n"a, b",c,Entailment\nd,e,neutral\n', encoding="utf-8")
     rows = checked(read_files([write(tmp_path / "rows.jsonl", NLI[:2]), str(table)]), columns)
     assert [row["label"] for row in rows] == [0, 1, 1, 0] and rows[2]["premise"] == "a, b"
-    for bad, says in (({"premise": "a"}, "row 1 has no hypothesis, label"), ({**NLI[0], "label": 2}, "label=2")):
-        with pytest.raises(ValueError, match=says):
+    for bad, message in (({"premise": "a"}, "row 1 has no hypothesis, label"), ({**NLI[0], "label": 2}, "label=2")):
+        with pytest.raises(ValueError, match=message):
             checked([bad], columns)
     with pytest.raises(ValueError, match="there are no rows"):
         checked([], columns)
@@ -111,7 +111,7 @@ def test_files_are_read_and_checked(tmp_path: Path) -> None:
             read_files([str(tmp_path / name)])
 
 
-def test_rows_of_a_document_stand_side_by_side() -> None:
+def test_rows_of_a_document_are_adjacent() -> None:
     steps = batches(NLI, TrainingSettings(steps=15, batch_size=4, learning_rate=1.0))
     assert [len(step) for step in steps] == [4] * 15
     rows = [row for step in steps for row in step]
@@ -120,7 +120,7 @@ def test_rows_of_a_document_stand_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ([], "reward=: takes entailment or scalar"),
         (["reward=rouge"], "reward=rouge: takes"),
@@ -130,10 +130,10 @@ def test_rows_of_a_document_stand_side_by_side() -> None:
         (["reward=scalar", "out=x", "files=[a.txt]"], "files=a.txt: takes .jsonl or .csv"),
     ],
 )
-def test_the_command_line_refuses(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     shown = capsys.readouterr().err
-    assert re.search(says, shown) and shown.count("\n") == 1
+    assert re.search(message, shown) and shown.count("\n") == 1
 
 
 def test_settings_are_merged_over_the_file() -> None:
@@ -152,7 +152,7 @@ def test_labels_agree_with_the_checker() -> None:
         verdict = checker(row["premise"], row["hypothesis"])
         assert row["label"] == int(verdict.grammatical and verdict.supported == verdict.claims), row
         assert (row["kind"] == "supported") == bool(row["label"])
-        marked = [word for word, told in zip(row["hypothesis"].split(), row["unsupported"], strict=True) if told]
+        marked = [word for word, false in zip(row["hypothesis"].split(), row["unsupported"], strict=True) if false]
         assert len(marked) == 1 if row["kind"] in BREAKS else set(marked) == set(verdict.unsupported)
         if row["kind"] in BREAKS:
             assert not verdict.grammatical
@@ -166,7 +166,7 @@ def test_labels_agree_with_the_checker() -> None:
     assert {row["premise"] for row in rows}.isdisjoint(row["premise"] for row in claim_rows("test", 150, 1, 0))
 
 
-def test_a_broken_claim_marks_the_word_that_cannot_stand_there() -> None:
+def test_a_broken_claim_marks_its_first_wrong_word() -> None:
     words = ["mayor", "evans", "has", "opened", "the", "new", "bridge", "in", "leeds", "."]
     other = ["the", "new", "bridge", "has", "been", "opened", "in", "leeds", "."]
     faults = {kind: [make(random.Random(seed), words, other) for seed in range(40)] for kind, make in BREAKS.items()}
@@ -184,17 +184,17 @@ def test_a_broken_claim_marks_the_word_that_cannot_stand_there() -> None:
     assert {len(made) for made, _ in faults["cut"]} >= {1, len(words) - 1}
 
 
-def test_false_values_stand_elsewhere_in_the_article() -> None:
+def test_false_values_are_often_those_of_a_distractor() -> None:
     values = {"place": PLACES, "day": DAYS, "outcome": OUTCOMES}
     found = [
-        any(word in values[row["kind"]] and word in row["premise"].split() for word, told in marked if told)
+        any(word in values[row["kind"]] and word in row["premise"].split() for word, false in marked if false)
         for row in claim_rows("train", 400, 2, 0)
         if row["kind"] in values and (marked := list(zip(row["hypothesis"].split(), row["unsupported"], strict=True)))
     ]
     assert len(found) > 100 and 0.2 < sum(found) / len(found) < 0.6  # half of those whose distractor is in the article
 
 
-def test_heads_start_out_looking_for_the_same_word_in_the_other_text() -> None:
+def test_initial_attention_is_to_the_same_word_in_the_other_segment() -> None:
     model, tokenizer = NewClassifier(TINY, pair_tokenizer, same_word=16.0).build(0)
     premise, hypothesis = "mayor evans has opened the bridge .", "bridge evans leeds"
     batch = tokenizer(premise, hypothesis, return_tensors="pt")
@@ -207,10 +207,10 @@ def test_heads_start_out_looking_for_the_same_word_in_the_other_text() -> None:
     assert words == ["</s>", *premise.split(), "</s>", *hypothesis.split(), "</s>"]
     for word in ("bridge", "evans"):
         assert weights[at[word]].argmax() == words.index(word) and weights[at[word], words.index(word)] > 0.8
-    assert weights[at["leeds"]].argmax() == at["leeds"]  # what the premise does not have finds itself
+    assert weights[at["leeds"]].argmax() == at["leeds"]  # a word that the premise does not have attends to itself
     last = base.encoder.layer[-1].attention.self
-    looked = (last.query_proj(hidden) @ last.key_proj(hidden).T / 48**0.5).softmax(-1)[0]
-    assert looked[9:].sum() > looked[:9].sum()
+    attended = (last.query_proj(hidden) @ last.key_proj(hidden).T / 48**0.5).softmax(-1)[0]
+    assert attended[9:].sum() > attended[:9].sum()
     with pytest.raises(ValueError, match="same_word"):
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         NewClassifier({"model_type": "bert", **sizes}, pair_tokenizer, same_word=16.0).build(0)
@@ -229,8 +229,8 @@ def test_the_loss_on_words_is_that_of_the_hypothesis_alone() -> None:
     logits = torch.arange(3.0 * len(encoded["input_ids"][0])).reshape(3, -1) / 10 - 0.7
     words = [tokenizer.convert_ids_to_tokens(ids) for ids in encoded["input_ids"]]
     assert words[0] == ["</s>", "leeds", "york", "</s>", "york", "bath", "</s>"]
-    told = [(logits[0, 4], 0.0), (logits[0, 5], 1.0), (logits[1, words[1].index("</s>", 1) + 1], 0.0)]
-    by_hand = [-(3 * y * torch.sigmoid(x).log() + (1 - y) * torch.sigmoid(-x).log()) for x, y in told]
+    targets = [(logits[0, 4], 0.0), (logits[0, 5], 1.0), (logits[1, words[1].index("</s>", 1) + 1], 0.0)]
+    by_hand = [-(3 * y * torch.sigmoid(x).log() + (1 - y) * torch.sigmoid(-x).log()) for x, y in targets]
     assert float(word_loss(logits, encoded, rows)) == pytest.approx(float(sum(by_hand)) / 3, abs=1e-6)
 
 
@@ -266,12 +266,12 @@ def test_training_a_scalar_model_through_trl(tmp_path: Path, capsys: pytest.Capt
 
 
 def embedded(folder: Path, **training: int) -> TrainedEntailment:
-    """The embedded reward's first component, as its YAML file says but for the training."""
+    """The first component of the embedded reward, with the settings of its YAML file except those of the training."""
     node = OmegaConf.merge(NEWS.components.entailment, {"cache_dir": str(folder), "training": training})
     return instantiate(node, _convert_="all")
 
 
-def test_the_embedded_model_is_trained_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_model_is_trained_once_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gkd_rl.data.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
     trained: list[Path] = []
     train = TrainedEntailment._train
@@ -284,19 +284,19 @@ def test_the_embedded_model_is_trained_once_and_kept(tmp_path: Path, monkeypatch
     for thread in threads:
         thread.join()
     assert len(trained) == 1
-    scores = rewards[0](["unread"], ["the bridge ."], document=["a bridge ."])
+    scores = rewards[0](["unused"], ["the bridge ."], document=["a bridge ."])
     assert 0 < scores[0] < 1 and scores == rewards[1](["a bridge ."], ["the bridge ."])
     assert embedded(tmp_path, steps=2, seed=1).folder() != trained[0] and len(trained) == 2
     with pytest.raises(ValueError, match="measure=logit"):
         TrainedEntailment(list, rewards[0].new, rewards[0].training, str(tmp_path), "logit")
 
 
-def test_a_reward_says_which_models_its_first_call_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untrained_components_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gkd_rl.data.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
     model = embedded(tmp_path, steps=2)
     reward = Composite({"model": model, "length": LengthPenalty(9)}, {"model": 1.0, "length": 1.0})
     assert reward.untrained() == ["model"]
-    assert not list(tmp_path.iterdir())  # asking trains nothing
+    assert not list(tmp_path.iterdir())  # the query trains nothing
     model.folder()
     assert reward.untrained() == []
 
@@ -305,10 +305,10 @@ def test_a_reward_says_which_models_its_first_call_trains(tmp_path: Path, monkey
 def test_the_embedded_model_is_trained_where_gradients_are_off(
     mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run asks for its first reward while it evaluates the teacher."""
+    """The first reward of a run is that of the teacher's evaluation."""
     monkeypatch.setattr("gkd_rl.data.embedded.claims.generate", lambda split, size, seed: generate(split, 8, seed))
     with mode():
-        scores = embedded(tmp_path, steps=2)(["unread"], ["the bridge ."], document=["a bridge ."])
+        scores = embedded(tmp_path, steps=2)(["unused"], ["the bridge ."], document=["a bridge ."])
     assert 0 < scores[0] < 1
 
 
@@ -322,8 +322,8 @@ def test_the_cache_is_the_runs_or_the_environments(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", [0])
-def test_the_embedded_model_tells_supported_from_false(seed: int, tmp_path: Path) -> None:
-    """With the real settings, on articles that training did not see."""
+def test_the_embedded_model_separates_supported_from_false_claims(seed: int, tmp_path: Path) -> None:
+    """With the settings of the reward, on articles of the test split."""
     reward = embedded(tmp_path, seed=seed)
     rows = claim_rows("test", 400, 2, 0)
     scores = reward([row["premise"] for row in rows], [row["hypothesis"] for row in rows])

@@ -32,13 +32,13 @@ def constant(*values: Any) -> Callable[..., list[Any]]:
 def test_faithfulness(measure: Any, expected: list[float]) -> None:
     reward = Checked(NewsChecker(), measure)
     completions = [TRUE, HALF, VOID]
-    # as trl's GRPOTrainer calls a reward: keywords only, and columns that it may not know
+    # as trl's GRPOTrainer calls a reward: keywords only, and columns that it does not use
     scores = reward(
-        prompts=["unread"] * 3,
+        prompts=["unused"] * 3,
         completions=completions,
         completion_ids=[[1]] * 3,
         document=[ARTICLE] * 3,
-        reference=["unread"] * 3,
+        reference=["unused"] * 3,
         trainer_state=None,
     )
     assert scores == pytest.approx(expected)
@@ -50,7 +50,7 @@ def test_faithfulness(measure: Any, expected: list[float]) -> None:
 def test_rouge(kind: Any) -> None:
     reward = Rouge(kind)
     texts = ["the cats sat on the mat", "the cat sat", "", "dogs bark"]
-    scores = reward(prompts=["unread"] * 4, completions=texts, reference=["the cat sat on the mat"] * 4, document=[""])
+    scores = reward(prompts=["unused"] * 4, completions=texts, reference=["the cat sat on the mat"] * 4, document=[""])
     assert scores[0] == 1.0 and scores[2:] == [0.0, 0.0]  # stemmed
     hits = {"rouge1": (3, 3, 6), "rouge2": (2, 2, 5)}.get(kind, (3, 3, 6))
     precision, recall = hits[0] / hits[1], hits[0] / hits[2]
@@ -89,7 +89,7 @@ def test_a_component_of_weight_zero_is_logged_only() -> None:
     assert scores.components["b"] == [7.0]
 
 
-def test_every_component_sees_everything() -> None:
+def test_every_component_gets_all_columns() -> None:
     seen: list[dict[str, Any]] = []
 
     def reward(**arguments: Any) -> list[float]:
@@ -101,7 +101,7 @@ def test_every_component_sees_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         ((1.0,), ["'bad'", "1 numbers for 2 completions"]),
         ((1.0, 2.0, 3.0), ["'bad'", "3 numbers for 2 completions"]),
@@ -110,13 +110,15 @@ def test_every_component_sees_everything() -> None:
         ((1.0, math.inf), ["'bad'", "returned inf for the completion 'second'"]),
     ],
 )
-def test_what_is_no_reward_is_refused_with_the_component_that_gave_it(values: tuple[Any, ...], says: list[str]) -> None:
+def test_an_invalid_reward_is_refused_with_the_name_of_its_component(
+    values: tuple[Any, ...], message: list[str]
+) -> None:
     for weight in (1.0, 0.0):
         composite = Composite({"good": constant(0.0, 0.0), "bad": constant(*values)}, {"good": 1.0, "bad": weight})
         with pytest.raises(ValueError) as caught:
             composite(["p", "q"], ["first", "second"])
-        for words in says:
-            assert words in str(caught.value)
+        for part in message:
+            assert part in str(caught.value)
 
 
 def test_components_and_weights_have_the_same_names() -> None:

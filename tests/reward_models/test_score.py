@@ -47,11 +47,11 @@ def test_a_reward_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in reward_files().glob("*.yaml") if path.stem != "none"))
 def test_every_reward_loads(name: str) -> None:
-    asked_for = {
+    changes = {
         "code_execution": ["components.code.allow_code_execution=true"],
         "judge": ["components.judge.server.model=m"],
     }
-    assert load_reward(name, asked_for.get(name, [])).components
+    assert load_reward(name, changes.get(name, [])).components
 
 
 def test_settings_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +65,7 @@ def test_settings_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "rows", "says"),
+    ("arguments", "rows", "message"),
     [
         (["--reward", "nope"], ROWS, "it takes one of"),
         (["--reward", "none"], ROWS, "has no components"),
@@ -81,10 +81,10 @@ def test_settings_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_refusals(
-    arguments: list[str], rows: list[Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], rows: list[Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--file", write(tmp_path / "rows.jsonl", rows)]) == 1
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_text_that_is_no_utf8_is_named_by_its_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def test_text_that_is_no_utf8_is_named_by_its_row(tmp_path: Path, capsys: pytest
     assert "row 2: it is not JSON in UTF-8" in capsys.readouterr().err
 
 
-def test_code_from_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_code_of_other_packages_is_refused(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("components:\n  x: {_target_: os.system, command: ls}\nweights: {x: 1.0}\n")
     with pytest.raises(ValueError, match=r"components\.x\._target_ takes a class of gkd_rl or reward_models"):
