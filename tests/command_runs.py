@@ -1,4 +1,4 @@
-"""Runs that tests start as commands: small settings, their environment, and what they wrote."""
+"""Runs that tests start as commands: small settings, environment variables, and rows of their output files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SMALL = [
     "experiment=xsum_rl",
-    "reward=faithfulness",  # the default trains a model of its own first
+    "reward=faithfulness",  # the default reward trains a model first
     "task.train_size=200",
     "task.test_size=20",
     "student.sft.steps=3",
     "teacher.sft.steps=3",
-    "student.architecture.dropout_rate=0.1",  # draws from torch's own generator, in every stage
+    "student.architecture.dropout_rate=0.1",  # draws from torch's global generator in every stage
     "teacher.architecture.dropout_rate=0.1",
     "student.sft.batch_size=8",
     "teacher.sft.batch_size=8",
@@ -37,6 +37,7 @@ def lines(file: Path) -> list[dict]:
 
 
 def environment(folder: Path, *first: Path, **variables: str) -> dict[str, str]:
+    """Environment of a run: offline, cache below `folder`, `first` before the project on the path, then `variables`."""
     kept = {key: value for key, value in os.environ.items() if key not in ("HYDRA_FULL_ERROR", "OMP_NUM_THREADS")}
     paths = os.pathsep.join(map(str, (*first, ROOT)))
     return kept | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "GKD_RL_CACHE": str(folder / "cache")} | variables

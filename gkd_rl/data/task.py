@@ -1,8 +1,8 @@
 """The contract of a task, the base of tasks with several sources, and the report on the data of a run.
 
 A task is one file in `tasks/` with the members of `Task`, and one YAML file in conf/task. Tasks whose rows are
-generated or come from local files or the Hub derive from `DataSource`. `data_facts` reports what eval.json says about
-the data: rows that were dropped, and texts that the token limits truncate.
+generated or come from local files or the Hub derive from `DataSource`. `data_facts` makes the entry "data" of
+eval.json: rows that were dropped, and texts that the token limits truncate.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def chat_completion(
     try:
         return str(json.loads(answer)["choices"][0]["message"]["content"] or "")
     except (ValueError, LookupError, TypeError) as error:
-        raise ServerError(f"gives an answer that is not a chat completion: {answer[:200]!r}") from error
+        raise ServerError(f"returns an answer that is not a chat completion: {answer[:200]!r}") from error
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

@@ -175,7 +175,7 @@ class Checked:
 class Maths:
     """1 if the answer of a completion equals the reference's mathematically, else 0; the last boxed answer counts.
 
-    A comparison can take for ever (9^9^9^9) in code that no signal interrupts. It therefore runs in a process of its
+    A comparison may never end (9^9^9^9), in code that no signal interrupts. It therefore runs in a process of its
     own, which is killed when its time is up. math-verify's own time limits work in the main thread only and are off.
 
     Args:

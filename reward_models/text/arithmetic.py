@@ -1,6 +1,6 @@
 """Plain arithmetic in free text: a tokenizer, an evaluator of expressions in exact fractions, and number formatting.
 
-The evaluator knows + - * / and brackets. Limits bound its time and memory; no part of a text is run as code.
+The evaluator supports + - * / and brackets. Limits bound its time and memory; no part of a text is run as code.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class Instruct:
-    """Rows of the mixture. The column `kind` has the name of a row's source, by which rewards tell them apart.
+    """Rows of the mixture. The column `kind` has the name of a row's source, which selects its reward.
 
     Attributes:
         seed: of the generators and of the order of the rows.

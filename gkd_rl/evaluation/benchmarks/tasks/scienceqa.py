@@ -1,4 +1,4 @@
-"""The rows of ScienceQA that a language model can read."""
+"""The rows of ScienceQA without an image, for `scienceqa.yaml`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datasets import Dataset, Image
 
 
 def text_only(rows: Dataset) -> Dataset:
-    """Rows without an image; the column is not decoded, so that nothing else has to be installed."""
+    """The rows without an image. The column is not decoded, so that no image library is needed."""
     if "image" not in rows.column_names:
         return rows
     if isinstance(rows.features["image"], Image):
