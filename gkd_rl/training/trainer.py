@@ -63,7 +63,7 @@ class StepSettings:
         per_prompt: K, rollouts per prompt.
         max_grad_norm: gradients of the student are clipped to this norm, and so are those of the value head.
         fixed_source: where the completions of all other steps come from.
-        epochs: optimiser updates per rollout with a reward (PPO).
+        epochs: optimiser updates per rollout with a reward; above 1 with a clipped surrogate (PPO).
         diagnose_every: steps between two measurements of both gradients and of the KLs; 0: never.
         gradient_checkpointing: recompute the layers in the backward pass.
     """
@@ -159,7 +159,7 @@ class Trainer:
         rollout = self._rollout(step, source)  # y ~ p_S(.|x), or (x, y) ~ (X, Y)
         scores = self._scores(rollout, alpha)  # r(y)
         batch = self._pre_update_pass(step, rollout, alpha, scores)
-        epochs = settings.epochs if scores is not None else 1  # more than 1 with PPO only
+        epochs = settings.epochs if scores is not None else 1  # above 1 with a clipped surrogate
         metrics: dict[str, float] = {}
         for epoch in range(epochs):
             with recomputed_layers(self.student, settings.gradient_checkpointing):
