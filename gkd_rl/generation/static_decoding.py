@@ -26,7 +26,7 @@ from transformers.cache_utils import StaticLayer
 
 from gkd_rl.errors import ModelError
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.decoding import DecoderOnlyState, EncoderDecoderState, ReadSoFar
+from gkd_rl.models.decoding import DecoderOnlyState, EncoderDecoderState, CachedPrefix
 from gkd_rl.models.row_layout import takes_masks
 from gkd_rl.types import PromptBatch
 
@@ -105,11 +105,11 @@ class StaticDecoding:
         check_attention(model.model)
         state = model.start(prompts, per_prompt, groups)
         assert isinstance(state, EncoderDecoderState | DecoderOnlyState)
-        read = state.read_so_far()
-        if self._buffers is None or len(read.hidden_BD) > self._buffers.capacities[0]:
-            self._buffers = _Buffers(read, *self._lengths)
-        self._buffers.fill(read)
-        return StaticState(read, self._buffers, self._step)
+        prefix = state.cached_prefix()
+        if self._buffers is None or len(prefix.hidden_BD) > self._buffers.capacities[0]:
+            self._buffers = _Buffers(prefix, *self._lengths)
+        self._buffers.fill(prefix)
+        return StaticState(prefix, self._buffers, self._step)
 
     @property
     def held_bytes(self) -> int:
@@ -124,12 +124,12 @@ class StaticState:
         hidden_BD: hidden states that predict the next token.
     """
 
-    def __init__(self, read: ReadSoFar, buffers: _Buffers, step: Step) -> None:
-        self.hidden_BD = read.hidden_BD
-        self._decoder = read.decoder
+    def __init__(self, prefix: CachedPrefix, buffers: _Buffers, step: Step) -> None:
+        self.hidden_BD = prefix.hidden_BD
+        self._decoder = prefix.decoder
         self._buffers = buffers
         self._step = step
-        self._rows_B = torch.arange(len(read.hidden_BD), device=read.hidden_BD.device)  # their rows in the buffers
+        self._rows_B = torch.arange(len(prefix.hidden_BD), device=prefix.hidden_BD.device)  # their rows in the buffers
         self._capacity = buffers.capacity_for(len(self._rows_B))
 
     def step(self, last_ids_B: Tensor) -> Tensor:
@@ -161,21 +161,21 @@ class _Buffers:
         capacities: numbers of rows that a step can have, descending.
     """
 
-    def __init__(self, read: ReadSoFar, max_prompt_tokens: int, max_completion_tokens: int) -> None:
-        R = len(read.hidden_BD)
+    def __init__(self, prefix: CachedPrefix, max_prompt_tokens: int, max_completion_tokens: int) -> None:
+        R = len(prefix.hidden_BD)
         self.capacities = sorted({-(-R // 2**i) for i in range(HALVINGS + 1)}, reverse=True)
-        device = read.mask_BS.device
+        device = prefix.mask_BS.device
         self._inputs = {"input_ids": torch.zeros(R, 1, dtype=torch.long, device=device)}
         self._cross_attention: list[StaticLayer] = []
-        if isinstance(read.cache, EncoderDecoderCache):
-            self._self_attention = _layers(read.cache.self_attention_cache, R, max_completion_tokens)
-            self._cross_attention = _layers(read.cache.cross_attention_cache, R, max_prompt_tokens)
-            self._inputs["encoder_attention_mask"] = read.mask_BS.new_ones(R, max_prompt_tokens)
+        if isinstance(prefix.cache, EncoderDecoderCache):
+            self._self_attention = _layers(prefix.cache.self_attention_cache, R, max_completion_tokens)
+            self._cross_attention = _layers(prefix.cache.cross_attention_cache, R, max_prompt_tokens)
+            self._inputs["encoder_attention_mask"] = prefix.mask_BS.new_ones(R, max_prompt_tokens)
             # only its shape is used: its keys and values are in the cross-attention cache
-            self._inputs["encoder_hidden_states"] = read.hidden_BD.new_zeros(R, max_prompt_tokens, 1)
+            self._inputs["encoder_hidden_states"] = prefix.hidden_BD.new_zeros(R, max_prompt_tokens, 1)
         else:
-            self._self_attention = _layers(read.cache, R, max_prompt_tokens + max_completion_tokens)
-            self._inputs["attention_mask"] = read.mask_BS.new_ones(R, max_prompt_tokens + max_completion_tokens)
+            self._self_attention = _layers(prefix.cache, R, max_prompt_tokens + max_completion_tokens)
+            self._inputs["attention_mask"] = prefix.mask_BS.new_ones(R, max_prompt_tokens + max_completion_tokens)
             self._inputs["position_ids"] = torch.zeros(R, 1, dtype=torch.long, device=device)
         self._parts = {capacity: self._make_part(capacity) for capacity in self.capacities}
 
@@ -196,16 +196,16 @@ class _Buffers:
         """Cache and inputs of a step with `capacity` rows."""
         return self._parts[capacity]
 
-    def fill(self, read: ReadSoFar) -> None:
+    def fill(self, prefix: CachedPrefix) -> None:
         """Copy the cache of the prompts into the first rows; all other columns are zeros and masked."""
-        mask_BS = read.mask_BS
-        if isinstance(read.cache, EncoderDecoderCache):
-            _fill(self._self_attention, read.cache.self_attention_cache, read.cache.get_seq_length())
-            _fill(self._cross_attention, read.cache.cross_attention_cache, mask_BS.shape[1])
+        mask_BS = prefix.mask_BS
+        if isinstance(prefix.cache, EncoderDecoderCache):
+            _fill(self._self_attention, prefix.cache.self_attention_cache, prefix.cache.get_seq_length())
+            _fill(self._cross_attention, prefix.cache.cross_attention_cache, mask_BS.shape[1])
             mask_RS = self._inputs["encoder_attention_mask"]
             mask_RS[: len(mask_BS), mask_BS.shape[1] :] = 0
         else:
-            _fill(self._self_attention, read.cache, mask_BS.shape[1])
+            _fill(self._self_attention, prefix.cache, mask_BS.shape[1])
             self._inputs["position_ids"][: len(mask_BS)] = mask_BS.sum(dim=1, keepdim=True)
             mask_RS = self._inputs["attention_mask"].fill_(1)  # future columns are hidden by the causal mask
         mask_RS[: len(mask_BS), : mask_BS.shape[1]] = mask_BS

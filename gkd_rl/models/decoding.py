@@ -108,7 +108,7 @@ class DecodingState(Protocol):
 
 
 @dataclass(frozen=True)
-class ReadSoFar:
+class CachedPrefix:
     """The content of a state, for one that goes on in a cache of another kind.
 
     Attributes:
@@ -164,9 +164,9 @@ class EncoderDecoderState:
         self._mask_BS = self._mask_BS[rows]
         self._cache.batch_select_indices(rows)
 
-    def read_so_far(self) -> ReadSoFar:
+    def cached_prefix(self) -> CachedPrefix:
         """The same rows, for `generation/static_decoding.py`."""
-        return ReadSoFar(self._decoder, self._cache, self._mask_BS, self.hidden_BD)
+        return CachedPrefix(self._decoder, self._cache, self._mask_BS, self.hidden_BD)
 
 
 class DecoderOnlyState:
@@ -216,9 +216,9 @@ class DecoderOnlyState:
         self._mask_BS = self._mask_BS[rows]
         self._cache.batch_select_indices(rows)
 
-    def read_so_far(self) -> ReadSoFar:
+    def cached_prefix(self) -> CachedPrefix:
         """The same rows, for `generation/static_decoding.py`."""
-        return ReadSoFar(self._decoder, self._cache, self._mask_BS, self.hidden_BD)
+        return CachedPrefix(self._decoder, self._cache, self._mask_BS, self.hidden_BD)
 
     def _read(self, ids_BN: Tensor, mask_BS: Tensor, cache: Cache) -> Tensor:
         """Hidden states (B, D) of the last of N new columns; the mask has these columns already."""
