@@ -26,7 +26,7 @@ from transformers.cache_utils import StaticLayer
 
 from gkd_rl.errors import ModelError
 from gkd_rl.models.architecture import HiddenStateModel
-from gkd_rl.models.decoding import DecoderOnlyState, EncoderDecoderState, CachedPrefix
+from gkd_rl.models.decoding import CachedPrefix, DecoderOnlyState, EncoderDecoderState
 from gkd_rl.models.row_layout import takes_masks
 from gkd_rl.types import PromptBatch
 
