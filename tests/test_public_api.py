@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import essential
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -86,7 +87,7 @@ def test_the_command_line_loads_no_torch(package: str) -> None:
     assert loaded_by(f"import {package}") == set()
 
 
-@pytest.mark.parametrize("package", ["losses", "training", "generation", "models"])
+@pytest.mark.parametrize("package", essential(["losses", "training", "generation", "models"], "training"))
 def test_libraries_of_single_features_are_not_loaded_with_a_package(package: str) -> None:
     assert loaded_by(f"import gkd_rl.{package}") <= {"torch", "transformers"}
 

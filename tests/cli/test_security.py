@@ -132,7 +132,6 @@ def test_the_source_reads_no_pickle_and_starts_no_shell() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive
 def test_secrets_of_the_environment_are_in_no_file_and_no_message(tmp_path: Path) -> None:
     judge = "reward.components.judge.server"
     with running_server() as server:

@@ -100,7 +100,6 @@ def test_another_seed_gives_other_rows() -> None:
     assert not first & second
 
 
-@pytest.mark.exhaustive
 def test_splits_share_no_event_and_no_article() -> None:
     events: dict[str, set[tuple[str, str, str]]] = {}
     articles: dict[str, set[str]] = {}

@@ -163,7 +163,6 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive
 def test_a_run_of_two_processes_leaves_one_folder(launched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     place, done = launched
     folder = place / "s" / "0"
@@ -180,7 +179,6 @@ def test_a_run_of_two_processes_leaves_one_folder(launched: tuple[Path, subproce
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive
 def test_a_killed_rank_ends_the_others(launched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     place, done = launched
     assert done.returncode != 0
