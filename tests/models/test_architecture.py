@@ -239,10 +239,10 @@ def test_a_folder_without_a_model_is_refused_by_its_setting(tmp_path: Path) -> N
 def test_models_that_mean_different_things_by_an_id_are_refused(make_tokenizer: MakeTokenizer) -> None:
     check_same_vocabulary(make_tokenizer("a b"), make_tokenizer("a b"))
     for words, difference in {
-        "a c": r"'b' is id 4 of the student and no word of the teacher \(5 and 5 words, 2 differ\)",
-        "b a": r"'a' is id 3 of the student and id 4 of the teacher \(5 and 5 words, 2 differ\)",
-        "a b c": r"'c' is no word of the student and id 5 of the teacher \(5 and 6 words, 1 differ\)",
-        "a": r"'b' is id 4 of the student and no word of the teacher \(5 and 4 words, 1 differ\)",
+        "a c": r"'b' is id 4 of the student and no token of the teacher \(5 and 5 tokens, 2 differ\)",
+        "b a": r"'a' is id 3 of the student and id 4 of the teacher \(5 and 5 tokens, 2 differ\)",
+        "a b c": r"'c' is no token of the student and id 5 of the teacher \(5 and 6 tokens, 1 differ\)",
+        "a": r"'b' is id 4 of the student and no token of the teacher \(5 and 4 tokens, 1 differ\)",
     }.items():
         with pytest.raises(ModelError, match=f"different tokenizers: {difference}"):
             check_same_vocabulary(make_tokenizer("a b"), make_tokenizer(words))

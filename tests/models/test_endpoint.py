@@ -332,7 +332,7 @@ def test_it_teaches_and_is_measured_against(
     assert len(server.requests) == record.rollout.n_sequences
     values = build_evaluator(config, models, None, examples[:4]).evaluate(student, "student").values
     assert (values["sampled/divergence"] > 0).all()
-    assert "20 likeliest words" in describe_method(config)["imitates"]
+    assert "20 likeliest tokens" in describe_method(config)["imitates"]
 
 
 def test_at_alpha_0_it_is_not_asked(
