@@ -2,7 +2,7 @@
 
 A run is finished when its eval.json exists. Otherwise its run.json tells whether its process is alive; if not, the run
 crashed, with the error if there was time to write one. Files of other runs or revisions may lack any of these; metrics
-that had another name then get their present one (`RENAMED`).
+that had another name then get their present one (`gkd_rl/config/moved_targets.py`).
 
 Runs are of one group if all their settings agree but the seed, settings that are the seed, and settings that cannot
 change a number. A group's label names the settings that distinguish it.
@@ -24,14 +24,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from gkd_rl.config.moved_targets import with_current_targets
+from gkd_rl.config.moved_targets import with_current_metrics, with_current_targets
 from gkd_rl.errors import DataError
 from gkd_rl.outputs.run_record import RECORD, is_alive
 
 MARKS = ("eval.json", RECORD, ".hydra")  # a folder with one of these is a run's
 NOT_SEARCHED = ("wandb", "model", "checkpoints")  # folders of a run that hold no runs
 # former names in metrics.jsonl and in the cost of eval.json -> present ones
-RENAMED = {"time/survey": "time/pre_update", "flops/survey": "flops/pre_update"}
 COSTS = {
     "student_tokens": ("tokens/student_trained",),
     "teacher_tokens": ("tokens/teacher_generated", "tokens/teacher_scored"),
@@ -127,7 +126,7 @@ def read_run(path: Path) -> RunFolder:
             if not config:
                 return replace(run, error="there is no config.yaml beside eval.json")
             if isinstance(results.get("cost"), dict):
-                results["cost"] = _with_present_keys(results["cost"])
+                results["cost"] = with_current_metrics(results["cost"])
             return replace(run, status=Status.finished, results=results)
         alive = bool(record) and is_alive(record, path)
     except (DataError, KeyError) as error:
@@ -149,7 +148,7 @@ def curves(run: RunFolder) -> pd.DataFrame:
     step, its steps replace the old ones from there on. Seconds include those of sampling from the teacher, before
     training.
     """
-    rows = [_with_present_keys(row) for row in _without_abandoned(_lines(run.path / "metrics.jsonl"), one_a_step=True)]
+    rows = [with_current_metrics(row) for row in _without_abandoned(_lines(run.path / "metrics.jsonl"), one_a_step=True)]
     raw = pd.DataFrame(rows if rows else {"step": []})
     frame = pd.DataFrame({name: pd.to_numeric(raw[name], errors="coerce") for name in raw})
     before = (run.results or {}).get("cost", {}).get("time/teacher_samples", 0.0)
@@ -167,11 +166,6 @@ def samples(run: RunFolder) -> list[dict[str, Any]]:
 def predictions(run: RunFolder) -> list[dict[str, Any]]:
     """Lines of predictions.jsonl: the reference and every model's completion, by row of the held-out split."""
     return list(_lines(run.path / "predictions.jsonl"))
-
-
-def _with_present_keys(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of metrics or costs with the present name of each metric."""
-    return {RENAMED.get(key, key): value for key, value in record.items()}
 
 
 def _sums(frame: pd.DataFrame, names: Sequence[str]) -> np.ndarray:

@@ -1,13 +1,19 @@
-"""Modules of `_target_` names that have moved: settings of earlier runs are compared and resumed under the new names.
+"""Names that have changed since runs were made: settings and numbers of earlier runs are read under the present names.
 
 A new run has to type the new name (`run_rules.py` refuses the old one and prints it). A run folder made before the move
-has old names in its config.yaml and command.json; they are translated where such a run is resumed (`cli/`).
+has old names in its config.yaml and command.json; they are translated where such a run is resumed (`cli/`). So
+are the names of metrics in its metrics.jsonl and in the totals of its checkpoints.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import TypeVar
 
+T = TypeVar("T")
+
+RENAMED_METRICS = {"time/survey": "time/pre_update", "flops/survey": "flops/pre_update"}
 MOVED_MODULES = {
     "gkd_rl.embedded.checker": "gkd_rl.data.embedded.news",
     "gkd_rl.embedded.claims": "gkd_rl.data.embedded.claims",
@@ -48,3 +54,8 @@ def moved_target(target: str) -> str | None:
 def with_current_targets(text: str) -> str:
     """A setting's value or an override, as text, with the new name of every target in it that has moved."""
     return _DOTTED_NAME.sub(lambda match: moved_target(match[0]) or match[0], text)
+
+
+def with_current_metrics(numbers: Mapping[str, T]) -> dict[str, T]:
+    """Numbers of an earlier run, each metric under its present name."""
+    return {RENAMED_METRICS.get(name, name): value for name, value in numbers.items()}

@@ -19,6 +19,7 @@ import torch
 
 from gkd_rl.config import CheckpointConfig
 from gkd_rl.config.launch import processes
+from gkd_rl.config.moved_targets import with_current_metrics
 from gkd_rl.errors import CheckpointError
 from gkd_rl.evaluation.evaluator import Evaluation
 from gkd_rl.evaluation.metrics import corpus_counts
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 FOLDER, BEFORE, STEP = "checkpoints", "before", "step-"
 VALUES, PLACES = "values", "by_position"  # of the evaluations in BEFORE
 NO_LINES = {"metrics.jsonl": 0, "samples.jsonl": 0}
-RENAMED_COSTS = {"time/survey": "time/pre_update", "flops/survey": "flops/pre_update"}  # in checkpoints made before
 
 
 @dataclass
@@ -207,7 +207,7 @@ class Checkpoints:
 
     def _restore(self, found: Snapshot) -> None:
         restore_trainer(self.trainer, found)
-        self.cost.totals = {RENAMED_COSTS.get(name, name): total for name, total in found.facts["cost"].items()}
+        self.cost.totals = with_current_metrics(found.facts["cost"])
         self._scores = list(found.facts["scores"])
         if self.tracker is not None:
             self.tracker.cut(found.facts["lines"])
