@@ -148,7 +148,8 @@ def curves(run: RunFolder) -> pd.DataFrame:
     step, its steps replace the old ones from there on. Seconds include those of sampling from the teacher, before
     training.
     """
-    rows = [with_current_metrics(row) for row in _without_abandoned(_lines(run.path / "metrics.jsonl"), one_a_step=True)]
+    kept = _without_abandoned(_lines(run.path / "metrics.jsonl"), one_a_step=True)
+    rows = [with_current_metrics(row) for row in kept]
     raw = pd.DataFrame(rows if rows else {"step": []})
     frame = pd.DataFrame({name: pd.to_numeric(raw[name], errors="coerce") for name in raw})
     before = (run.results or {}).get("cost", {}).get("time/teacher_samples", 0.0)
