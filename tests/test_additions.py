@@ -123,6 +123,7 @@ def run(tree: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_task_and_a_reward_are_one_file_and_one_yaml_each(tree: Path) -> None:
     add(tree, "gkd_rl/data/tasks/copying.py", TASK)
     add(tree, "reward_models/text/as_long.py", REWARD)
@@ -138,6 +139,7 @@ def test_a_task_and_a_reward_are_one_file_and_one_yaml_each(tree: Path) -> None:
     assert len((tree / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_a_divergence_is_a_name_a_function_and_one_yaml(tree: Path) -> None:
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

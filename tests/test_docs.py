@@ -205,6 +205,7 @@ def test_tests_that_the_page_about_faults_names_exist() -> None:
         assert name in sources or any(f"def {name}(" in text for text in sources.values()), name
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_the_site_builds_without_warnings_and_asks_no_other_host(tmp_path: Path) -> None:
     pytest.importorskip("mkdocstrings", reason='pip install -e ".[docs]"')

@@ -298,6 +298,7 @@ def test_what_goes_together_starts(student: str, work: Path, monkeypatch: pytest
     assert not list(work.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_the_command_shows_nothing_else(work: Path) -> None:
     """In a process of its own, with whatever the libraries print; the last of three jobs is the wrong one."""

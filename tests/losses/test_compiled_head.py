@@ -108,6 +108,7 @@ def test_chunks_of_any_size_share_one_graph_per_function(kind: str, graphs: list
     assert len(graphs) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_a_sweep_may_exceed_the_recompile_limit_of_torch(graphs: list[int]) -> None:
     case, token_loss = make_case(), OBJECTIVES["reinforce"].token_loss
