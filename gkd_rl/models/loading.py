@@ -90,15 +90,18 @@ def load_checkpoint(checkpoint: Checkpoint) -> PreTrainedModel:
     if checkpoint.place is None:
         with _building(checkpoint.architecture, checkpoint.key):
             return random_model(copy.deepcopy(checkpoint.configuration), checkpoint.seed, checkpoint.dtype)
-    return load_model(checkpoint.place, checkpoint.dtype)
+    return load_model(checkpoint.place, checkpoint.dtype, copy.deepcopy(checkpoint.configuration))
 
 
-def load_model(place: Place, dtype: torch.dtype, **placement: Any) -> PreTrainedModel:
+def load_model(
+    place: Place, dtype: torch.dtype, config: PreTrainedConfig | None = None, **placement: Any
+) -> PreTrainedModel:
     """The weights in a folder, on the Hub or in a GGUF file, with the layers that are kept; an adapter's merged in.
 
     Args:
         place: of the files.
         dtype: of the weights in memory.
+        config: of the weights, where it is known already; None: that of `place`.
         placement: goes on to `from_pretrained`: `quantization_config`, `device_map`, ...
 
     Raises:
@@ -107,9 +110,9 @@ def load_model(place: Place, dtype: torch.dtype, **placement: Any) -> PreTrained
     keep, key = place.options.keep_layers, place.key
     if place.base is not None:
         check_weights(place)
-        model = load_merged(load_model(place.base, dtype, **placement), Path(place.path), key)
+        model = load_merged(load_model(place.base, dtype, config, **placement), Path(place.path), key)
         return model if keep is None else prune(model, keep)
-    config = read_config(place)
+    config = read_config(place) if config is None else config
     if keep is not None:
         check_layers(config, keep, f"{key.rpartition('.')[0]}.keep_layers")
     check_weights(place)

@@ -23,18 +23,19 @@ def check_checkpoints(configs: Sequence[Config]) -> None:
         ModelError: a checkpoint is missing, damaged, or does not go with the other; or bitsandbytes is missing.
         ConfigError: the teacher's device does not exist.
     """
-    seen = []
+    seen: list[tuple[list[ModelConfig], str]] = []
     for config in configs:
         check_teacher(config.teacher)
         models = {"student": config.student} | ({} if config.teacher is None else {"teacher": config.teacher})
         facts = [replace(model, seed=0, sft=None) for model in models.values()]
-        if facts in seen:  # jobs that differ in other settings
-            continue
-        seen.append(facts)
-        for key, model in models.items():
-            check_files(model, key)
-        resolved = resolve_models(config, build_task(config), torch.device("cpu"))
-        check_generation(config.rollout, resolved.student.configuration.model_type)
+        model_type = next((kind for known, kind in seen if known == facts), None)
+        if model_type is None:  # the models of no earlier job
+            for key, model in models.items():
+                check_files(model, key)
+            resolved = resolve_models(config, build_task(config), torch.device("cpu"))
+            model_type = resolved.student.configuration.model_type
+            seen.append((facts, model_type))
+        check_generation(config.rollout, model_type)
 
 
 def check_data(configs: Sequence[Config]) -> None:

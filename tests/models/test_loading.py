@@ -22,11 +22,13 @@ from gkd_rl.generation.codec import TextCodec
 from gkd_rl.generation.sampler import GREEDY, Sampler
 from gkd_rl.losses.fused_head import FusedHead
 from gkd_rl.models import checkpoint as model_files
+from gkd_rl.models import loading
 from gkd_rl.models.architecture import HiddenStateModel
 from gkd_rl.models.checkpoint import LoadOptions, end_ids, folder_digest, locate, read_config
 from gkd_rl.models.loading import load_checkpoint, load_model, load_tokenizer, save_model
 from gkd_rl.pipeline.build import build_task, codec_of, resolve_checkpoint, resolve_models
 from gkd_rl.pipeline.cache import model_key
+from gkd_rl.pipeline.preflight import check_checkpoints
 from gkd_rl.types import Projection, Rollout
 
 CPU = torch.device("cpu")
@@ -312,11 +314,16 @@ def test_the_digest_of_a_gguf_file_is_that_of_its_content(tmp_path: Path) -> Non
     assert None is not first != folder_digest(str(path)) is not None
 
 
-def test_the_settings_reach_the_loader(llama: Path, few_words: PreTrainedTokenizerFast) -> None:
+def test_the_settings_reach_the_loader(
+    llama: Path, few_words: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few_words.save_pretrained(llama)
     task = build_task(config_of())
     resolved = resolve_checkpoint(settings(llama, keep_layers=[1]), "student", task)
-    assert load_checkpoint(resolved).config.num_hidden_layers == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "read_config", None)  # the configuration was read when the checkpoint was resolved
+        assert load_checkpoint(resolved).config.num_hidden_layers == 1
+    assert resolved.configuration.num_hidden_layers == 2  # pruning is of the loaded model
     with pytest.raises(ModelError, match=r"student\.gguf_file=none\.gguf"):
         resolve_checkpoint(settings(llama, gguf_file="none.gguf"), "student", task)
     assert read_config(locate(str(llama), None, "student.path")).num_hidden_layers == 2
@@ -335,3 +342,16 @@ def test_the_settings_reach_the_loader(llama: Path, few_words: PreTrainedTokeniz
 def test_settings_that_contradict_one_another(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(config_of(override))
+
+
+def test_preflight_checks_how_every_job_generates_also_of_models_that_it_knows(
+    make_model: MakeModel, few_words: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "t5", make_model(few_words).model, few_words, "")
+    jobs = [
+        replace(config_of(f"rollout.engine={engine}"), student=settings(tmp_path / "t5"), teacher=None)
+        for engine in ("transformers", "vllm")
+    ]
+    check_checkpoints(jobs[:1])
+    with pytest.raises(ModelError, match=r"rollout\.engine=vllm with a student of model_type=t5"):
+        check_checkpoints(jobs)
